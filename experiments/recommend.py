@@ -1,0 +1,56 @@
+"""Writes the top items of a trained run as JSONL."""
+
+from pathlib import Path
+
+from absl import flags
+
+from spectran_jax.errors import InputError
+from spectran_jax.flags import run
+
+SYNOPSIS = """
+Writes the k best items for each user of a trained run, or for histories of your own, one JSON object a line:
+{"user_id": ..., "items": [...], "scores": [...]}, best first, in your own ids.
+
+  python -m experiments.recommend --workdir=runs/demo --k=10 --output=top.jsonl
+  python -m experiments.recommend --workdir=runs/demo --k=10 --histories=new.jsonl --output=top.jsonl
+"""
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
+_K = flags.DEFINE_integer("k", 10, "Items for each user.")
+_HISTORIES = flags.DEFINE_string(
+    "histories",
+    "",
+    'Histories of your own: JSONL of {"user_id": ..., "items": [oldest, ..., newest]}, or a TSV, CSV or Parquet file '
+    "with user_id, item_id and timestamp or position. The users of the run if empty.",
+)
+_UNTIL = flags.DEFINE_enum(
+    "until",
+    "test",
+    ["test", "now"],
+    "Histories of the run's own users: up to the test target, as in the evaluation, or all that is known now.",
+)
+_FILTER_SEEN = flags.DEFINE_bool(
+    "filter_seen", None, "Leave out the items of the history; as the run did if not given."
+)
+_OUTPUT = flags.DEFINE_string("output", "", "JSONL file to write.")
+
+
+def main() -> None:
+    """Runs the experiment that the flags describe."""
+    from spectran_jax.recommend import write_recommendations
+
+    if not _WORKDIR.value or not _OUTPUT.value:
+        raise InputError("Name the run and the file to write: --workdir=DIR --output=FILE.jsonl.")
+    count = write_recommendations(
+        Path(_WORKDIR.value),
+        Path(_OUTPUT.value),
+        k=_K.value,
+        histories=Path(_HISTORIES.value) if _HISTORIES.value else None,
+        until=_UNTIL.value,
+        filter_seen=_FILTER_SEEN.value,
+    )
+    print(f"{count} users: {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    run(main, SYNOPSIS, own=("workdir", "k", "histories", "until", "filter_seen", "output"), with_config=False)

@@ -1,0 +1,30 @@
+"""Trains one model, evaluates it and writes its metrics and report."""
+
+from pathlib import Path
+
+from absl import flags
+
+from spectran_jax.flags import config_from_flags, define_config_flags, run
+
+SYNOPSIS = """
+Trains one model, evaluates it by full ranking, and writes metrics.json and report.html to --workdir.
+
+  python -m experiments.train --workdir=runs/demo
+  python -m experiments.train --dataset=files --interactions=clicks.tsv --items=products.jsonl --workdir=runs/mine
+
+The same command again resumes from the last checkpoint and goes on to the same end.
+"""
+
+define_config_flags()
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of this run: configuration, checkpoints, metrics and report.")
+
+
+def main() -> None:
+    """Runs the experiment that the flags describe."""
+    from spectran_jax.training.run import train_and_report
+
+    train_and_report(config_from_flags(), Path(_WORKDIR.value) if _WORKDIR.value else None)
+
+
+if __name__ == "__main__":
+    run(main, SYNOPSIS, own=("workdir", "config"))

@@ -1,0 +1,261 @@
+"""The configuration of a run: frozen dataclasses, from which flags, `--help` and config.json come.
+
+Each field states its default, its meaning and, where the choice is closed, its choices. A field
+marked `resumable` may differ between the run that wrote a work directory and the one that resumes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from spectran_jax.errors import InputError, unknown_name
+
+
+def _field(default: Any, help: str, *, choices: tuple[str, ...] = (), resumable: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "resumable": resumable})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the interactions come from and how they are split."""
+
+    dataset: str = _field("movielens_100k", "Data set: movielens_100k, or files for your own.")
+    interactions: str = _field(
+        "", "With --dataset=files: TSV, CSV or Parquet with user_id, item_id and timestamp or position."
+    )
+    items: str = _field("", "With --dataset=files: JSONL, CSV or Parquet with item_id and any text columns.")
+    movielens: str = _field(
+        "",
+        "A copy of MovieLens-100K on disk (RecBole wheel, GroupLens zip or folder); fetched if empty.",
+        resumable=True,
+    )
+    data_dir: str = _field("", "Where prepared data and caches live; ~/.cache/spectran_jax if empty.", resumable=True)
+    k_core: int = _field(0, "Keep users and items with at least this many interactions, repeatedly; 0 keeps all.")
+    unknown_items: str = _field(
+        "error", "What to do with interactions that name items missing from --items.", choices=("error", "drop")
+    )
+    split: str = _field(
+        "leave_one_out",
+        "leave_one_out: last item of each user is the test target; temporal: cut at two points in time.",
+        choices=("leave_one_out", "temporal"),
+    )
+    valid_time: float = _field(
+        0.0, "With --split=temporal: validation begins at this timestamp; 0 takes the 80 % quantile."
+    )
+    test_time: float = _field(0.0, "With --split=temporal: test begins at this timestamp; 0 takes the 90 % quantile.")
+    max_length: int = _field(50, "Longest history that a model sees, in items; older items are left out.")
+    packing: bool = _field(
+        True, "Put several short histories into one row of max_length, so that little is computed on padding."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Where the item text embeddings come from."""
+
+    embeddings: str = _field(
+        "", "Precomputed text embeddings, .npy [items, m], rows in the order of --items; encode the text if empty."
+    )
+    text_encoder: str = _field(
+        "wordllama",
+        "Text encoder used where --embeddings is empty: wordllama, or sentence-transformers:MODEL (extra [llm]).",
+    )
+    text_columns: str = _field("", "Comma-separated text columns to encode; all if empty.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectrumConfig:
+    """How text embeddings are decomposed (design: X - mean = U diag(S) V^T)."""
+
+    normalize_rows: bool = _field(True, "Scale each text embedding to unit length first.")
+    center: bool = _field(True, "Subtract the mean text embedding first.")
+    rtol: float = _field(1e-4, "Singular values below rtol times the largest are dropped.")
+    max_rank: int = _field(0, "Keep at most this many components; 0 keeps all.")
+    decomposition: str = _field(
+        "auto",
+        "Route: exact thin SVD, or Gram (cost linear in the number of items).",
+        choices=("auto", "exact", "gram"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The item encoder: from text and ids to item vectors."""
+
+    item_encoder: str = _field("spectran", "Item encoder: id, svd or spectran.")
+    dimension: int = _field(64, "Dimension d of item vectors and user states.")
+    fusion: str = _field("sum", "How the semantic and the ID vector are joined.", choices=("sum", "concat", "gate"))
+    semantic_scale: float = _field(0.2, "Standard deviation of each dimension of the semantic vectors at start.")
+    id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.")
+    learn_scale: bool = _field(False, "Let training change the semantic scale.")
+    spectral_power: float = _field(0.0, "Weight components by sigma to this power: 0 is whitened, 1 is PCA.")
+    attention: str = _field("softshrink", "Spectral attention of spectran.", choices=("softshrink", "softmax", "none"))
+    position_encoding: bool = _field(
+        True, "Add the learned Taylor map of the singular values on the principal diagonal."
+    )
+    taylor_order: int = _field(2, "Order P of the Taylor map; it has P + 1 coefficients.")
+    attention_dimension: int = _field(64, "Dimension k of the spectral queries and keys.")
+    attention_live: float = _field(0.05, "Share of attention entries above the threshold at start.")
+    attention_energy: float = _field(0.1, "Energy of the attention at start, relative to the principal diagonal's.")
+    spectral_norm: bool = _field(
+        True, "Hold each row of W at unit length, so that the semantic part can't be shrunk away."
+    )
+    pad_rank: bool = _field(False, "Where the text has fewer components than d, pad with zeros instead of refusing.")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """The sequence model."""
+
+    backbone: str = _field("sasrec", "Backbone: sasrec.")
+    blocks: int = _field(2, "Transformer blocks.")
+    heads: int = _field(2, "Attention heads; must divide the dimension.")
+    dropout: float = _field(0.3, "Dropout rate on inputs, attention outputs and feed-forward outputs.")
+    ffn_multiplier: int = _field(4, "Width of the feed-forward layer over the dimension.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The score and the loss."""
+
+    loss: str = _field("infonce", "Loss: infonce (sampled negatives) or softmax (whole catalogue).")
+    score: str = _field(
+        "cosine", "Score of a user state and an item vector; training and ranking share it.", choices=("cosine", "dot")
+    )
+    temperature: float = _field(0.07, "Scores are divided by this before the softmax.")
+    negatives: int = _field(
+        512, "Negatives per step, shared by all positions of the batch, uniform over the trained items."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its schedule."""
+
+    optimizer: str = _field(
+        "adam",
+        "Optimiser: adam (decoupled weight decay where --weight_decay > 0), adagrad or sgd.",
+        choices=("adam", "adagrad", "sgd"),
+    )
+    learning_rate: float = _field(1e-3, "Peak learning rate.")
+    spectral_lr_multiplier: float = _field(
+        1.0, "Learning rate of Q, K, the threshold and the Taylor coefficients over that of the rest."
+    )
+    weight_decay: float = _field(
+        0.0, "Decoupled weight decay; never on thresholds, Taylor coefficients, norms and biases."
+    )
+    warmup_steps: int = _field(100, "Steps of linear warm-up.")
+    schedule: str = _field("constant", "Schedule after warm-up.", choices=("constant", "cosine"))
+    clip_norm: float = _field(1.0, "Clip the global gradient norm to this; 0 does not clip.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The loop: how long, how often, on what."""
+
+    seed: int = _field(0, "Seed of initialisation, data order, dropout and negatives.")
+    epochs: int = _field(100, "Train at most this many epochs.", resumable=True)
+    max_steps: int = _field(0, "Train at most this many steps; 0 leaves the end to --epochs.", resumable=True)
+    batch_size: int = _field(256, "Users per update, over all devices.")
+    eval_every: int = _field(1, "Epochs between two readings of the validation set.")
+    patience: int = _field(
+        10, "Stop after this many readings without a better validation NDCG@20; 0 trains to the end.", resumable=True
+    )
+    checkpoint_every: int = _field(
+        500,
+        "Steps between two checkpoints; one is also written with every reading of the validation set.",
+        resumable=True,
+    )
+    evaluate: str = _field(
+        "both",
+        "What is read at the end; a search passes valid, so that the test set is read once.",
+        choices=("valid", "test", "both"),
+        resumable=True,
+    )
+    eval_batch_size: int = _field(256, "Users ranked at once.", resumable=True)
+    filter_seen: bool = _field(False, "Leave items of a user's history out of the ranking; targets are never left out.")
+    precision: str = _field("float32", "Compute precision; parameters stay float32.", choices=("float32", "bfloat16"))
+    mesh: str = _field("auto", "Device mesh, e.g. data:4,model:1; auto puts all devices on data.")
+    parallelism: str = _field("jit", "How a step is spread over devices.", choices=("jit",))
+    tensorboard: bool = _field(False, "Also write TensorBoard summaries (extra [tensorboard]).", resumable=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. `--config=FILE` reads it back from config.json."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    spectrum: SpectrumConfig = dataclasses.field(default_factory=SpectrumConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with fields set by their flat name, e.g. `config.replace(seed=3, dropout=0.1)`.
+
+        Raises:
+          InputError: for a name that no section has.
+        """
+        owners = {field.name: section for section, field in fields()}
+        for name in values:
+            if name not in owners:
+                raise unknown_name("configuration field", name, owners)
+        changed = {
+            section: dataclasses.replace(
+                getattr(self, section), **{n: v for n, v in values.items() if owners[n] == section}
+            )
+            for section in {owners[n] for n in values}
+        }
+        return dataclasses.replace(self, **changed)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> Config:
+        """Reads what `to_dict` wrote; names `source` and the field in every complaint."""
+        flat: dict[str, Any] = {}
+        known = {(section, field.name): field for section, field in fields()}
+        for section, entries in values.items():
+            if not isinstance(entries, Mapping):
+                raise InputError(f"{source}: section {section!r} must be an object of fields.")
+            for name, value in entries.items():
+                if (section, name) not in known:
+                    raise unknown_name(
+                        f"field in {source}, section {section!r}:", name, [n for s, n in known if s == section]
+                    )
+                kind = type(known[section, name].default)
+                if kind is float and type(value) is int:
+                    value = float(value)
+                if type(value) is not kind:
+                    raise InputError(f"{source}: {section}.{name} must be {kind.__name__}, got {value!r}.")
+                flat[name] = value
+        return cls().replace(**flat)
+
+    def differences(self, other: Config) -> list[str]:
+        """`name: mine != theirs` for each field that differs and is not resumable."""
+        return [
+            f"{field.name}: {getattr(getattr(self, section), field.name)!r} != {getattr(getattr(other, section), field.name)!r}"
+            for section, field in fields()
+            if not field.metadata["resumable"]
+            and getattr(getattr(self, section), field.name) != getattr(getattr(other, section), field.name)
+        ]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON, 64 hex digits."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every field of every section, as (section, field), in the order of definition."""
+    defaults = Config()
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(getattr(defaults, section.name)):
+            yield section.name, field

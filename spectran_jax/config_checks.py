@@ -1,0 +1,62 @@
+"""Checks that need nothing but the configuration; run before anything is read or computed."""
+
+from __future__ import annotations
+
+from spectran_jax.config import Config, fields
+from spectran_jax.errors import InputError
+
+# Closed ranges [low, high] of numeric fields; None is no bound.
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "k_core": (0, None),
+    "max_length": (1, None),
+    "rtol": (0, 1),
+    "max_rank": (0, None),
+    "dimension": (1, None),
+    "taylor_order": (0, 32),
+    "attention_dimension": (1, None),
+    "attention_energy": (0, None),
+    "semantic_scale": (0, None),
+    "id_scale": (0, None),
+    "blocks": (1, None),
+    "heads": (1, None),
+    "ffn_multiplier": (1, None),
+    "negatives": (1, None),
+    "learning_rate": (0, None),
+    "spectral_lr_multiplier": (0, None),
+    "weight_decay": (0, None),
+    "warmup_steps": (0, None),
+    "clip_norm": (0, None),
+    "epochs": (1, None),
+    "max_steps": (0, None),
+    "batch_size": (1, None),
+    "eval_every": (1, None),
+    "patience": (0, None),
+    "checkpoint_every": (1, None),
+    "eval_batch_size": (1, None),
+}
+
+
+def check(config: Config) -> None:
+    """Raises an `InputError` that names the flag for any value out of its range or choices."""
+    for section, field in fields():
+        value = getattr(getattr(config, section), field.name)
+        choices = field.metadata["choices"]
+        if choices and value not in choices:
+            raise InputError(f"--{field.name} must be one of {', '.join(choices)}, got {value!r}.")
+        if field.name in _RANGES:
+            low, high = _RANGES[field.name]
+            if not low <= value <= (float("inf") if high is None else high):
+                bound = f"at least {low}" if high is None else f"between {low} and {high}"
+                raise InputError(f"--{field.name} must be {bound}, got {value}.")
+    if not 0 <= config.backbone.dropout < 1:
+        raise InputError(f"--dropout must be at least 0 and below 1, got {config.backbone.dropout}.")
+    if not config.objective.temperature > 0:
+        raise InputError(f"--temperature must be above 0, got {config.objective.temperature}.")
+    if not 0 < config.encoder.attention_live < 1:
+        raise InputError(f"--attention_live must lie between 0 and 1, got {config.encoder.attention_live}.")
+    files = config.data.dataset == "files"
+    for name, value in (("interactions", config.data.interactions), ("items", config.data.items)):
+        if files and not value:
+            raise InputError(f"--dataset=files needs --{name}=FILE.")
+        if value and not files:
+            raise InputError(f"--{name} goes with --dataset=files, got --dataset={config.data.dataset}.")

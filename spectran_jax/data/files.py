@@ -1,0 +1,183 @@
+"""The user's own data: a file of interactions and a file of items, read into columns and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from spectran_jax.data import tables
+from spectran_jax.data.interactions import OriginalId
+from spectran_jax.errors import InputError
+
+ORDER_COLUMNS = ("timestamp", "position")
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Interactions:
+    """Who interacted with what, in file order."""
+
+    path: Path
+    users: tables.Ids
+    items: tables.Ids
+    timestamps: Int[np.ndarray, "n"] | None
+    """int64 Unix seconds."""
+    positions: Int[np.ndarray, "n"] | None
+    """int64; where in the history of its user a row stands, 0 the oldest; breaks ties in time."""
+
+    def order(self) -> Int[np.ndarray, "n"]:
+        """The rows user by user, each from the oldest on: by time, then position, then file order; int64."""
+        # The last key of lexsort counts first, and equal keys keep file order.
+        keys = (self.positions, self.timestamps, self.users.codes)
+        return np.lexsort([key for key in keys if key is not None])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Items:
+    """The catalogue, in file order."""
+
+    path: Path
+    ids: list[OriginalId]
+    columns: dict[str, list[str]]
+    """The other columns as text, "" where an item has no entry."""
+    text_columns: tuple[str, ...]
+    """Those of them that hold more than numbers."""
+
+
+def read_interactions(path: Path) -> Interactions:
+    """Reads TSV, CSV or Parquet with `user_id`, `item_id` and `timestamp` or `position` (both are fine).
+
+    Raises:
+      InputError: for bad input; names the file and, where there is one, the line.
+    """
+    table = tables.read_table(path, required=("user_id", "item_id"), wanted=("user_id", "item_id", *ORDER_COLUMNS))
+    order = {name: table.whole_numbers(name) for name in ORDER_COLUMNS if name in table.columns}
+    if not order:
+        found = ", ".join(tables.column_names(path))
+        raise InputError(f"{path}: no column timestamp or position to order by; columns found: {found}.")
+    return Interactions(path, table.ids("user_id"), table.ids("item_id"), order.get("timestamp"), order.get("position"))
+
+
+def histories_by_user(interactions: Interactions) -> tuple[list[OriginalId], list[list[OriginalId]]]:
+    """Original ids of the users, by first appearance, and of the items of each, oldest first."""
+    order = interactions.order()
+    items = interactions.items.originals()
+    ends = np.cumsum(np.bincount(interactions.users.codes, minlength=len(interactions.users.values)))
+    rows = [[items[code] for code in part.tolist()] for part in np.split(interactions.items.codes[order], ends[:-1])]
+    found = [(user, row) for user, row in zip(interactions.users.originals(), rows, strict=True) if row]
+    return [user for user, _ in found], [row for _, row in found]
+
+
+def read_items(path: Path) -> Items:
+    """Reads JSONL, CSV, TSV or Parquet with `item_id` and any other columns.
+
+    Lists of strings (categories) are joined by commas. A column counts as text unless all its entries are numbers.
+
+    Raises:
+      InputError: for bad input, duplicate ids among it; names the file and, where there is one, the line.
+    """
+    if tables.content_suffix(path) in _JSON_SUFFIXES:
+        ids, raw, lines = _read_jsonl(path)
+    else:
+        ids, raw = _read_item_table(path)
+        lines = None
+    _refuse_duplicates(path, ids, lines)
+    columns = {name: [_as_text(value) for value in values] for name, values in raw.items()}
+    textual = tuple(name for name, values in raw.items() if not all(_is_numeric(value) for value in values))
+    return Items(path, ids, columns, textual)
+
+
+def _read_item_table(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]]]:
+    table = tables.read_table(path, required=("item_id",))
+    encoded = table.ids("item_id")
+    originals = encoded.originals()
+    columns = {name: column.to_pylist() for name, column in table.columns.items() if name != "item_id"}
+    return [originals[code] for code in encoded.codes], columns
+
+
+def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], list[int]]:
+    tables.require_file(path)
+    ids: list[Any] = []
+    lines: list[int] = []
+    columns: dict[str, list[Any]] = {}
+    for number, line in tables.text_lines(path):
+        if not line.strip():
+            continue
+        record = _json_object(path, number, line)
+        if "item_id" not in record:
+            found = ", ".join(record) or "none"
+            raise InputError(f"{path}, line {number}: no item_id; columns found: {found}.")
+        item = record.pop("item_id")
+        if isinstance(item, bool) or not isinstance(item, int | str) or item == "":
+            raise InputError(f"{path}, line {number}: item_id {item!r} must be an integer or a string, not empty.")
+        for name, value in record.items():
+            column = columns.setdefault(name, [])
+            column.extend([None] * (len(ids) - len(column)))
+            column.append(value)
+        ids.append(item)
+        lines.append(number)
+    if not ids:
+        raise InputError(f"{path}: has no items.")
+    for column in columns.values():
+        column.extend([None] * (len(ids) - len(column)))
+    return ids if all(isinstance(item, int) for item in ids) else [str(item) for item in ids], columns, lines
+
+
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number}: malformed JSON ({error}); each line must be one object.") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}, line {number}: each line must be one JSON object, got {type(record).__name__}.")
+    return record
+
+
+def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | None) -> None:
+    written = [str(item) for item in ids]
+    if len(set(written)) == len(written):
+        return
+    first: dict[str, int] = {}
+    twice: dict[str, tuple[int, int]] = {}
+    for row, item in enumerate(written):
+        if item in first:
+            twice.setdefault(item, (first[item], row))
+        else:
+            first[item] = row
+    item, (one, other) = next(iter(twice.items()))
+    where = f"rows {one + 1} and {other + 1}" if lines is None else f"lines {lines[one]} and {lines[other]}"
+    raise InputError(
+        f"{path}: {len(twice)} duplicate item ids, the first {item!r} in {where}; each item must have one row."
+    )
+
+
+def _as_text(value: Any) -> str:
+    """One entry as text: nothing is "", lists are joined, objects are written as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, list | tuple):
+        return ", ".join(filter(None, map(_as_text, value)))
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether an entry leaves a column numeric: a number, one in writing, or nothing."""
+    if value is None or isinstance(value, int | float):
+        return True
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value or 0)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""Which histories share a row: a plan that depends on lengths, seed and epoch alone.
+
+The *pattern* (which lengths share a row, and in what order) is made once from the histogram of lengths, by best fit
+with the longest first, so every epoch has the same number of rows. An epoch then deals the users of equal
+length to the places of that length by a seeded permutation, and shuffles the rows. Nothing depends on the number of
+processes or devices; a process takes its slice of the rows of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+from spectran_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The part of the plan that all epochs share. A *slot* is the place of one user's sequence in a row."""
+
+    users: Int[np.ndarray, "S"]
+    """int32 users that give a sequence, by rising length."""
+    slot_start: Int[np.ndarray, "S"]
+    """int32 column where each slot begins; slots are in the order of their rows."""
+    slot_length: Int[np.ndarray, "S"]
+    """int32 positions of the slot."""
+    slots_by_length: Int[np.ndarray, "S"]
+    """int64 slots by rising length: the i-th takes the i-th of the shuffled users."""
+    row_offsets: Int[np.ndarray, "R_plus_1"]
+    """int64: row r holds slots `row_offsets[r]` to `row_offsets[r + 1]`."""
+    max_length: int
+    steps_per_epoch: int
+    rows_per_step: int
+    """Rows of a batch over all processes, empty ones that fill it up included."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that hold a sequence."""
+        return len(self.row_offsets) - 1
+
+    @property
+    def positions(self) -> int:
+        """Supervised positions of an epoch."""
+        return int(self.slot_length.sum(dtype=np.int64))
+
+    @property
+    def fill(self) -> float:
+        """Share of the positions computed in an epoch that are real."""
+        return self.positions / (self.steps_per_epoch * self.rows_per_step * self.max_length)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Epoch:
+    """The part of the plan that one epoch draws."""
+
+    slot_user: Int[np.ndarray, "S"]
+    """int32 user of each slot."""
+    row_order: Int[np.ndarray, "R"]
+    """int64 rows in the order in which they are trained on."""
+    step_offsets: Int[np.ndarray, "steps_plus_1"]
+    """int64: step s takes rows `row_order[step_offsets[s]:step_offsets[s + 1]]`."""
+
+
+def make_plan(
+    lengths: Int[np.ndarray, "U"], max_length: int, *, packed: bool, batch_size: int, row_multiple: int = 1
+) -> Plan:
+    """Plans how training histories of these lengths fill rows of `max_length` positions.
+
+    A history of n items gives a sequence of `min(n - 1, max_length)` positions (input: all items but the last,
+    target: all but the first), none if n < 2. Rows are spread over the steps as evenly as can be, so no step is
+    empty; each batch is filled up with empty rows at its end.
+
+    Args:
+      lengths: int64 number of training items of each user.
+      max_length: positions of a row.
+      packed: put several sequences into a row; else one sequence a row.
+      batch_size: users per update, on average over the epoch's steps.
+      row_multiple: rows per step are rounded up to a multiple of this (devices on the data axis).
+
+    Raises:
+      InputError: where no user has two training items, or a number is below one.
+    """
+    for name, value in (("max_length", max_length), ("batch_size", batch_size), ("row_multiple", row_multiple)):
+        if value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}.")
+    positions = np.minimum(np.asarray(lengths, np.int64) - 1, max_length)
+    by_length = np.argsort(positions, kind="stable")
+    users = by_length[np.searchsorted(positions[by_length], 1) :]
+    if not len(users):
+        raise InputError("No user has two training items, so there is nothing to learn from; give longer histories.")
+    counts = np.bincount(positions[users], minlength=max_length + 1)
+    patterns = best_fit(counts, max_length) if packed else [((n,), int(c)) for n, c in enumerate(counts) if n and c]
+
+    slot_length = np.concatenate([np.tile(np.asarray(lens, np.int32), count) for lens, count in patterns])
+    slot_start = np.concatenate([np.tile(np.cumsum((0, *lens[:-1])), count) for lens, count in patterns])
+    slots_per_row = np.repeat([len(lens) for lens, _ in patterns], [count for _, count in patterns])
+    row_offsets = np.concatenate([[0], np.cumsum(slots_per_row)]).astype(np.int64)
+    rows = len(slots_per_row)
+    # A row may hold more users than a tiny batch: a step takes at least one row.
+    steps = min(-(-len(users) // batch_size), rows)
+    rows_per_step = -(-rows // steps)
+    return Plan(
+        users=users.astype(np.int32),
+        slot_start=slot_start.astype(np.int32),
+        slot_length=slot_length,
+        slots_by_length=np.argsort(slot_length, kind="stable"),
+        row_offsets=row_offsets,
+        max_length=max_length,
+        steps_per_epoch=steps,
+        rows_per_step=-(-rows_per_step // row_multiple) * row_multiple,
+    )
+
+
+def best_fit(counts: Int[np.ndarray, "L_plus_1"], capacity: int) -> list[tuple[tuple[int, ...], int]]:
+    """Best-fit decreasing bin packing over a histogram of lengths.
+
+    Each sequence, longest first, goes into the fullest row that still has room for it. Rows of equal make-up are
+    handled together, so the cost follows the number of different lengths, not of sequences.
+
+    Args:
+      counts: how many sequences have length 0, 1, ..., capacity; entry 0 is ignored.
+      capacity: positions of a row.
+
+    Returns:
+      (lengths in a row, number of such rows), for each different make-up.
+    """
+    open_rows: list[list[tuple[tuple[int, ...], int]]] = [[] for _ in range(capacity + 1)]  # by room left
+    for length in range(capacity, 0, -1):
+        left = int(counts[length])
+        for room in range(length, capacity):
+            if not left:
+                break
+            # Best fit fills a row with this length until it has no more room for it.
+            each = room // length
+            groups, open_rows[room] = open_rows[room], []
+            for lengths, rows in groups:
+                full = min(rows, left // each)
+                rest = left % each if full < rows and left < each * rows else 0
+                left -= full * each + rest
+                for fitted, number in ((each, full), (rest, int(rest > 0))):
+                    if number:
+                        open_rows[room - fitted * length].append((lengths + (length,) * fitted, number))
+                untouched = rows - full - int(rest > 0)
+                if untouched:
+                    open_rows[room].append((lengths, untouched))
+        each = capacity // length
+        full, rest = divmod(left, each)
+        for fitted, number in ((each, full), (rest, int(rest > 0))):
+            if number:
+                open_rows[capacity - fitted * length].append(((length,) * fitted, number))
+    return [group for groups in open_rows for group in groups]
+
+
+def draw_epoch(plan: Plan, seed: int, epoch: int) -> Epoch:
+    """Deals users to slots and shuffles the rows; the same for the same plan, seed and epoch, everywhere."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch])))
+    # Within a length, users come in the order of random keys; lengths stay apart, since keys are below one.
+    keys = plan.slot_length[plan.slots_by_length] + rng.random(len(plan.users))
+    slot_user = np.empty(len(plan.users), np.int32)
+    slot_user[plan.slots_by_length] = plan.users[np.argsort(keys, kind="stable")]
+    row_order = rng.permutation(plan.num_rows)
+    # Which steps get one row more is drawn too, so that no step is always the larger one.
+    sizes = np.full(plan.steps_per_epoch, plan.num_rows // plan.steps_per_epoch)
+    sizes[rng.permutation(plan.steps_per_epoch)[: plan.num_rows % plan.steps_per_epoch]] += 1
+    return Epoch(slot_user, row_order, np.concatenate([[0], np.cumsum(sizes)]))

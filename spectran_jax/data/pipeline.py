@@ -1,0 +1,284 @@
+"""From histories to batches of NumPy arrays: a resumable Grain iterator to train on, a plain one to evaluate on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import grain
+import numpy as np
+
+from spectran_jax.config import DataConfig
+from spectran_jax.data import packing
+from spectran_jax.data.interactions import Histories, ragged_indices
+from spectran_jax.data.splits import Targets
+from spectran_jax.errors import InputError
+from spectran_jax.layout import EvalBatch, SequenceLayout, TrainBatch
+
+_PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+_SEEN_MULTIPLE = 64
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+class TrainBatches:
+    """Batch i of a run, for one process, as a function of i alone: a Grain random-access source.
+
+    Batch i is step `i % steps_per_epoch` of epoch `i // steps_per_epoch`. Putting the batches of all processes one
+    below the other gives the same rows for every number of processes.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        plan: packing.Plan,
+        *,
+        seed: int,
+        epochs: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self._histories, self._plan, self._seed, self._epochs = histories, plan, seed, epochs
+        self._rows = _process_slice(plan.rows_per_step, process_index, process_count, "batch rows")
+        self._lock = threading.Lock()
+        # Prefetching threads straddle two epochs at most.
+        self._draw = functools.lru_cache(maxsize=2)(functools.partial(packing.draw_epoch, plan, seed))
+
+    def __len__(self) -> int:
+        return self._plan.steps_per_epoch * self._epochs
+
+    def __repr__(self) -> str:
+        return f"TrainBatches(steps_per_epoch={self._plan.steps_per_epoch}, epochs={self._epochs}, seed={self._seed})"
+
+    def __getitem__(self, index: int) -> TrainBatch:
+        plan, histories = self._plan, self._histories
+        number, step = divmod(index, plan.steps_per_epoch)
+        with self._lock:
+            epoch = self._draw(number)
+        first, last = epoch.step_offsets[step : step + 2]
+        rows = epoch.row_order[first:last][self._rows]
+        slots_per_row = plan.row_offsets[rows + 1] - plan.row_offsets[rows]
+        slots = ragged_indices(plan.row_offsets[rows], slots_per_row)
+        lengths = plan.slot_length[slots]
+        # Flat index in the histories of the first input: the sequence ends at the user's last item.
+        sources = histories.offsets[epoch.slot_user[slots] + 1] - 1 - lengths
+        starts = np.repeat(np.arange(len(rows)), slots_per_row) * plan.max_length + plan.slot_start[slots]
+        segments = slots - np.repeat(plan.row_offsets[rows], slots_per_row) + 1
+
+        shape = (self._rows.stop - self._rows.start, plan.max_length)
+        source = ragged_indices(sources, lengths)
+        place = _Placer(shape, ragged_indices(starts, lengths))
+        return TrainBatch(
+            item_ids=place(histories.items[source]),
+            targets=place(histories.items[source + 1]),
+            layout=_layout(histories, place, source, sources, lengths, segments),
+        )
+
+
+class TrainIterator(grain.DatasetIterator[TrainBatch]):
+    """A Grain iterator of `TrainBatch` that knows its plan; `get_state` and `set_state` work anywhere in an epoch."""
+
+    def __init__(self, inner: grain.DatasetIterator[TrainBatch], plan: packing.Plan) -> None:
+        super().__init__(inner)
+        self.plan = plan
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of an epoch."""
+        return self.plan.steps_per_epoch
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a batch over all processes."""
+        return self.plan.rows_per_step
+
+    @property
+    def positions(self) -> int:
+        """Supervised positions of an epoch, over all processes."""
+        return self.plan.positions
+
+    def __next__(self) -> TrainBatch:
+        return cast(TrainBatch, next(self._parent))
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the iterator stands, as a dictionary that JSON can hold."""
+        return self._parent.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `get_state` stood."""
+        self._parent.set_state(state)
+
+
+def train_iterator(
+    histories: Histories,
+    data_config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    row_multiple: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    epochs: int,
+) -> TrainIterator:
+    """The batches of a whole training run, built ahead by two threads.
+
+    A user with training items s gives the inputs `s[:-1]` and the targets `s[1:]`, of which the last
+    `data_config.max_length` positions are kept; users with fewer than two training items give nothing. Every
+    epoch holds each user once, in an order that depends on (seed, epoch) only.
+
+    Args:
+      histories: training part of all users.
+      data_config: `max_length` and `packing` are read.
+      batch_size: users per update, over all processes.
+      seed: of the order.
+      row_multiple: rows of a batch are a multiple of this (devices on the data axis).
+      process_index: which contiguous slice of each batch this process takes.
+      process_count: number of processes; must divide `row_multiple`, or the rows of a batch.
+      epochs: the iterator ends after this many.
+
+    Returns:
+      An iterator of batches with arrays `[rows_per_step / process_count, max_length]`.
+
+    Raises:
+      InputError: where no user has two training items, or rows can't be shared evenly between processes.
+    """
+    plan = packing.make_plan(
+        histories.lengths,
+        data_config.max_length,
+        packed=data_config.packing,
+        batch_size=batch_size,
+        row_multiple=row_multiple,
+    )
+    source = TrainBatches(
+        histories, plan, seed=seed, epochs=epochs, process_index=process_index, process_count=process_count
+    )
+    dataset = grain.MapDataset.source(source).to_iter_dataset(read_options=_PREFETCH)
+    return TrainIterator(iter(dataset), plan)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalBatches:
+    """All evaluation batches of one process, in the order of the targets; can be iterated over again and again."""
+
+    targets: Targets
+    max_length: int
+    batch_size: int
+    filter_seen: bool = False
+    process_index: int = 0
+    process_count: int = 1
+
+    def __len__(self) -> int:
+        return -(-len(self.targets) // self.batch_size)
+
+    @functools.cached_property
+    def seen_width(self) -> int:
+        """Columns of `EvalBatch.seen`: the longest history rounded up, or 0 where nothing is filtered."""
+        longest = int(self.targets.history.lengths.max(initial=0)) if self.filter_seen else 0
+        return -(-longest // _SEEN_MULTIPLE) * _SEEN_MULTIPLE
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        rows = _process_slice(self.batch_size, self.process_index, self.process_count, "evaluation batch rows")
+        for start in range(0, len(self.targets), self.batch_size):
+            stop = min(start + rows.stop, len(self.targets))
+            yield self._batch(np.arange(min(start + rows.start, stop), stop), rows.stop - rows.start)
+
+    def _batch(self, which: np.ndarray, size: int) -> EvalBatch:
+        history = self.targets.history
+        ends, whole = history.offsets[which + 1], history.lengths[which]
+        lengths = np.minimum(whole, self.max_length)
+        row = np.arange(len(which))
+        source = ragged_indices(ends - lengths, lengths)
+        place = _Placer((size, self.max_length), ragged_indices(row * self.max_length, lengths))
+        seen = np.full((size, self.seen_width), -1, np.int32)
+        if self.filter_seen:
+            index = ragged_indices(row * self.seen_width, whole)
+            seen.reshape(-1)[index] = history.items[ragged_indices(ends - whole, whole)]
+        filled = slice(0, len(which))
+        last, target, user = np.zeros(size, np.int32), np.zeros(size, np.int32), np.full(size, -1, np.int32)
+        last[filled] = np.maximum(lengths - 1, 0)
+        target[filled] = self.targets.target[which]
+        user[filled] = self.targets.user[which]
+        return EvalBatch(
+            item_ids=place(history.items[source]),
+            layout=_layout(history, place, source, ends - lengths, lengths, np.ones(len(which), np.int64)),
+            last=last,
+            targets=target,
+            user=user,
+            seen=seen,
+        )
+
+
+def eval_batches(
+    targets: Targets,
+    data_config: DataConfig,
+    batch_size: int,
+    *,
+    filter_seen: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalBatches:
+    """Batches of fixed shape for ranking: the last `max_length` items of each history, from column 0 on.
+
+    Rows that fill up the last batch have user -1 and nothing but padding.
+
+    Args:
+      targets: histories and what to rank after them.
+      data_config: `max_length` is read.
+      batch_size: users per batch, over all processes.
+      filter_seen: fill `EvalBatch.seen` with the whole history; else it has no columns.
+      process_index: which contiguous slice of each batch this process takes.
+      process_count: number of processes; must divide `batch_size`.
+
+    Raises:
+      InputError: where `batch_size` is below one, or can't be shared evenly between processes.
+    """
+    if batch_size < 1:
+        raise InputError(f"--eval_batch_size must be at least 1, got {batch_size}.")
+    _process_slice(batch_size, process_index, process_count, "evaluation batch rows")
+    return EvalBatches(targets, data_config.max_length, batch_size, filter_seen, process_index, process_count)
+
+
+class _Placer:
+    """Scatters values into a zero array `[rows, length]` at flat indices."""
+
+    def __init__(self, shape: tuple[int, int], index: np.ndarray) -> None:
+        self._shape, self._index = shape, index
+
+    def __call__(self, values: Any, dtype: Any = np.int32) -> np.ndarray:
+        out = np.zeros(self._shape, dtype)
+        out.reshape(-1)[self._index] = values
+        return out
+
+
+def _layout(
+    histories: Histories,
+    place: _Placer,
+    source: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    segments: np.ndarray,
+) -> SequenceLayout:
+    """The layout of sequences that begin at flat indices `starts` of the histories."""
+    timestamp = None
+    if histories.timestamps is not None:
+        seconds = histories.timestamps[source] - histories.timestamps[np.repeat(starts, lengths)]
+        timestamp = place(np.minimum(seconds, _INT32_MAX))
+    return SequenceLayout(
+        mask=place(True, np.bool_),
+        segment=place(np.repeat(segments, lengths)),
+        position=place(source - np.repeat(starts, lengths)),
+        timestamp=timestamp,
+    )
+
+
+def _process_slice(rows: int, process_index: int, process_count: int, what: str) -> slice:
+    """The contiguous share of one process."""
+    if rows % process_count:
+        raise InputError(
+            f"{rows} {what} can't be shared evenly between {process_count} processes; "
+            "set the batch size to a multiple of the number of processes."
+        )
+    share = rows // process_count
+    return slice(process_index * share, (process_index + 1) * share)

@@ -1,0 +1,174 @@
+"""`load`: from a configuration to a `Dataset`, by way of prepared data that is keyed by the content of its inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from spectran_jax.config import Config, DataConfig
+from spectran_jax.data import files, movielens
+from spectran_jax.data.content import Content, assemble, to_dataset
+from spectran_jax.data.interactions import Dataset
+from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
+from spectran_jax.data.tables import require_file
+from spectran_jax.errors import InputError, RunError, unknown_name
+
+_LAYOUT_VERSION = 1
+"""Goes up whenever prepared data of the same inputs would look different."""
+_STALE_SECONDS = 24 * 3600
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Inputs that were found: what identifies their content, and how to read them."""
+
+    digest: str
+    """SHA-256 of the content of the inputs."""
+    read: Callable[[], tuple[files.Interactions, files.Items]]
+
+
+_SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {}
+
+
+def register(name: str, source: Callable[[DataConfig, Path], Source]) -> None:
+    """Adds a data set: `source(data_config, data_dir)` finds its inputs."""
+    _SOURCES[name] = source
+
+
+def data_dir(config: Config) -> Path:
+    """Where prepared data and caches live: `--data_dir`, or spectran_jax in the user's cache folder."""
+    if config.data.data_dir:
+        return Path(config.data.data_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spectran_jax"
+
+
+def load(config: Config) -> Dataset:
+    """The data set that `config.data` names, with the text that `config.text` chooses.
+
+    The inputs are read and filtered once; what comes out is kept as ArrayRecord under `data_dir(config)`, keyed by
+    SHA-256 over the content of the inputs and the filters, so that a changed file is never served from an old copy.
+    With `--split=leave_one_out`, users with fewer than three interactions are left out and counted.
+
+    Raises:
+      InputError: for bad input.
+      RunError: where the prepared data can't be written.
+    """
+    name = config.data.dataset
+    if name not in _SOURCES:
+        raise unknown_name("data set", name, _SOURCES)
+    folder = data_dir(config)
+    source = _SOURCES[name](config.data, folder)
+    key = {
+        "dataset": name,
+        "inputs": source.digest,
+        "k_core": config.data.k_core,
+        "unknown_items": config.data.unknown_items,
+        "layout": _LAYOUT_VERSION,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+    def content() -> Content:
+        interactions, items = source.read()
+        return assemble(interactions, items, k_core=config.data.k_core, unknown_items=config.data.unknown_items)
+
+    prepared = folder / "prepared" / f"{name}-{digest[:32]}"
+    dataset = to_dataset(
+        _prepared(name, prepared, content), name=name, digest=digest, text_columns=config.text.text_columns
+    )
+    if config.data.split == "leave_one_out":
+        dataset = dataset.without_short_histories(LEAVE_ONE_OUT_MINIMUM)
+    return dataset
+
+
+def _movielens(config: DataConfig, folder: Path) -> Source:
+    found = movielens.find(config.movielens, folder / "downloads")
+    return Source(found.digest(), found.read)
+
+
+def _files(config: DataConfig, folder: Path) -> Source:
+    for flag, value in (("interactions", config.interactions), ("items", config.items)):
+        if not value:
+            raise InputError(f"--dataset=files needs --{flag}=FILE.")
+    paths = [Path(path).expanduser() for path in (config.interactions, config.items)]
+    digest = hashlib.sha256()
+    for path in paths:
+        require_file(path)
+        # The name says how the bytes are read.
+        digest.update("".join(path.suffixes).lower().encode() + b"\0")
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return Source(digest.hexdigest(), lambda: (files.read_interactions(paths[0]), files.read_items(paths[1])))
+
+
+def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Content:
+    """What `folder` holds; prepares it first where it is missing or damaged."""
+    from spectran_jax.data import builders  # imports TFDS
+
+    builder = name if name in builders.BUILDERS else builders.Files.name
+    damaged = False
+    if folder.is_dir():
+        try:
+            return builders.read(builder, folder)
+        except Exception as error:  # whatever a damaged file makes TFDS or ArrayRecord raise
+            _log.warning("%s is damaged (%s) and is made anew.", folder, error)
+            damaged = True
+    made = content()
+    staging = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        if damaged:
+            _set_aside(folder)
+        staging.mkdir(parents=True)
+        _remove_stale(folder.parent)
+        builders.write(builder, made, staging)
+        _publish(staging, folder)
+    except OSError as error:
+        kind = RunError if error.errno == errno.ENOSPC else InputError
+        raise kind(
+            f"{folder.parent}: prepared data can't be written ({error.strerror or error}); "
+            "make room, or choose another folder with --data_dir."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return made
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    """Gives finished data its name in one step. Where another process was first, its copy stands: it is the same."""
+    try:
+        staging.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:  # another process did it
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes what killed preparations left behind, once nobody can still be at work on it."""
+    for path in folder.glob("*.tmp-*"):
+        try:
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+
+
+register("movielens_100k", _movielens)
+register("files", _files)

@@ -1,0 +1,168 @@
+"""Who is trained on what, and what is ranked afterwards: leave-one-out, or cuts in time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int
+
+from spectran_jax.config import DataConfig
+from spectran_jax.data.interactions import Dataset, Histories
+from spectran_jax.errors import InputError, unknown_name
+
+LEAVE_ONE_OUT_MINIMUM = 3
+"""A user needs a training item, a validation target and a test target."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Targets:
+    """One item to be ranked for each of n users, after a history."""
+
+    history: Histories
+    """n histories, everything before the target."""
+    target: Int[np.ndarray, "n"]
+    """int32 dense item ids."""
+    user: Int[np.ndarray, "n"]
+    """int32 dense users."""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """A data set cut into training, validation and test."""
+
+    train: Histories
+    """The training part of every user; may be empty for some."""
+    item_counts: Int[np.ndarray, "N"]
+    """int32 training interactions of each item; 0 marks a cold item."""
+    valid: Targets
+    test: Targets
+    tied_targets: dict[str, int]
+    """`count` of the `total` test targets are decided by a tie in time, which file order breaks."""
+
+
+def split(dataset: Dataset, config: DataConfig) -> Split:
+    """Cuts `dataset` as `config.split` says (design, section 6).
+
+    `leave_one_out`: the last item of each user is the test target, the one before it the validation target, the
+    rest is training; the test history includes the validation item. Users with fewer than three interactions take
+    no part. `temporal`: training is everything before T1, each user's first item in [T1, T2) is a validation
+    target and the first from T2 on a test target, each with everything before it as history; users without any
+    history at that point give no target. Ties in time keep file order.
+
+    Raises:
+      InputError: for an unknown split, missing timestamps, T1 >= T2, or a part that comes out empty.
+    """
+    if config.split not in _SPLITS:
+        raise unknown_name("split", config.split, _SPLITS)
+    result = _SPLITS[config.split](dataset, config)
+    empty = [
+        name
+        for name, size in (
+            ("training", len(result.train.items)),
+            ("validation", len(result.valid)),
+            ("test", len(result.test)),
+        )
+        if not size
+    ]
+    if empty:
+        raise InputError(
+            f"{dataset.name}: the {config.split} split leaves nothing for {' and '.join(empty)}; give more "
+            "interactions, or cut elsewhere (--split, --valid_time, --test_time)."
+        )
+    return result
+
+
+def _leave_one_out(dataset: Dataset, config: DataConfig) -> Split:
+    histories = dataset.histories
+    users = np.flatnonzero(histories.lengths >= LEAVE_ONE_OUT_MINIMUM)
+    starts, ends = histories.offsets[users], histories.offsets[users + 1]
+    lengths = np.where(histories.lengths >= LEAVE_ONE_OUT_MINIMUM, histories.lengths - 2, 0)
+    tied = np.zeros(len(users), bool)
+    if histories.timestamps is not None:
+        tied = histories.timestamps[ends - 1] == histories.timestamps[ends - 2]
+    return _assemble(dataset, lengths, users, starts, ends - 2, users, starts, ends - 1, tied)
+
+
+def _temporal(dataset: Dataset, config: DataConfig) -> Split:
+    histories = dataset.histories
+    times = histories.timestamps
+    if times is None:
+        raise InputError(
+            f"{dataset.name}: --split=temporal needs a timestamp column in the interactions; this data has none."
+        )
+    valid_time, test_time = temporal_cuts(times, config)
+    if not valid_time < test_time:
+        raise InputError(
+            f"{dataset.name}: --split=temporal needs validation to begin before the test, got T1 = {valid_time:g} and "
+            f"T2 = {test_time:g}; set --valid_time below --test_time."
+        )
+    starts, ends = histories.offsets[:-1], histories.offsets[1:]
+    # Histories are in order of time, so the number of early interactions is where the cut falls.
+    first_valid = starts + _count_per_row(times < valid_time, histories.offsets)
+    first_test = starts + _count_per_row(times < test_time, histories.offsets)
+    valid_users = np.flatnonzero((first_valid < first_test) & (first_valid > starts))
+    test_users = np.flatnonzero((first_test < ends) & (first_test > starts))
+    at = first_test[test_users]
+    following = np.minimum(at + 1, len(times) - 1)
+    tied = (at + 1 < ends[test_users]) & (times[following] == times[at])
+    return _assemble(
+        dataset,
+        first_valid - starts,
+        valid_users,
+        starts[valid_users],
+        first_valid[valid_users],
+        test_users,
+        starts[test_users],
+        at,
+        tied,
+    )
+
+
+def temporal_cuts(times: Int[np.ndarray, "nnz"], config: DataConfig) -> tuple[float, float]:
+    """T1 and T2: as configured, or the times of the interactions that stand at 80 % and 90 % of all."""
+    ordered = np.sort(times)
+    at = lambda share: float(ordered[min(int(share * len(ordered)), len(ordered) - 1)])  # noqa: E731
+    return config.valid_time or at(0.8), config.test_time or at(0.9)
+
+
+def _assemble(
+    dataset: Dataset,
+    train_lengths: np.ndarray,
+    valid_users: np.ndarray,
+    valid_starts: np.ndarray,
+    valid_at: np.ndarray,
+    test_users: np.ndarray,
+    test_starts: np.ndarray,
+    test_at: np.ndarray,
+    tied: np.ndarray,
+) -> Split:
+    """Builds the parts from flat indices: where each history starts and where its target stands."""
+    histories = dataset.histories
+    train = histories.slices(histories.offsets[:-1], train_lengths)
+
+    def targets(users: np.ndarray, starts: np.ndarray, at: np.ndarray) -> Targets:
+        return Targets(histories.slices(starts, at - starts), histories.items[at], users.astype(np.int32))
+
+    return Split(
+        train=train,
+        item_counts=np.bincount(train.items, minlength=dataset.num_items).astype(np.int32),
+        valid=targets(valid_users, valid_starts, valid_at),
+        test=targets(test_users, test_starts, test_at),
+        tied_targets={"count": int(tied.sum()), "total": len(test_users)},
+    )
+
+
+def _count_per_row(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Number of set flags in each row, int64."""
+    return np.diff(np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])[offsets])
+
+
+_SPLITS: dict[str, Callable[[Dataset, DataConfig], Split]] = {
+    "leave_one_out": _leave_one_out,
+    "temporal": _temporal,
+}

@@ -1,0 +1,303 @@
+"""Reads tables (TSV, CSV, Parquet) in bulk with PyArrow, and finds the line to blame where that fails."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+from jaxtyping import Int
+
+from spectran_jax.data.interactions import OriginalId
+from spectran_jax.errors import InputError
+
+_DELIMITERS = {".tsv": "\t", ".inter": "\t", ".item": "\t", ".csv": ","}
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_LARGEST = 2.0**62
+csv.field_size_limit(2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ids:
+    """A column of ids: the different ones in order of appearance, and for each row which one it is."""
+
+    codes: Int[np.ndarray, "n"]
+    """int64 index into `values`."""
+    values: pa.Array
+    """The different ids in written form, strings."""
+    integers: bool
+    """The source column holds integers."""
+
+    def originals(self) -> list[OriginalId]:
+        """The different ids as the source has them."""
+        return (pc.cast(self.values, pa.int64()) if self.integers else self.values).to_pylist()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of a file, by name without the `:type` suffix that RecBole's headers carry."""
+
+    path: Path
+    columns: dict[str, pa.ChunkedArray]
+    delimiter: str | None
+    """None for Parquet, whose columns are typed; else all columns are strings."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def ids(self, name: str) -> Ids:
+        """A column of ids; a text file's ids count as integers where all are written as such (7, not 007).
+
+        Raises:
+          InputError: for an empty id, or a Parquet column that holds neither integers nor strings.
+        """
+        column = self.columns[name]
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(f"{self.path}: column {name!r} has type {kind}; ids must be integers or strings.")
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        encoded = column.unify_dictionaries().combine_chunks()
+        values = pc.cast(encoded.dictionary, pa.string())
+        if encoded.null_count or pc.any(pc.equal(values, "")).as_py():
+            self.blame(name, lambda cell: cell != "", "is empty; every row needs one")
+        integers = pa.types.is_integer(kind) or (self.delimiter is not None and _written_as_integers(values))
+        return Ids(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), values, integers)
+
+    def whole_numbers(self, name: str) -> Int[np.ndarray, "n"]:
+        """A column of numbers as int64; fractions are cut off, dates of Parquet become Unix seconds.
+
+        Raises:
+          InputError: for the first entry that is no number, with its line.
+        """
+        column = self.columns[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        try:
+            if pa.types.is_temporal(column.type):
+                column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                column = pc.utf8_trim_whitespace(column)
+            try:
+                numbers = column.cast(pa.int64())
+            except pa.ArrowInvalid:
+                numbers = pc.floor(column.cast(pa.float64()))
+            if numbers.null_count:
+                raise pa.ArrowInvalid("null")
+            values = numbers.to_numpy()
+            if values.dtype != np.int64:
+                if not np.all(np.abs(values) < _LARGEST):
+                    raise pa.ArrowInvalid("not finite")
+                values = values.astype(np.int64)
+            return values
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            self.blame(name, _is_number, "is not a number; times are Unix seconds, positions whole numbers")
+
+    def blame(self, name: str, is_good: Any, complaint: str) -> NoReturn:
+        """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form."""
+        if self.delimiter is None:
+            written = ("" if cell is None else str(cell) for cell in self.columns[name].to_pylist())
+            cells: Iterator[tuple[int, str]] = enumerate(written, 1)
+            where = "row"
+        else:
+            names, lines = _lines(self.path, self.delimiter)
+            at = [_plain(column) for column in names].index(name)
+            cells = ((number, row[at]) for number, row in lines if at < len(row))
+            where = "line"
+        for number, cell in cells:
+            if not is_good(cell):
+                shown = f" {cell!r}" if cell else ""
+                raise InputError(f"{self.path}, {where} {number}: {name}{shown} {complaint}.")
+        raise InputError(f"{self.path}: an entry of column {name!r} {complaint}.")
+
+
+def read_table(path: Path, *, required: Collection[str], wanted: Collection[str] | None = None) -> Table:
+    """Reads a TSV, CSV (also `.gz`) or Parquet file; delimited files give strings only.
+
+    Args:
+      path: the file; its suffix says what it is.
+      required: columns that must be there.
+      wanted: columns to read; None reads all.
+
+    Raises:
+      InputError: where the file is missing, empty, of unknown kind, lacks a required column, has a line with the
+        wrong number of columns, or is not UTF-8.
+    """
+    require_file(path)
+    suffix = content_suffix(path)
+    if suffix == ".parquet":
+        return _read_parquet(path, required, wanted)
+    if suffix not in _DELIMITERS:
+        raise InputError(
+            f"{path}: unknown kind of file {suffix!r}; use {', '.join([*_DELIMITERS, '.parquet'])} (text also as .gz)."
+        )
+    delimiter = _DELIMITERS[suffix]
+    names, _ = _lines(path, delimiter)
+    plain = {name: _plain(name) for name in names}
+    _require_columns(path, [_plain(name) for name in names], required)
+    chosen = [name for name in names if wanted is None or plain[name] in wanted]
+    ids = pa.dictionary(pa.int32(), pa.string())
+    try:
+        table = pa_csv.read_csv(
+            path,
+            parse_options=pa_csv.ParseOptions(
+                delimiter=delimiter,
+                quote_char='"' if _has_quotes(path, delimiter) else False,
+                newlines_in_values=delimiter == "," and wanted is None,
+            ),
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=chosen,
+                column_types={name: ids if plain[name].endswith("_id") else pa.string() for name in chosen},
+                strings_can_be_null=False,
+            ),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        _blame_line(path, delimiter, names, error)
+    if not len(table):
+        raise InputError(f"{path}: has a header but no rows.")
+    columns = {plain[name]: column for name, column in zip(chosen, table.columns, strict=True)}
+    return Table(path, columns, delimiter)
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of all columns of a table, without the `:type` suffix of RecBole's headers."""
+    delimiter = _DELIMITERS.get(content_suffix(path))
+    if delimiter is None:
+        return list(pa_parquet.read_schema(path).names)
+    return [_plain(name) for name in _lines(path, delimiter)[0]]
+
+
+def require_file(path: Path) -> None:
+    """Raises InputError unless `path` is a file with content."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file.")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: can't be read; check its permissions.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty.")
+
+
+def content_suffix(path: Path) -> str:
+    """The suffix that says what the file holds: `.tsv` for both a.tsv and a.tsv.gz."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a UTF-8 text file, `.gz` or not, from 1 on.
+
+    Raises:
+      InputError: for the first line that is not UTF-8, or a damaged `.gz`.
+    """
+    with _open(path) as stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8; save the file as UTF-8."
+                    ) from None
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: damaged .gz file ({error}).") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _plain(name: str) -> str:
+    return name.partition(":")[0].strip()
+
+
+def _has_quotes(path: Path, delimiter: str) -> bool:
+    """Whether quotes enclose cells: always in CSV; in TSV, where they are text by rule, if the header has them."""
+    return delimiter == "," or next((line for _, line in text_lines(path)), "").startswith('"')
+
+
+def _lines(path: Path, delimiter: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header, and the other rows with the number of the line on which each begins; blank lines are left out."""
+    last = 0
+
+    def source() -> Iterator[str]:
+        nonlocal last
+        for number, line in text_lines(path):
+            last = number
+            yield line
+
+    quoting = csv.QUOTE_MINIMAL if _has_quotes(path, delimiter) else csv.QUOTE_NONE
+    reader = csv.reader(source(), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        begin = last + 1
+        try:
+            for row in reader:
+                if row:
+                    yield begin, row
+                begin = last + 1
+        except csv.Error as error:
+            raise InputError(f"{path}, line {last}: can't be read ({error}).") from error
+
+    rest = rows()
+    header = next(rest, None)
+    if header is None:
+        raise InputError(f"{path}: is empty.")
+    return header[1], rest
+
+
+def _require_columns(path: Path, names: list[str], required: Collection[str]) -> None:
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise InputError(f"{path}: no column {' and no column '.join(missing)}; columns found: {', '.join(names)}.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")
+
+
+def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) -> NoReturn:
+    """Raises the error for the first line that PyArrow can't have liked."""
+    expected = len(names)
+    _, rows = _lines(path, delimiter)
+    for number, row in rows:
+        if len(row) != expected:
+            many = "few" if len(row) < expected else "many"
+            raise InputError(
+                f"{path}, line {number}: too {many} columns, {len(row)} where the header has {expected}."
+            ) from None
+    raise InputError(f"{path}: can't be read ({error}).") from error
+
+
+def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
+    try:
+        file = pa_parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        _require_columns(path, names, required)
+        table = file.read(columns=[name for name in names if wanted is None or name in wanted])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
+    if not len(table):
+        raise InputError(f"{path}: has columns but no rows.")
+    return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
+
+
+def _written_as_integers(values: pa.Array) -> bool:
+    try:
+        numbers = pc.cast(values, pa.int64())
+    except pa.ArrowInvalid:
+        return False
+    return bool(pc.all(pc.equal(pc.cast(numbers, pa.string()), values)).as_py())
+
+
+def _is_number(cell: str) -> bool:
+    return _NUMBER.fullmatch(cell) is not None and abs(float(cell)) < _LARGEST

@@ -1,0 +1,72 @@
+"""Digests that outside scripts can compute again: of parameters, and of a protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from spectran_jax.errors import InputError
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 over path, dtype, shape and bytes of a pytree's leaves in the order of their paths, 64 hex digits.
+
+    For each leaf, by path as a Unicode string: the UTF-8 bytes of `path`, newline, dtype, newline, the sizes joined
+    by commas, newline; then the values in C order, little-endian. A path joins its keys by `/`, for example
+    `backbone/block_0/attention/kernel`; a dtype is NumPy's name, for example `float32`.
+
+    Args:
+      params: arrays on a device or on the host; fetched one by one, explicitly.
+    """
+    leaves = {"/".join(_name(key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    digest = hashlib.sha256()
+    for path in sorted(leaves):
+        array = _fetch(leaves[path])
+        digest.update(f"{path}\n{array.dtype.name}\n{','.join(map(str, array.shape))}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value: sorted keys, no spaces, UTF-8; 64 hex digits.
+
+    Tuples count as lists, NumPy numbers as Python's.
+
+    Raises:
+      InputError: for what JSON can't hold, NaN and infinity among it.
+    """
+    try:
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"A fingerprint holds numbers, text, lists and objects that JSON can hold: {error}."
+        ) from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _fetch(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.asarray(jax.device_get(leaf))
+    if array.dtype.hasobject:
+        raise InputError(f"A digest is of arrays of numbers, got {array.dtype}.")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"got {type(value).__name__}")

@@ -1,0 +1,51 @@
+"""The errors that end a command, each with its exit status and one message for a person.
+
+Everything else that escapes is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class SpectranError(Exception):
+    """A message for the user; ends a command without a traceback."""
+
+    exit_status = 1
+
+
+class InputError(SpectranError):
+    """Bad input or configuration: say what, where and how to mend it (exit status 2)."""
+
+    exit_status = 2
+
+
+class RunError(SpectranError):
+    """A failure while running: loss became NaN, disk full (exit status 1)."""
+
+    exit_status = 1
+
+
+class Interrupted(SpectranError):
+    """Saved on request (a signal); start the same command again (exit status 75)."""
+
+    exit_status = 75
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that no registry holds: lists the known, suggests the nearest."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return InputError(f"Unknown {kind} {name!r}. Known: {', '.join(known)}.{hint}")
+
+
+def exit_with_message(main: Callable[[], None]) -> None:
+    """Runs `main`; turns a `SpectranError` into one line on stderr and its exit status."""
+    try:
+        main()
+    except SpectranError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_status)

@@ -1,0 +1,132 @@
+"""Full ranking of many users: batches in, one result a user out; and what makes two numbers comparable.
+
+The device does the ranking (`ranking.py`), the host the averages (`metrics.py`). No users x items matrix exists
+anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from spectran_jax.digest import json_digest
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.layout import EvalBatch
+from spectran_jax.metrics import KS, metrics_by_popularity, metrics_from_ranks, recommendation_metrics
+from spectran_jax.ranking import rank_targets, top_k
+
+__all__ = [
+    "RULES",
+    "evaluate",
+    "metrics_by_popularity",
+    "metrics_from_ranks",
+    "per_user",
+    "protocol_fingerprint",
+    "rank_targets",
+    "recommendation_metrics",
+    "top_k",
+]
+
+FETCH_EVERY = 16
+"""Batches whose results stay on the device until they are fetched together."""
+
+RULES: dict[str, Any] = {"candidates": "whole catalogue", "ties": "pessimistic", "target_filtered": False, "ks": KS}
+"""The rules that hold in every evaluation of this package; part of every protocol fingerprint."""
+
+
+def evaluate(
+    rank_step: Callable[[EvalBatch], Int[jax.Array, "B"]],
+    batches: Iterable[EvalBatch],
+    *,
+    put: Callable[[EvalBatch], EvalBatch],
+    progress: Callable[[int], None] | None = None,
+) -> Int[np.ndarray, "U"]:
+    """Ranks of all targets, int32, in the order of the batches' rows; rows of user -1 are dropped.
+
+    Args:
+      rank_step: a jitted function from a batch on the device to 0-based ranks, -1 where a score is NaN (see
+        `rank_targets`).
+      batches: NumPy batches, all of one shape.
+      put: copies a batch to the device, explicitly.
+      progress: called with the number of batches done, now and then.
+
+    Raises:
+      RunError: where the scores of a user are NaN.
+      InputError: where the batches hold no user.
+    """
+    users, ranks = per_user(rank_step, batches, put=put, progress=progress)
+    broken = users[ranks < 0]
+    if len(broken):
+        raise RunError(
+            f"The scores of {len(broken)} of {len(users)} users are NaN, the first of them user {broken[0]}; "
+            "there is no rank to give. Train with a lower --learning_rate, or look for NaN in the item vectors."
+        )
+    return ranks
+
+
+def per_user(
+    step: Callable[[EvalBatch], Any],
+    batches: Iterable[EvalBatch],
+    *,
+    put: Callable[[EvalBatch], EvalBatch],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Int[np.ndarray, "U"], Any]:
+    """Runs `step` on every batch; returns the users and, for each of them, what `step` gave, as NumPy.
+
+    Results stay on the device while the next batches are under way, and are fetched many at a time.
+
+    Args:
+      step: a jitted function from a batch on the device to an array, or a pytree of arrays, of B rows.
+      batches: NumPy batches, all of one shape.
+      put: copies a batch to the device, explicitly.
+      progress: called with the number of batches done, now and then.
+
+    Returns:
+      int32 users, and the same pytree as `step` gives with one row a user; both in the order of the batches' rows,
+      without those of user -1.
+
+    Raises:
+      InputError: where the batches hold no user.
+    """
+    users: list[np.ndarray] = []
+    results: list[Any] = []
+    pending: list[tuple[np.ndarray, Any]] = []
+    done = 0
+
+    def fetch() -> None:
+        for real, result in zip([r for r, _ in pending], jax.device_get([r for _, r in pending]), strict=True):
+            results.append(jax.tree.map(lambda rows, real=real: rows[real], result))
+        pending.clear()
+        if progress is not None:
+            progress(done)
+
+    for batch in batches:
+        numbers = np.asarray(batch.user)
+        real = numbers >= 0
+        users.append(numbers[real])
+        pending.append((real, step(put(batch))))
+        done += 1
+        if len(pending) == FETCH_EVERY:
+            fetch()
+    if pending:
+        fetch()
+    if not sum(map(len, users)):
+        raise InputError("There is no user to evaluate; the batches are empty.")
+    return np.concatenate(users), jax.tree.map(lambda *rows: np.concatenate(rows), *results)
+
+
+def protocol_fingerprint(**fields: Any) -> str:
+    """SHA-256 of everything that decides whether two numbers may stand in one table, 64 hex digits.
+
+    Args:
+      **fields: what this evaluation chose: data digest, split with its cuts, filters, seen-item rule, longest
+        history. `RULES` are added, and may be overruled by name. The order does not matter.
+
+    Raises:
+      InputError: for a value that JSON can't hold.
+    """
+    return json_digest({**RULES, **fields})

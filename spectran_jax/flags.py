@@ -1,0 +1,142 @@
+"""Command-line flags, generated from the configuration's dataclasses, and the main of an experiment.
+
+A flag's name, default, choices and help are those of the dataclass field, so that flags, Python API, `--help`
+and config.json cannot drift.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from spectran_jax.config import Config, fields
+from spectran_jax.errors import InputError, exit_with_message
+
+_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+
+
+def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one flag for each field of `Config`, and `--config`."""
+    flags.DEFINE_string(
+        "config", "", "Read the configuration from this config.json; other flags override it.", flag_values=flag_values
+    )
+    for _, field in fields():
+        choices = field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, field.default, choices, field.metadata["help"], flag_values=flag_values)
+        else:
+            _DEFINE[type(field.default)](field.name, field.default, field.metadata["help"], flag_values=flag_values)
+
+
+def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+    """The configuration that the parsed flags say: `--config` first, then each flag given.
+
+    Raises:
+      InputError: where `--config` is missing, is no JSON object or holds a wrong field.
+    """
+    config = Config()
+    if flag_values["config"].value:
+        config = read_config(Path(flag_values["config"].value))
+    given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
+    return config.replace(**given)
+
+
+def read_config(path: Path) -> Config:
+    """Reads a config.json.
+
+    Raises:
+      InputError: where the file is missing, is no JSON object or holds a wrong field.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON configuration: {error}.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a configuration is a JSON object of sections, got {type(values).__name__}.")
+    return Config.from_dict(values, source=str(path))
+
+
+def help_text(synopsis: str, own: Sequence[str], with_config: bool, flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """The text of `--help`: the experiment's synopsis, its own flags, then every configuration flag by section."""
+    lines = [textwrap.dedent(synopsis).strip(), ""]
+
+    def add(name: str) -> None:
+        flag = flag_values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        kind = "|".join(choices) if choices else ("" if flag.boolean else flag.flag_type().upper())
+        default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
+        head = f"--[no]{name}" if flag.boolean else f"--{name}={kind}"
+        if flag.boolean and flag.default:
+            default = " (default true)"
+        lines.append(f"  {head}")
+        lines.extend(
+            textwrap.wrap((flag.help or "") + default, 96, initial_indent="      ", subsequent_indent="      ")
+        )
+
+    if own:
+        lines.append("This command:")
+        for name in own:
+            add(name)
+        lines.append("")
+    if with_config:
+        sections = {s.name: s for s in dataclasses.fields(Config)}
+        current = ""
+        for section, field in fields():
+            if section != current:
+                current = section
+                doc = type(getattr(Config(), sections[section].name)).__doc__ or ""
+                lines += ["", f"{section.capitalize()}: {doc.strip()}"]
+            add(field.name)
+    return "\n".join(lines) + "\n"
+
+
+def run(main: Callable[[], None], synopsis: str, own: Sequence[str] = (), with_config: bool = True) -> None:
+    """Parses the flags, answers `--help`, runs `main` and turns errors for people into their exit status.
+
+    Args:
+      main: the experiment; reads the flags it needs.
+      synopsis: what `--help` prints first.
+      own: names of the experiment's own flags, in the order in which help shows them.
+      with_config: whether the experiment takes the configuration's flags.
+    """
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        if any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv[1:]):
+            flags.FLAGS.mark_as_parsed()
+            print(help_text(synopsis, own, with_config), end="")
+            sys.exit(0)
+        try:
+            rest = flags.FLAGS(list(argv))
+        except flags.UnrecognizedFlagError as error:
+            known = [
+                *own,
+                *(["config"] if with_config else []),
+                *([f.name for _, f in fields()] if with_config else []),
+            ]
+            near = difflib.get_close_matches(error.flagname, known, n=1)
+            hint = f" Did you mean --{near[0]}?" if near else " See --help."
+            _fail(f"Unknown flag --{error.flagname}.{hint}")
+        except flags.Error as error:
+            _fail(" ".join(str(error).split()))
+        if len(rest) > 1:
+            _fail(f"Unexpected argument {rest[1]!r}: flags are written --name=value. See --help.")
+        return rest
+
+    app.run(lambda _: exit_with_message(main), flags_parser=parse)
+
+
+def _fail(message: str) -> None:
+    exit_with_message(lambda: _raise(message))
+
+
+def _raise(message: str) -> None:
+    raise InputError(message)

@@ -1,0 +1,54 @@
+"""Item encoders: every way from item text, or nothing, to item vectors; one file each, found by name.
+
+A new encoder is one class with `options`, `frozen`, `rows` and `encode` (base.py says what they promise), and
+one line in `REGISTRY`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from spectran_jax.config import EncoderConfig
+from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows
+from spectran_jax.item_encoders.id import IdEncoder
+from spectran_jax.item_encoders.spectran import SpecTranEncoder
+from spectran_jax.item_encoders.svd import SvdEncoder
+
+__all__ = ["REGISTRY", "ItemEncoder", "ItemSource", "Rows", "build", "lookup"]
+
+REGISTRY: dict[str, type[ItemEncoder]] = {"id": IdEncoder, "svd": SvdEncoder, "spectran": SpecTranEncoder}
+
+
+def lookup(name: str) -> type[ItemEncoder]:
+    """The class of an item encoder; raises `InputError` for an unknown name."""
+    if name not in REGISTRY:
+        raise unknown_name("item encoder", name, REGISTRY)
+    return REGISTRY[name]
+
+
+def build(
+    config: EncoderConfig, source: ItemSource, *, dtype: Any = jnp.float32
+) -> tuple[ItemEncoder, dict[str, np.ndarray]]:
+    """The item encoder that `config` names, and its frozen arrays.
+
+    Args:
+      config: the encoder section.
+      source: the items.
+      dtype: compute dtype; parameters stay float32.
+
+    Returns:
+      The module and a dict of NumPy arrays for its collection "frozen".
+
+    Raises:
+      InputError: unknown name, text missing, or fewer spectral components than dimensions without `pad_rank`.
+    """
+    encoder = lookup(config.item_encoder)
+    if len(source.counts) != source.num_items:
+        raise InputError(f"Item counts have {len(source.counts)} entries for {source.num_items} items.")
+    if encoder.needs_text and source.text is None:
+        raise InputError(f"--item_encoder={config.item_encoder} needs item text, and the data set has none.")
+    return encoder(**encoder.options(config, source, dtype)), encoder.frozen(source, config)

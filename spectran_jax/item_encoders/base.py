@@ -1,0 +1,82 @@
+"""The protocol of item encoders, and what they are built from.
+
+Arrays that training reads and never changes (spectral coordinates, the mask of trained items) come from the
+collection "frozen", never from parameters or captured constants. Auxiliary losses go to the collection "losses"
+by `self.sow("losses", name, value)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from spectran_jax.config import EncoderConfig
+
+if TYPE_CHECKING:
+    from spectran_jax.spectral import Spectrum
+
+Rows = dict[str, Array]
+"""What `encode` needs of each item, by name; leading axes are those of the ids asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemSource:
+    """What item encoders are built from. All arrays are NumPy, or behave like it."""
+
+    num_items: int
+    counts: Int[np.ndarray, "N"]
+    """Training interactions of each item; an item with none has a zero ID part."""
+    spectrum: Spectrum | None = None
+    """Of it, encoders read u [N, r] (zero rows for items without text) and sigma [r]."""
+    text: Float[np.ndarray, "N m"] | None = None
+
+
+class ItemEncoder(nn.Module):
+    """The protocol. `__call__(ids)` computes only the rows asked for and equals `table()[ids]`."""
+
+    needs_spectrum: ClassVar[bool] = False
+    """Whether `ItemSource.spectrum` must be there."""
+    needs_text: ClassVar[bool] = False
+    """Whether `ItemSource.text` must be there."""
+
+    @classmethod
+    def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
+        """The fields of the module that `config` asks for; raises `InputError` where the source does not fit it."""
+        raise NotImplementedError
+
+    @classmethod
+    def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
+        """The arrays of the collection "frozen"."""
+        raise NotImplementedError
+
+    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
+        """The rows of parameters and frozen arrays that `encode` needs: of `ids`, or of all items for None."""
+        raise NotImplementedError
+
+    def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
+        """Item vectors from their rows."""
+        raise NotImplementedError
+
+    def __call__(self, ids: Int[Array, "*b"], *, train: bool = False) -> Float[Array, "*b d"]:
+        """Vectors of the items asked for, in the compute dtype; ids are int32 in [0, N)."""
+        return self.encode(self.rows(ids), train=train)
+
+    def table(self) -> Float[Array, "N d"]:
+        """Vectors of all items, as outside training."""
+        return self.encode(self.rows(None))
+
+    def diagnostics(self) -> dict[str, Array]:
+        """Small arrays to watch through training, by name; under jit, at most one pass over the items."""
+        return {}
+
+    def _frozen(self, name: str, ids: Int[Array, "*b"] | None = None) -> Array:
+        array: Array | None = self.get_variable("frozen", name)
+        if array is None:
+            raise ValueError(f'The collection "frozen" of {type(self).__name__} holds no array {name!r}.')
+        array = jnp.asarray(array)
+        return array if ids is None else array[ids]

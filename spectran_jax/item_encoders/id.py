@@ -1,0 +1,70 @@
+"""`id`: one learned vector an item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from spectran_jax.config import EncoderConfig
+from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows
+
+
+class IdEncoder(ItemEncoder):
+    """`id`: one learned vector an item, no text. The plain sequential recommender.
+
+    `id_embedding [N, d]` starts normal with standard deviation `id_scale`. A cosine score does not see the
+    scale, but an optimiser with steps of fixed size (Adam) does: a vector turns by about learning rate / id_scale
+    a step. 0.02 is the field's habit and stands well above a step of 1e-3; it is one flag for all encoders, so
+    that ID parts compare. The backbone sees the vectors against its position embeddings of the same scale.
+
+    Items that appear in no training sequence have a zero ID part: training would only push them away.
+    """
+
+    num_items: int
+    dimension: int
+    id_scale: float = 0.02
+    dtype: Any = jnp.float32
+
+    @classmethod
+    def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
+        """See the base class."""
+        return {
+            "num_items": source.num_items,
+            "dimension": config.dimension,
+            "id_scale": config.id_scale,
+            "dtype": dtype,
+        }
+
+    @classmethod
+    def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
+        """`trained [N]` bool: True for items with training interactions."""
+        return {"trained": np.asarray(source.counts) > 0}
+
+    def setup(self) -> None:
+        """Creates the ID table."""
+        init = nn.initializers.normal(self.id_scale)
+        self.id_embedding = self.param("id_embedding", init, (self.num_items, self.dimension), jnp.float32)
+
+    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
+        """`identity [..., d]` and `trained [...]`."""
+        identity = self.id_embedding if ids is None else self.id_embedding[ids]
+        return {"identity": identity, "trained": self._frozen("trained", ids)}
+
+    def identity(self, rows: Rows) -> Float[Array, "*b d"]:
+        """The ID part: zero for items absent from training."""
+        return jnp.where(rows["trained"][..., None], rows["identity"], 0).astype(self.dtype)
+
+    def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
+        """The ID part alone."""
+        return self.identity(rows)
+
+    def diagnostics(self) -> dict[str, Array]:
+        """`id_rms`: root mean square of the ID part over the trained items."""
+        trained = self._frozen("trained")
+        count = jnp.maximum(trained.sum(dtype=jnp.float32), 1) * self.dimension
+        square = jnp.where(trained[:, None], self.id_embedding, 0) ** 2
+        return {"id_rms": jnp.sqrt(square.sum() / count)}

@@ -1,0 +1,93 @@
+"""What encoders with a semantic and an ID part share: the scale, the fusion, the checks of the spectrum."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from spectran_jax.config import EncoderConfig
+from spectran_jax.errors import InputError
+from spectran_jax.fusion import Fusion
+from spectran_jax.item_encoders.base import ItemSource, Rows
+from spectran_jax.item_encoders.id import IdEncoder
+
+
+class SemanticEncoder(IdEncoder):
+    """A semantic part E_s of unit scale, times the semantic scale, fused with a learned ID part."""
+
+    fusion: str = "sum"
+    semantic_scale: float = 0.2
+    learn_scale: bool = False
+
+    needs_spectrum: ClassVar[bool] = True
+
+    @classmethod
+    def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
+        """See the base class."""
+        return {
+            **super().options(config, source, dtype),
+            "fusion": config.fusion,
+            "semantic_scale": config.semantic_scale,
+            "learn_scale": config.learn_scale,
+        }
+
+    def setup(self) -> None:
+        """Creates the ID table, the fusion and, where learned, the scale."""
+        super().setup()
+        self.fuse = Fusion(kind=self.fusion, dtype=self.dtype)
+        if self.learn_scale:
+            init = nn.initializers.constant(self.semantic_scale)
+            self.learned_scale = self.param("learned_scale", init, (), jnp.float32)
+
+    def scale(self) -> Float[Array, ""] | float:
+        """The factor of the semantic part, learned or fixed."""
+        return self.learned_scale if self.learn_scale else self.semantic_scale
+
+    def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
+        """E_s before the scale, float32: mean square 1 at start over the items with text."""
+        raise NotImplementedError
+
+    def semantic_rms(self) -> Float[Array, ""]:
+        """Root mean square of `semantic` over the items with text."""
+        raise NotImplementedError
+
+    def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
+        """fuse(scale * E_s, E_id)."""
+        return self.fuse(self.scale() * self.semantic(rows), self.identity(rows))
+
+    def diagnostics(self) -> dict[str, Array]:
+        """`id_rms`, `semantic_rms` (both parts before fusion), `semantic_to_id` (their ratio), `semantic_scale`."""
+        values = super().diagnostics()
+        scale = jnp.asarray(self.scale(), jnp.float32)
+        values["semantic_scale"] = scale
+        values["semantic_rms"] = jnp.abs(scale) * self.semantic_rms()
+        values["semantic_to_id"] = values["semantic_rms"] / jnp.maximum(values["id_rms"], 1e-12)
+        return values
+
+
+def spectral_arrays(config: EncoderConfig, source: ItemSource) -> tuple[np.ndarray, np.ndarray]:
+    """u [N, r] and sigma [r] of the source, float32 NumPy.
+
+    Raises:
+      InputError: where the source has no spectrum, one of other items, or one of fewer components than dimensions
+        without `pad_rank`.
+    """
+    if source.spectrum is None:
+        raise InputError(
+            f"--item_encoder={config.item_encoder} needs item text, and the data set has none. Give --embeddings or "
+            "text columns in --items, or take --item_encoder=id."
+        )
+    u = np.asarray(source.spectrum.u, np.float32)
+    sigma = np.asarray(source.spectrum.sigma, np.float32)
+    if len(u) != source.num_items:
+        raise InputError(f"The spectrum has {len(u)} rows, the catalogue {source.num_items} items; they must agree.")
+    if u.shape[1] < config.dimension and not config.pad_rank:
+        raise InputError(
+            f"The item text has rank {u.shape[1]}, below --dimension={config.dimension} of --item_encoder="
+            f"{config.item_encoder}. Take --dimension={u.shape[1]} or less, or --pad_rank to fill up with zeros."
+        )
+    return u, sigma

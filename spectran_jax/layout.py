@@ -1,0 +1,52 @@
+"""The shape of a batch: what every room between the input pipeline and the loss agrees on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+Array = jax.Array | np.ndarray
+
+
+class SequenceLayout(NamedTuple):
+    """Where each position of a batch stands in whose history; a pytree of `[B, L]` arrays.
+
+    Several histories may share a row (packing): attention stays within a segment.
+    """
+
+    mask: Bool[Array, "B L"]
+    """True where there is an item, False on padding."""
+    segment: Int[Array, "B L"]
+    """int32; which history of the row a position belongs to, 1, 2, ...; 0 on padding."""
+    position: Int[Array, "B L"]
+    """int32; 0 for the oldest kept item of a history; 0 on padding."""
+    timestamp: Int[Array, "B L"] | None = None
+    """int32 seconds since the oldest kept item of the history, or None where the data has none."""
+
+
+class TrainBatch(NamedTuple):
+    """Inputs and next-item targets of one update. Padding holds id 0 and is told by the mask alone."""
+
+    item_ids: Int[Array, "B L"]
+    """int32 dense item ids in [0, N)."""
+    targets: Int[Array, "B L"]
+    """int32: the item that follows each position in its history."""
+    layout: SequenceLayout
+
+
+class EvalBatch(NamedTuple):
+    """One history a row and the item to be ranked after it."""
+
+    item_ids: Int[Array, "B L"]
+    layout: SequenceLayout
+    last: Int[Array, "B"]
+    """int32 index of the newest item of each row."""
+    targets: Int[Array, "B"]
+    """int32 dense id of the target."""
+    user: Int[Array, "B"]
+    """int32 index of the user; -1 on rows that fill up the last batch."""
+    seen: Int[Array, "B S"]
+    """int32 dense ids of the whole history (for the filter of seen items), padded with -1."""

@@ -1,0 +1,182 @@
+"""The top items of a trained model for histories: those of the data set, or ones never seen before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from spectran_jax import data
+from spectran_jax.data import Histories, Targets
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.progress import task
+from spectran_jax.ranking import top_k
+from spectran_jax.training import partitioning
+from spectran_jax.training.setup import Setup
+from spectran_jax.training.step import Frozen, Params, make_last_states, make_table
+from spectran_jax.training.workdir import write_text
+
+
+def recommend(
+    setup: Setup,
+    params: Params,
+    histories: Histories,
+    k: int,
+    *,
+    filter_seen: bool = False,
+    frozen: Frozen | None = None,
+    table: jax.Array | None = None,
+) -> tuple[Float[np.ndarray, "U k"], Int[np.ndarray, "U k"]]:
+    """Scores (float32) and dense item ids (int32) of the k best items after each history, best first.
+
+    The scores are those of the evaluation: the same table, the same states, the same product.
+
+    Args:
+      setup: the run's set-up.
+      params: its parameters, on the devices.
+      histories: none may be empty.
+      k: items a history, at most the size of the catalogue.
+      filter_seen: leave out the items of the history.
+      frozen: the frozen arrays where they are on the devices already.
+      table: the table of all item vectors where it is built already.
+
+    Raises:
+      InputError: k out of range, or an empty history.
+    """
+    items = setup.dataset.num_items
+    if not 1 <= k <= items:
+        raise InputError(f"--k must be between 1 and the {items} items of the catalogue, got {k}.")
+    if (histories.lengths == 0).any():
+        raise InputError(f"History {int(np.flatnonzero(histories.lengths == 0)[0])} is empty: nothing to go on from.")
+    frozen = setup.place() if frozen is None else frozen
+    table = jax.jit(make_table(setup.model))(params, frozen) if table is None else table
+    last_states = make_last_states(setup.model)
+
+    @jax.jit
+    def best(params: Params, frozen: Frozen, table: Any, batch: Any) -> Any:
+        seen = batch.seen if filter_seen else None
+        return top_k(last_states(params, frozen, batch), table, k, seen)
+
+    users = np.arange(len(histories), dtype=np.int32)
+    batches = data.eval_batches(
+        Targets(history=histories, target=np.zeros_like(users), user=users),
+        setup.config.data,
+        setup.config.training.eval_batch_size,
+        filter_seen=filter_seen,
+    )
+    scores = np.empty((len(users), k), np.float32)
+    ids = np.empty((len(users), k), np.int32)
+    with task("Recommending", len(batches)) as progress:
+        for batch in batches:
+            real = batch.user >= 0
+            found = jax.device_get(best(params, frozen, table, partitioning.put_batch(setup.mesh, batch)))
+            scores[batch.user[real]], ids[batch.user[real]] = found[0][real], found[1][real]
+            progress.advance()
+    if not np.isfinite(scores[ids >= 0]).all():
+        raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
+    return scores, ids
+
+
+def write_recommendations(
+    workdir: Path,
+    output: Path,
+    *,
+    k: int,
+    histories: Path | None = None,
+    until: str = "test",
+    filter_seen: bool | None = None,
+) -> int:
+    """Writes the k best items as JSONL, `{"user_id": ..., "items": [...], "scores": [...]}` a line, in original ids.
+
+    Args:
+      workdir: a trained run.
+      output: the file; written whole or not at all.
+      k: items a user.
+      histories: a file of histories; the run's own users if None.
+      until: for the run's own users, "test" goes on from the history before the test target, as the evaluation
+        does, "now" from all that is known.
+      filter_seen: leave out the items of the history; as the run did if None.
+
+    Returns:
+      The number of lines.
+
+    Raises:
+      InputError: no trained run, k out of range, or a bad file of histories.
+    """
+    from spectran_jax.training.restore import load_run
+
+    setup, params = load_run(workdir)
+    dataset = setup.dataset
+    if histories is not None:
+        user_ids, known = read_histories(histories, dataset, setup.config.data.unknown_items)
+    elif until == "test":
+        targets = setup.split.test
+        user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history
+    else:
+        user_ids, known = list(dataset.user_ids), dataset.histories
+    filter_seen = setup.config.training.filter_seen if filter_seen is None else filter_seen
+    scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen)
+    lines = []
+    for user, row_scores, row_ids in zip(user_ids, scores, ids, strict=True):
+        found = row_ids >= 0
+        entry = {
+            "user_id": user,
+            "items": [dataset.item_ids[item] for item in row_ids[found]],
+            "scores": [round(float(score), 7) for score in row_scores[found]],
+        }
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    if not output.parent.is_dir():
+        raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
+    write_text(output, "".join(lines))
+    return len(lines)
+
+
+def read_histories(path: Path, dataset: data.Dataset, unknown_items: str) -> tuple[list[Any], Histories]:
+    """Histories of one's own: original user ids, and dense items, oldest first.
+
+    JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions.
+
+    Raises:
+      InputError: naming the file and the line or item.
+    """
+    from spectran_jax.data import files, tables
+
+    users: list[Any] = []
+    rows: list[Sequence[Any]] = []
+    if tables.content_suffix(path) in (".jsonl", ".ndjson", ".json"):
+        tables.require_file(path)
+        for number, line in tables.text_lines(path):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                user, items = entry["user_id"], entry["items"]
+            except (ValueError, KeyError, TypeError):
+                user = items = None
+            if not isinstance(items, list) or not items:
+                raise InputError(
+                    f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with at least one item.'
+                )
+            users.append(user)
+            rows.append(items)
+    else:
+        users, rows = files.histories_by_user(files.read_interactions(path))
+    if not rows:
+        raise InputError(f"{path} holds no history.")
+    dense = [dataset.dense_items(row) for row in rows]
+    unknown = [(row[int(np.argmin(ids))]) for row, ids in zip(rows, dense, strict=True) if (ids < 0).any()]
+    if unknown and unknown_items == "error":
+        raise InputError(
+            f"{path}: {len(unknown)} histories name items that the run does not know "
+            f"({', '.join(repr(item) for item in unknown[:3])}); leave them out of the file."
+        )
+    dense = [ids[ids >= 0] for ids in dense]
+    empty = next((user for user, ids in zip(users, dense, strict=True) if not len(ids)), None)
+    if empty is not None:
+        raise InputError(f"{path}: no item of user {empty!r} is known to the run; leave this user out.")
+    return users, Histories.from_lists([ids.tolist() for ids in dense])

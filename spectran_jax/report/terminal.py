@@ -1,0 +1,90 @@
+"""Tables for the terminal, with Rich; print them to stdout, as they are results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spectran_jax.report import words
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from spectran_jax.report.data import Parameter
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """The metrics of a run: one row a metric, one column each for validation, test and the slices of the test users.
+
+    Args:
+      metrics: the content of metrics.json; `valid`, `test` and `test_slices` are read where they are.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    splits = {title: metrics[key] for key, title in (("valid", "Validation"), ("test", "Test")) if metrics.get(key)}
+    slices = {words.label(name): values for name, values in (metrics.get("test_slices") or {}).items()}
+    columns = {**splits, **{f"Test: {name.lower()}": values for name, values in slices.items()}}
+    table = Table(title="Full-ranking metrics", box=box.SIMPLE_HEAVY, title_style="bold")
+    table.add_column("Metric", no_wrap=True)
+    for title in columns:
+        table.add_column(Text(title), justify="right", style="bold" if title == "Test" else "")
+    for name in words.ordered_metrics(*columns.values()):
+        cells = [words.metric(name, values[name]) if name in values else "" for values in columns.values()]
+        table.add_row(Text(words.label(name)), *cells)
+    return table
+
+
+def sweep_table(result: Mapping[str, Any]) -> Table:
+    """The test metrics of a search's chosen values: one column a seed, then mean and standard deviation.
+
+    Args:
+      result: the content of sweep.json: `chosen` values, `runs` by seed, `test` with mean and std by metric.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    chosen = ", ".join(f"{name} = {words.number(value)}" for name, value in result["chosen"].items())
+    title = "Test metrics" + (f" of {chosen}, chosen on validation among {len(result['trials'])}" if chosen else "")
+    table = Table(title=Text(title), box=box.SIMPLE_HEAVY, title_style="bold")
+    table.add_column("Metric", no_wrap=True)
+    for run in result["runs"]:
+        table.add_column(Text(f"Seed {run['seed']}"), justify="right")
+    table.add_column("Mean", justify="right", style="bold")
+    table.add_column("Std", justify="right")
+    for name in words.ordered_metrics(result["test"], *(run["test"] for run in result["runs"])):
+        if name not in result["test"]:
+            continue
+        spread = result["test"][name]
+        values = [*(run["test"].get(name, math.nan) for run in result["runs"]), spread["mean"], spread["std"]]
+        table.add_row(Text(words.label(name)), *(words.metric(name, value) for value in values))
+    return table
+
+
+def parameter_table(parameters: Sequence[Parameter]) -> Table:
+    """Every trained array: name, shape, dtype, size and sharding, with the total below.
+
+    Args:
+      parameters: (name, shape, dtype, number of elements, sharding) of each array.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Parameters", box=box.SIMPLE_HEAVY, title_style="bold", show_footer=True)
+    table.add_column("Name", footer="Total", overflow="fold")
+    table.add_column("Shape")
+    table.add_column("Type")
+    table.add_column("Size", justify="right", footer=f"{sum(size for _, _, _, size, _ in parameters):,}")
+    table.add_column("Sharding", overflow="fold")
+    for name, shape, dtype, size, sharding in parameters:
+        table.add_row(Text(name), Text(shape_text(shape)), str(dtype), f"{size:,}", Text(str(sharding)))
+    return table
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`[3, 4]`, and `[]` for a scalar."""
+    return "[" + ", ".join(str(n) for n in shape) + "]"

@@ -1,0 +1,73 @@
+"""How names and numbers are written, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+_ACRONYMS = {"hr", "ndcg", "mrr", "id", "ids", "svd"}
+_FOUR_DIGITS = ("hr@", "ndcg@", "mrr", "coverage")
+
+
+def label(name: str) -> str:
+    """A key as words: `ndcg@20` is NDCG@20, `tied_targets` is Tied targets."""
+    words = name.replace("_", " ").replace("/", " / ").split()
+    parts = []
+    for i, word in enumerate(words):
+        head, at, tail = word.partition("@")
+        head = head.upper() if head.lower() in _ACRONYMS else head.capitalize() if i == 0 else head
+        parts.append(head + at + tail)
+    return " ".join(parts)
+
+
+def metric(name: str, value: float) -> str:
+    """The value of a metric: four digits for those between 0 and 1, otherwise as `number`."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.4f}" if name.startswith(_FOUR_DIGITS) else number(value)
+
+
+def number(value: Any) -> str:
+    """A number for people: counts with separators, four significant digits else; text as it is."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return str(value)
+    number = float(value)
+    if not math.isfinite(number):
+        return "–"
+    if isinstance(value, numbers.Integral) or (number == int(number) and abs(number) >= 1000):
+        return f"{int(number):,}"
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
+def percent(share: float) -> str:
+    """A share between 0 and 1 in per cent, two significant digits below ten."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %" if value >= 0.1 else f"{value:.2g} %"
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 100:
+        return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def ordered_metrics(*groups: Any) -> list[str]:
+    """The scalar metrics of some mappings, in the order of a results table: NDCG and HR by K, then MRR, then others."""
+    names = {
+        name
+        for group in groups
+        if group
+        for name, value in group.items()
+        if isinstance(value, numbers.Real) and not isinstance(value, bool)
+    }
+
+    def key(name: str) -> tuple[int, int, str]:
+        head, _, k = name.partition("@")
+        kind = {"ndcg": 0, "hr": 1, "mrr": 2, "users": 9}.get(head, 3)
+        return kind, int(k) if k.isdigit() else 0, name
+
+    return sorted(names, key=key)

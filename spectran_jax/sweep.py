@@ -1,0 +1,128 @@
+"""Search on validation, then several seeds of the chosen values: the procedure behind every comparison.
+
+Trials run with `evaluate="valid"`, so the test set is read once, by the runs of the chosen values. Every trial and
+every seed is a run of its own in a folder of its own; one that is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectran_jax.config import Config, fields
+from spectran_jax.errors import InputError, unknown_name
+
+SELECTION_METRIC = "ndcg@20"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a search may give to one configuration field."""
+
+    name: str
+    low: float
+    high: float
+    log: bool
+
+    def at(self, point: float) -> float:
+        """The value at a point in [0, 1], uniform or log-uniform, to three significant digits."""
+        if self.log:
+            value = math.exp(math.log(self.low) + point * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + point * (self.high - self.low)
+        return float(f"{value:.3g}")
+
+
+def parse_space(text: str) -> list[Range]:
+    """Reads `learning_rate=log:3e-4:3e-3,dropout=0.1:0.5`.
+
+    Raises:
+      InputError: for an unknown field, one that is not a float, or a malformed range.
+    """
+    kinds = {field.name: type(field.default) for _, field in fields()}
+    space = []
+    for part in filter(None, text.split(",")):
+        name, _, values = part.partition("=")
+        if name not in kinds:
+            raise unknown_name("field in --search:", name, [n for n, k in kinds.items() if k is float])
+        if kinds[name] is not float:
+            raise InputError(
+                f"--search={part}: only real-valued fields are searched; {name} is {kinds[name].__name__}."
+            )
+        bounds = values.split(":")
+        log = bounds[0] == "log"
+        try:
+            low, high = (float(v) for v in bounds[log:])
+        except ValueError:
+            raise InputError(f"--search={part}: write NAME=LOW:HIGH or NAME=log:LOW:HIGH.") from None
+        if not low <= high or (log and low <= 0):
+            raise InputError(f"--search={part}: LOW must not be above HIGH, and above 0 where log.")
+        space.append(Range(name, low, high, log))
+    return space
+
+
+def design(space: Sequence[Range], trials: int, seed: int) -> list[dict[str, float]]:
+    """The trials' values: a scrambled Sobol sequence (SciPy), so that few trials cover the space evenly.
+
+    It depends on the space, the number of trials and the seed alone, so methods searched over the same space
+    are given the same values.
+    """
+    from scipy.stats import qmc
+
+    if not space:
+        return [{}] * trials
+    sampler = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(seed))
+    points = sampler.random(1 << max(0, math.ceil(math.log2(trials))))[:trials]
+    return [{r.name: r.at(p) for r, p in zip(space, point, strict=True)} for point in points.tolist()]
+
+
+def sweep(
+    config: Config,
+    workdir: Path,
+    *,
+    space: Sequence[Range],
+    trials: int,
+    seeds: Sequence[int],
+    run: Callable[[Config, Path], dict[str, Any]],
+) -> dict[str, Any]:
+    """Searches on validation, then runs the chosen values with each seed.
+
+    Args:
+      config: the values that are not searched.
+      workdir: holds `trial-XX/`, `seed-X/` and, at the end, `sweep.json`.
+      space: fields to search and their ranges.
+      trials: how many points are tried, all with the configuration's own seed.
+      seeds: seeds of the final runs, which read the test set.
+      run: trains a configuration in a folder and returns its metrics.json.
+
+    Returns:
+      What sweep.json holds: every trial's values and validation metrics, the chosen values, and the seeds' test
+      metrics with mean, standard deviation (n - 1) and standard error.
+    """
+    found = []
+    for index, values in enumerate(design(space, trials, config.training.seed)):
+        metrics = run(config.replace(**values, evaluate="valid"), workdir / f"trial-{index:02d}")
+        found.append({"values": values, "valid": metrics["valid"], "steps": metrics["train"]["steps"]})
+    best = max(found, key=lambda trial: trial["valid"][SELECTION_METRIC])
+    runs = []
+    for seed in seeds:
+        metrics = run(config.replace(**best["values"], seed=seed, evaluate="both"), workdir / f"seed-{seed}")
+        runs.append({"seed": seed, "valid": metrics["valid"], "test": metrics["test"], "train": metrics["train"]})
+    names = [name for name, value in runs[0]["test"].items() if isinstance(value, int | float)]
+    test = {name: spread([run["test"][name] for run in runs]) for name in names}
+    result = {"config": config.to_dict(), "trials": found, "chosen": best["values"], "runs": runs, "test": test}
+    (workdir / "sweep.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation (n - 1; 0 for one value) and standard error of the mean."""
+    array = np.asarray(values, np.float64)
+    std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return {"mean": float(array.mean()), "std": std, "sem": std / math.sqrt(len(array))}

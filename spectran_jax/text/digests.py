@@ -1,0 +1,61 @@
+"""Checksums: of arrays, read in chunks, and of sequences of ids and texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+_CHUNK_BYTES = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What one pass over a matrix tells."""
+
+    sha256: str
+    """Of the array's bytes in C order, 64 hex digits; shape and dtype are not part of it."""
+    finite: Bool[np.ndarray, "N"]
+    """False for rows that hold NaN or inf."""
+    nonzero: Bool[np.ndarray, "N"]
+    """False for rows of zeros."""
+
+
+def scan(matrix: Float[np.ndarray, "N m"]) -> Scan:
+    """Reads a matrix once, in chunks of some MiB: checksum, finite rows, zero rows."""
+    digest = hashlib.sha256()
+    finite = np.empty(matrix.shape[0], bool)
+    nonzero = np.empty(matrix.shape[0], bool)
+    for where in row_chunks(matrix):
+        chunk = np.ascontiguousarray(matrix[where])
+        digest.update(chunk.view(np.uint8).data)
+        finite[where] = np.isfinite(chunk).all(axis=1)
+        nonzero[where] = chunk.any(axis=1)
+    return Scan(digest.hexdigest(), finite, nonzero)
+
+
+def checksum(array: Shaped[np.ndarray, "..."]) -> str:
+    """SHA-256 of an array's bytes in C order, 64 hex digits, read in chunks; shape and dtype are not part of it."""
+    digest = hashlib.sha256()
+    flat = array.reshape(1) if array.ndim == 0 else array
+    for where in row_chunks(flat):
+        digest.update(np.ascontiguousarray(flat[where]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def row_chunks(array: Shaped[np.ndarray, "N ..."]) -> Iterator[slice]:
+    """Slices over the first axis that hold some MiB each."""
+    step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
+    return (slice(start, start + step) for start in range(0, array.shape[0], step))
+
+
+def digest_of(values: Iterable[str | int]) -> str:
+    """SHA-256 over a sequence of strings and integers, 64 hex digits; 12 and "12" differ, and so do two orders."""
+    digest = hashlib.sha256()
+    for value in values:
+        kind, data = ("s" if isinstance(value, str) else "i"), str(value).encode("utf-8", "surrogatepass")
+        digest.update(f"{kind}{len(data)}:".encode() + data)
+    return digest.hexdigest()

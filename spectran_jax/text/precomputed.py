@@ -1,0 +1,101 @@
+"""The user's own text embeddings: a .npy file, checked once and memory-mapped, never held in memory as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spectran_jax.errors import InputError
+from spectran_jax.text import store
+from spectran_jax.text.digests import checksum, digest_of, row_chunks, scan
+
+
+def load(
+    path: Path,
+    *,
+    item_ids: Sequence[str | int],
+    items_row: Int[np.ndarray, "N"],
+    expected_rows: int | None,
+    cache_dir: Path,
+) -> tuple[Float[np.ndarray, "N m"], Bool[np.ndarray, "N"], str]:
+    """Opens [rows of the items file, m] text embeddings and picks the rows of the catalogue.
+
+    Where the catalogue is a run of the file's rows, the file itself is mapped. Otherwise (a k-core left items out)
+    the picked rows are copied to disk once, in chunks, and that copy is mapped.
+
+    Args:
+      path: the .npy file; float16, float32 or float64.
+      item_ids: original id of each dense item, for messages.
+      items_row: int32 [N], the row of the items file that each dense item came from.
+      expected_rows: rows of the items file; None where only a lower bound, from `items_row`, is known.
+      cache_dir: where a copy of picked rows goes.
+
+    Returns:
+      The matrix [N, m] in the file's dtype; which rows are not all zero, bool [N]; a digest of content and order.
+
+    Raises:
+      InputError: file missing, no .npy, of Python objects, not a floating matrix, another number of rows, m < 2,
+        NaN or inf in a row of the catalogue.
+    """
+    matrix = _open(path)
+    rows = matrix.shape[0]
+    needed = int(np.max(items_row, initial=-1)) + 1
+    if rows != expected_rows if expected_rows is not None else rows < needed:
+        wanted = f"{expected_rows}" if expected_rows is not None else f"at least {needed}"
+        raise InputError(
+            f"{path}: text embeddings have {rows} rows, but the items file has {wanted} items; "
+            "there must be one row per item, in the order of the items file."
+        )
+    found = scan(matrix)
+    bad = np.flatnonzero(~found.finite[items_row])
+    if len(bad):
+        first = ", ".join(repr(item_ids[i]) for i in bad[:3])
+        raise InputError(
+            f"{path}: {len(bad)} of {len(items_row)} items have NaN or inf in their text embedding, the first: "
+            f"{first}. Every number must be finite; a row of zeros says that an item has no text."
+        )
+    identity = {
+        "source": f"{found.sha256} {matrix.dtype.str} {rows}x{matrix.shape[1]}",
+        "rows": checksum(items_row.astype(np.int64)),
+    }
+    digest = digest_of([*identity.values(), digest_of(item_ids)])
+    return _pick(matrix, items_row, identity, cache_dir), found.nonzero[items_row], digest
+
+
+def _open(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"--embeddings: file not found: {path}; it must be a .npy file.")
+    try:
+        matrix = store.open_array(path)
+    except (OSError, ValueError, EOFError) as error:
+        reason = "it holds pickled Python objects" if "object" in str(error).lower() else str(error).rstrip(".")
+        raise InputError(
+            f"{path} can't be read as a .npy file ({reason}); write it with "
+            "numpy.save as a float array [items, dimension]."
+        ) from error
+    if matrix.ndim != 2 or matrix.shape[1] < 2:
+        raise InputError(
+            f"{path}: text embeddings must have shape [items, dimension] with a dimension of at least 2, "
+            f"got {matrix.shape}."
+        )
+    if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
+        raise InputError(f"{path}: text embeddings must be float16, float32 or float64, got dtype {matrix.dtype}.")
+    return matrix
+
+
+def _pick(matrix: np.ndarray, items_row: np.ndarray, identity: store.Identity, cache_dir: Path) -> np.ndarray:
+    """`matrix[items_row]`, as a view where it is one, else as a memory-mapped copy; native byte order."""
+    if len(items_row) and matrix.dtype.isnative and (np.diff(items_row) == 1).all():
+        return matrix[items_row[0] : items_row[0] + len(items_row)]
+    folder = cache_dir / "text" / f"rows-{digest_of(identity.values())[:32]}"
+    stored = store.open_sealed(folder, identity, ["embeddings"])
+    if stored is None:
+        shape, dtype = (len(items_row), matrix.shape[1]), matrix.dtype.newbyteorder("=")
+        picked = (matrix[items_row[where]] for where in row_chunks(np.broadcast_to(matrix[:1], shape)))
+        with store.sealed_folder(folder, identity) as draft:
+            store.write_array(draft / "embeddings.npy", picked, shape=shape, dtype=dtype)
+        stored = store.reopen(folder, identity, ["embeddings"])
+    return stored.arrays["embeddings"]

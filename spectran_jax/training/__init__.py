@@ -1,0 +1,1 @@
+"""Sharded training: mesh and shardings, optimiser, the pure step, the loop, checkpoints."""

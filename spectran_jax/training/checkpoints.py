@@ -1,0 +1,127 @@
+"""Orbax checkpoints of a run: the latest states to resume from, and the best parameters to keep.
+
+A checkpoint holds the training state, and a record (JSON) with the data iterator's state, the early-stopping
+record and a digest of the state's bytes. One that can't be read, or whose bytes differ from the digest, is put
+aside with a warning, and the one before it is taken. The frozen spectrum is in no checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from spectran_jax.digest import params_digest
+from spectran_jax.errors import RunError
+
+_log = logging.getLogger(__name__)
+
+KEEP_LATEST = 2
+"""How many full states are kept: the latest, and the one before it in case the latest is damaged."""
+
+
+class _Series:
+    """Checkpoints of one kind in one folder, by step."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        self.manager = ocp.CheckpointManager(directory, options=options)
+
+    def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
+        """Starts writing; returns when the arrays may be donated. A failure surfaces here or in `wait`."""
+        digest = params_digest(tree) if jax.process_count() == 1 else None
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave({**record, "digest": digest})
+        )
+        try:
+            self.manager.wait_until_finished()
+            if step in self.manager.all_steps():
+                self.manager.delete(step)
+            self.manager.save(step, args=args, force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest sound checkpoint as (step, tree, record), or None. `abstract` gives shapes and shardings."""
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+                restored = self.manager.restore(step, args=args)
+                tree, record = restored["state"], restored["record"]
+                if record["digest"] is not None and params_digest(tree) != record["digest"]:
+                    raise ValueError("its bytes do not match its digest")
+            except Exception as error:
+                self._put_aside(step, error)
+                continue
+            return step, tree, record
+        return None
+
+    def _put_aside(self, step: int, error: Exception) -> None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
+        target = self.directory.parent / f"damaged-{self.directory.name}-{step}"
+        count = 0
+        while target.exists():
+            count += 1
+            target = target.with_name(f"damaged-{self.directory.name}-{step}.{count}")
+        (self.directory / str(step)).rename(target)
+        self.manager.reload()
+
+    def _failed(self, error: Exception) -> RunError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        sound = sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
+        kept = f"the checkpoint of step {sound[-1]} is kept" if sound else "there is no earlier checkpoint"
+        return RunError(
+            f"Could not write a checkpoint to {self.directory}: {reason}. Free some space and start again; {kept}."
+        )
+
+
+class Checkpoints:
+    """The checkpoints of a work directory."""
+
+    def __init__(self, directory: Path) -> None:
+        directory = directory.absolute()
+        self._latest = _Series(directory / "latest", KEEP_LATEST)
+        self._best = _Series(directory / "best", KEEP_LATEST)
+
+    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        """Saves a full training state with its record (JSON values only)."""
+        self._latest.save(step, state, record)
+
+    def save_best(self, step: int, params: Any, record: dict[str, Any]) -> None:
+        """Saves the parameters that are best on validation so far."""
+        self._best.save(step, params, record)
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest sound training state as (step, state, record), or None in a new work directory."""
+        return self._latest.restore(abstract_state)
+
+    def restore_best(self, abstract_params: Any, up_to: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
+        """The best parameters, as (step, params, record)."""
+        return self._best.restore(abstract_params)
+
+    def wait(self) -> None:
+        """Returns when every save under way is on disk; raises `RunError` where one failed."""
+        self._latest.wait()
+        self._best.wait()
+
+    def close(self) -> None:
+        """Ends Orbax's threads."""
+        self._latest.manager.close()
+        self._best.manager.close()
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree, to restore into."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), tree, shardings)

@@ -1,0 +1,69 @@
+"""The optimiser: an Optax chain with warm-up, schedule, clipping, parameter groups and selective weight decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from spectran_jax.config import OptimizerConfig
+
+SPECTRAL = ("query", "key", "threshold", "taylor")
+"""Parameters of the spectral attention, the group of `--spectral_lr_multiplier`."""
+
+_DECAYED_NDIM = 2
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "key", key)) for key in path]
+
+
+def is_decayed(params: Any) -> Any:
+    """A tree of bools: True where weight decay applies, i.e. matrices other than position embeddings.
+
+    Thresholds, Taylor coefficients (design: kept out of weight decay), norms and biases have fewer axes.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim >= _DECAYED_NDIM and _names(path)[-1] != "position_embedding", params
+    )
+
+
+def is_spectral(params: Any) -> Any:
+    """A tree of bools: True for the parameters of the spectral attention."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "item_encoder" in _names(path) and _names(path)[-1] in SPECTRAL, params
+    )
+
+
+def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then constant, or cosine to 0 at `total_steps`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup))
+    else:
+        after = optax.constant_schedule(peak)
+    if warmup == 0:
+        return after
+    # The first step already moves: (step + 1) / warmup of the peak.
+    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def build_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping, the rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule."""
+    rules = {
+        "adam": lambda: optax.scale_by_adam(),
+        "adagrad": lambda: optax.scale_by_rss(),
+        "sgd": lambda: optax.identity(),
+    }
+    parts = []
+    if config.clip_norm > 0:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    parts.append(rules[config.optimizer]())
+    if config.weight_decay > 0:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=is_decayed))
+    if config.spectral_lr_multiplier != 1.0:
+        parts.append(optax.masked(optax.scale(config.spectral_lr_multiplier), is_spectral))
+    parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)))
+    return optax.chain(*parts)

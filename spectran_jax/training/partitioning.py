@@ -1,0 +1,83 @@
+"""The mesh, and the one table that says how every array lies on it.
+
+Arrays carry logical axis names; `RULES` maps these to mesh axes. Everyone who places an array asks here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spectran_jax.errors import InputError
+
+AXES = ("data", "model")
+
+RULES: dict[str, str | None] = {
+    "batch": "data",  # rows of a batch
+    "item": None,  # rows of item tables
+    "component": None,  # components of the spectrum
+    "embed": None,  # dimensions of vectors and states
+}
+
+
+def build_mesh(spec: str) -> Mesh:
+    """The device mesh of `--mesh`: `auto` (all devices on data), or sizes such as `data:4,model:2`.
+
+    Raises:
+      InputError: for an unknown axis, a malformed size, or a product other than the number of devices.
+    """
+    devices = jax.devices()
+    sizes = dict.fromkeys(AXES, 1)
+    if spec == "auto":
+        sizes["data"] = len(devices)
+    else:
+        for part in spec.split(","):
+            name, _, size = part.partition(":")
+            if name not in AXES or not size.isdigit() or int(size) < 1:
+                raise InputError(f"--mesh={spec}: {part!r} is not AXIS:SIZE with an axis of {', '.join(AXES)}.")
+            sizes[name] = int(size)
+    product = int(np.prod(list(sizes.values())))
+    if product != len(devices):
+        raise InputError(f"--mesh={spec} asks for {product} devices, there are {len(devices)}.")
+    return Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES)
+
+
+def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
+    """The sharding of an array with these logical axes (leading ones; the rest is replicated)."""
+    return NamedSharding(mesh, PartitionSpec(*(None if name is None else RULES[name] for name in logical)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return sharding(mesh)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of the leaves of a batch: rows over the data axis."""
+    return sharding(mesh, "batch")
+
+
+def frozen_shardings(mesh: Mesh, frozen: Any) -> Any:
+    """Shardings of the frozen arrays: item rows by the rule of `item`."""
+    return jax.tree.map(lambda x: sharding(mesh, "item") if np.ndim(x) else replicated(mesh), frozen)
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Shardings of the training state (shapes suffice): tables by rows, the rest replicated."""
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        table = any(getattr(key, "key", None) == "id_embedding" for key in path)
+        return sharding(mesh, "item", "embed") if table and leaf.ndim == 2 else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Copies a process-local NumPy batch to the devices as one global array a leaf; explicit, so the guard allows it."""
+    target = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, target)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(target, x), batch)

@@ -1,0 +1,48 @@
+"""A trained model from its work directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from spectran_jax.errors import InputError
+from spectran_jax.flags import read_config
+from spectran_jax.training import partitioning
+from spectran_jax.training.checkpoints import Checkpoints, abstract_like
+from spectran_jax.training.optimizer import build_optimizer
+from spectran_jax.training.runtime import configure_jax
+from spectran_jax.training.setup import Setup, prepare
+from spectran_jax.training.step import init_state
+
+
+def load_run(workdir: Path) -> tuple[Setup, Any]:
+    """The set-up of a run and its best parameters, on the devices.
+
+    Raises:
+      InputError: where the folder holds no trained run, or its data can no longer be read or has changed.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
+    config = read_config(path)
+    configure_jax(config)
+    if not (workdir / "checkpoints" / "best").is_dir():
+        raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")
+    setup = prepare(config)
+    optimizer = build_optimizer(config.optimizer, 1)
+    shapes = jax.eval_shape(
+        lambda frozen: init_state(setup.model, optimizer, frozen, 0, config.data.max_length), setup.frozen
+    )
+    shardings = partitioning.state_shardings(setup.mesh, shapes)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        best = checkpoints.restore_best(abstract_like(shapes.params, shardings.params))
+    finally:
+        checkpoints.close()
+    if best is None:
+        raise InputError(f"--workdir={workdir} holds no sound checkpoint. Go on with experiments.train.")
+    if best[2]["data"] != setup.dataset.digest:
+        raise InputError(f"--workdir={workdir} was trained on other data than its files hold now; train again.")
+    return setup, best[1]

@@ -1,0 +1,120 @@
+"""One run from configuration to report: what `experiments.train` and a sweep call."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spectran_jax.config import Config, fields
+from spectran_jax.errors import InputError
+from spectran_jax.progress import stderr_console
+from spectran_jax.report import metrics_table, parameter_table
+from spectran_jax.training import loop, summary
+from spectran_jax.training.runtime import configure_jax
+from spectran_jax.training.setup import Setup, prepare
+from spectran_jax.training.signals import StopRequest
+from spectran_jax.training.workdir import claim, locked, write_json
+
+
+def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
+    """Trains, evaluates and reports; resumes what `workdir` holds, and returns at once where it is finished.
+
+    Args:
+      config: everything that decides the run.
+      workdir: folder of the run; gets config.json, metrics.jsonl, metrics.json, report.html, spectrum/ and
+        checkpoints/.
+
+    Returns:
+      What metrics.json holds (design: section 5).
+
+    Raises:
+      InputError: bad input or configuration.
+      RunError: a failure while running.
+      Interrupted: saved on a signal.
+    """
+    if workdir is None:
+        raise InputError("Name a folder for the run: --workdir=DIR.")
+    configure_jax(config)
+    with StopRequest() as stop, locked(workdir):
+        claim(workdir, config)
+        metrics = finished(workdir, config)
+        if metrics is None:
+            metrics = _run(config, workdir, stop)
+    print_table(metrics_table(metrics))
+    print(f"metrics: {workdir / 'metrics.json'}\nreport:  {workdir / 'report.html'}")
+    return metrics
+
+
+def finished(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """metrics.json of a run that came to the end of this very configuration, or None."""
+    try:
+        metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+        same = Config.from_dict(metrics["config"]) == config
+    except (FileNotFoundError, ValueError, KeyError, InputError):
+        return None
+    return metrics if same else None
+
+
+def _run(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
+    phases = {}
+    clock = time.perf_counter()
+    setup = prepare(config)
+    phases["set-up"] = time.perf_counter() - clock
+    console = stderr_console()
+
+    def announce(params: Any, step: int) -> None:
+        print_table(parameter_table(summary.parameter_rows(params)), console)
+        for line in notices(setup):
+            console.print(line, markup=False, highlight=False)
+        if step:
+            console.print(f"Resuming from step {step:,}.", markup=False, highlight=False)
+
+    trained = loop.train(setup, workdir, stop, announce)
+    phases |= trained.phases
+    clock = time.perf_counter()
+    metrics = summary.final_metrics(setup, trained)
+    phases["final evaluation"] = time.perf_counter() - clock
+    write_json(workdir / "metrics.json", metrics)
+    summary.write_run_report(setup, trained, metrics, phases, _command(config, workdir), workdir / "report.html")
+    return metrics
+
+
+def notices(setup: Setup) -> list[str]:
+    """What a person should know of the data before training starts."""
+    dataset, split = setup.dataset, setup.split
+    lines = [
+        f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_interactions:,} interactions."
+    ]
+    lines += [f"Left out: {count:,} {reason.replace('_', ' ')}." for reason, count in dataset.dropped.items()]
+    cold = int((split.item_counts == 0).sum())
+    if cold:
+        lines.append(f"{cold:,} items appear in no training history: they are ranked by their text alone.")
+    tied = split.tied_targets
+    if tied["count"]:
+        lines.append(
+            f"{tied['count']:,} of {tied['total']:,} test targets are decided by a tie in time; file order breaks it."
+        )
+    return lines
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Prints a table, to stdout unless told otherwise; off a terminal it is given the width that it needs."""
+    console = Console() if console is None else console
+    console.print(table, width=None if console.is_terminal else 120)
+
+
+def _command(config: Config, workdir: Path) -> str:
+    """The command that makes this run again: the values that differ from the defaults."""
+    defaults = Config()
+    changed = [
+        f"--{field.name}={shlex.quote(str(value))}"
+        for section, field in fields()
+        if (value := getattr(getattr(config, section), field.name)) != getattr(getattr(defaults, section), field.name)
+    ]
+    return " ".join(["python -m experiments.train", *changed, f"--workdir={shlex.quote(str(workdir))}"])

@@ -1,0 +1,206 @@
+"""The end of a run: metrics.json, and what the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spectran_jax import data, evaluation
+from spectran_jax.digest import params_digest
+from spectran_jax.recommend import recommend
+from spectran_jax.report import Recommended, ReportData, UserExample, write_report
+from spectran_jax.training import loop
+from spectran_jax.training.setup import Setup
+from spectran_jax.training.step import Frozen
+
+EXAMPLE_USERS = 6
+EXAMPLE_HISTORY = 8
+TOP_K = 10
+
+
+def protocol(setup: Setup) -> str:
+    """Fingerprint of all that decides whether two runs' numbers may stand in one table (design: section 6)."""
+    config = setup.config
+    return evaluation.protocol_fingerprint(
+        data=setup.dataset.digest,
+        split=config.data.split,
+        valid_time=config.data.valid_time,
+        test_time=config.data.test_time,
+        filter_seen=config.training.filter_seen,
+    )
+
+
+def final_metrics(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
+    """What metrics.json holds: the contract of design section 5, and slices, coverage and counts beside it."""
+    config, split = setup.config, setup.split
+    metrics: dict[str, Any] = {
+        "config": config.to_dict(),
+        "dataset": dataset_summary(setup),
+        "train": {
+            "steps": trained.steps,
+            "epochs": trained.epochs,
+            "best_step": trained.best_step,
+            "examples_per_second": trained.examples_per_second,
+            "seconds": trained.seconds,
+        },
+        "parameters": parameter_counts(trained.params),
+        "digest": params_digest(jax.device_get(trained.params)),
+        "protocol": protocol(setup),
+    }
+    wanted = {"valid": split.valid, "test": split.test}
+    if config.training.evaluate != "both":
+        wanted = {config.training.evaluate: wanted[config.training.evaluate]}
+    table = trained.programs.table(trained.params, trained.frozen)
+    for name, targets in wanted.items():
+        batches = data.eval_batches(
+            targets, config.data, config.training.eval_batch_size, filter_seen=config.training.filter_seen
+        )
+        ranks = loop.evaluate(trained.programs, trained.params, trained.frozen, table, batches, setup.mesh)
+        metrics[name] = evaluation.metrics_from_ranks(ranks)
+        metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
+        if name == "test":
+            _, ids = recommend(
+                setup, trained.params, targets.history, _cutoff(setup), frozen=trained.frozen, table=table
+            )
+            metrics["test"] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(_cutoff(setup),))
+    return metrics
+
+
+def _cutoff(setup: Setup) -> int:
+    return min(TOP_K, setup.dataset.num_items)
+
+
+def dataset_summary(setup: Setup) -> dict[str, Any]:
+    """Counts of what was read, what was left out, and what is odd."""
+    dataset, split = setup.dataset, setup.split
+    summary: dict[str, Any] = {
+        "name": dataset.name,
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "interactions": dataset.num_interactions,
+        "cold_items": int((split.item_counts == 0).sum()),
+        "tied_targets": dict(split.tied_targets),
+        "dropped": dict(dataset.dropped),
+    }
+    if setup.embeddings is not None:
+        summary["text"] = setup.embeddings.name
+        summary["items_without_text"] = int((~setup.embeddings.has_text).sum())
+    if setup.spectrum is not None:
+        summary["spectral_rank"] = len(setup.spectrum.sigma)
+    return summary
+
+
+def parameter_counts(params: Mapping[str, Any]) -> dict[str, int]:
+    """Elements in all, of the item encoder and of the backbone."""
+    counts = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for name, part in params.items()}
+    return {"total": sum(counts.values()), **{name: counts.get(name, 0) for name in ("item_encoder", "backbone")}}
+
+
+def parameter_rows(params: Any) -> list[tuple[str, tuple[int, ...], str, int, str]]:
+    """Name, shape, dtype, size and sharding of each parameter, for the tables."""
+    return [
+        (
+            "/".join(str(getattr(key, "key", key)) for key in path),
+            tuple(leaf.shape),
+            str(leaf.dtype),
+            int(np.prod(leaf.shape)),
+            str(getattr(leaf.sharding, "spec", "")),
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def write_run_report(
+    setup: Setup,
+    trained: loop.Trained,
+    metrics: Mapping[str, Any],
+    timings: Mapping[str, float],
+    command: str,
+    path: Path,
+) -> None:
+    """Gathers what the report shows and writes report.html."""
+    config = setup.config
+    encoder = config.encoder.item_encoder
+    spectral: dict[str, Any] = {}
+    if setup.spectrum is not None:
+        spectral["text_singular_values"] = np.asarray(setup.spectrum.sigma)
+    if encoder == "spectran":
+        spectral |= _spectral_parts(setup, trained)
+    data_ = ReportData(
+        title=f"{encoder} on {config.backbone.backbone}, {setup.dataset.name}",
+        command=command,
+        config=config.to_dict(),
+        dataset=dataset_summary(setup),
+        history=trained.lines,
+        metrics=metrics,
+        parameters=parameter_rows(trained.params),
+        examples=_examples(setup, trained),
+        timings=timings,
+        item_singular_values=_singular_values(trained, trained.params),
+        initial_item_singular_values=_singular_values(trained, trained.initial_params),
+        **spectral,
+    )
+    write_report(data_, path)
+
+
+def _examples(setup: Setup, trained: loop.Trained) -> list[UserExample]:
+    """A few test users, evenly spaced, with their history and what is recommended to them."""
+    dataset, targets = setup.dataset, setup.split.test
+    if setup.config.training.evaluate == "valid":
+        targets = setup.split.valid
+    chosen = np.unique(np.linspace(0, len(targets) - 1, EXAMPLE_USERS).astype(int))
+    picked = data.Targets(history=targets.history.take(chosen), target=targets.target[chosen], user=np.arange(len(chosen), dtype=np.int32))
+    table = trained.programs.table(trained.params, trained.frozen)
+    frozen, filter_seen = trained.frozen, setup.config.training.filter_seen
+    scores, ids = recommend(
+        setup, trained.params, picked.history, _cutoff(setup), filter_seen=filter_seen, frozen=frozen, table=table
+    )
+    batches = data.eval_batches(
+        picked, setup.config.data, setup.config.training.eval_batch_size, filter_seen=filter_seen
+    )
+    ranks = loop.evaluate(trained.programs, trained.params, frozen, table, batches, setup.mesh)
+    titles = dataset.item_titles
+    return [
+        UserExample(
+            user=str(dataset.user_ids[targets.user[chosen[row]]]),
+            history=[titles[item] for item in picked.history[row][-EXAMPLE_HISTORY:]],
+            target=titles[picked.target[row]],
+            rank=int(ranks[row]) + 1,
+            recommendations=[
+                Recommended(titles[item], float(score), bool(item == picked.target[row]))
+                for item, score in zip(ids[row], scores[row], strict=True)
+                if item >= 0
+            ],
+        )
+        for row in range(len(picked))
+    ]
+
+
+def _singular_values(trained: loop.Trained, params: Any) -> np.ndarray:
+    """Of the centred item vectors, descending, from the d x d Gram matrix in float64."""
+    table = np.asarray(jax.device_get(trained.programs.table(params, trained.frozen)), np.float64)
+    table -= table.mean(axis=0)
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(table.T @ table)[::-1], 0))
+
+
+def _spectral_parts(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
+    """phi(Z), A, W, threshold and Taylor coefficients of the trained adapter."""
+
+    def read(params: Any, frozen: Frozen) -> Any:
+        variables = {"params": params, "frozen": frozen.collection()}
+        return setup.model.apply(variables, method=lambda m: (m.item_encoder.parts(), m.item_encoder.diagnostics()))
+
+    parts, values = jax.device_get(jax.jit(read)(trained.params, trained.frozen))
+    threshold = values.get("threshold")
+    return {
+        "attention": parts.attention,
+        "diagonal": parts.diagonal,
+        "weights": parts.weights,
+        "sigma": np.asarray(setup.spectrum.sigma) if setup.spectrum is not None else None,
+        "taylor": values.get("taylor"),
+        "threshold": None if threshold is None else float(threshold),
+    }

@@ -1,0 +1,119 @@
+"""The work directory of a run: one owner at a time, one configuration, files that are never half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.flags import read_config
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all (temporary file, fsync, rename).
+
+    Raises:
+      RunError: where the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"Could not write {path}: {error.strerror}.") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_text` of indented JSON; NaN is refused, for JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Creates the work directory and holds it for this process.
+
+    Raises:
+      InputError: where another live process holds it, or it can't be created or written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} can't be used: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise InputError(
+                f"--workdir={workdir} is in use by another live process (pid {owner}). Wait for it or take another folder."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Writes config.json in a new work directory, or checks that an old one holds this configuration.
+
+    Raises:
+      InputError: naming the fields that differ.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        differences = config.differences(read_config(path))
+        if differences:
+            raise InputError(
+                f"--workdir={workdir} holds a run of another configuration ({'; '.join(differences)}; yours != its). "
+                "Take another folder, or the same values."
+            )
+    write_json(path, config.to_dict())
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, readable while the run goes on.
+
+    On resume, lines after the step that is resumed from are cut off, so that none stands twice.
+    """
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Opens the log.
+
+        Args:
+          path: the file.
+          resume_step: lines of later steps are dropped; so is a last line that a crash tore.
+        """
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if entry["step"] <= resume_step:
+                        self.lines.append(entry)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Appends one entry; it must hold its "step"."""
+        self.lines.append(dict(entry))
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(f"Could not write {self._file.name}: {error.strerror}.") from None
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,85 @@
+"""Shared fixtures: a tiny data set with structure to learn, and runs of the real command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def write_tiny(folder: Path, *, users: int = 60, items: int = 40, seed: int = 0) -> dict[str, str]:
+    """A catalogue in a ring: each user walks it by small steps, so the next item can be learnt from the last.
+
+    Returns the flags that name its files. Item ids are strings, user ids sparse integers.
+    """
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "items.jsonl").open("w") as file:
+        for item in range(items):
+            file.write(json.dumps({"item_id": f"item-{item}", "title": f"Thing number {item}"}) + "\n")
+    with (folder / "interactions.tsv").open("w") as file:
+        file.write("user_id\titem_id\ttimestamp\n")
+        for user in range(users):
+            here = int(rng.integers(items - 2))
+            for event in range(int(rng.integers(5, 12))):
+                file.write(f"{1000 + 7 * user}\titem-{here}\t{1_000_000 + 100 * event}\n")
+                here = (here + 1 + int(rng.random() < 0.2)) % (items - 2)  # the last two items stay cold
+    np.save(folder / "embeddings.npy", rng.normal(size=(items, 24)).astype(np.float32))
+    return {
+        "dataset": "files",
+        "interactions": str(folder / "interactions.tsv"),
+        "items": str(folder / "items.jsonl"),
+        "embeddings": str(folder / "embeddings.npy"),
+        "data_dir": str(folder / "cache"),
+    }
+
+
+TINY_MODEL = {
+    "dimension": 16,
+    "blocks": 1,
+    "heads": 2,
+    "max_length": 8,
+    "negatives": 16,
+    "batch_size": 16,
+    "eval_batch_size": 32,
+    "attention_dimension": 8,
+    "warmup_steps": 2,
+    "learning_rate": 0.01,
+    "epochs": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(tmp_path_factory) -> dict[str, object]:
+    """Flags of a run on the tiny data set; a few seconds long."""
+    return {**write_tiny(tmp_path_factory.mktemp("tiny")), **TINY_MODEL}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_flags):
+    from spectran_jax.config import Config
+
+    return Config().replace(**tiny_flags)
+
+
+def command(module: str, flags: dict[str, object]) -> list[str]:
+    return [sys.executable, "-m", f"experiments.{module}", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """Runs `python -m experiments.MODULE --flag=value ...` and returns the finished process."""
+
+    def call(module: str, flags: dict[str, object], **options) -> subprocess.CompletedProcess[str]:
+        options.setdefault("timeout", 300)
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", **options.pop("env", {})}
+        return subprocess.run(
+            command(module, flags), cwd=REPO, env=env, capture_output=True, text=True, check=False, **options
+        )
+
+    return call

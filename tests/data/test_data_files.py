@@ -1,0 +1,324 @@
+import gzip
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from spectran_jax.data.content import assemble, join_text, to_dataset
+from spectran_jax.data.files import histories_by_user, read_interactions, read_items
+from spectran_jax.errors import InputError
+
+INTERACTIONS = "user_id\titem_id\ttimestamp\nann\tb\t3\nbob\ta\t1\nann\ta\t2\nann\tc\t3\n"
+ITEMS = '{"item_id": "a", "title": "Ant"}\n{"item_id": "b", "title": ""}\n{"item_id": "c"}\n{"item_id": "d"}\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def rows(content):
+    """Original item ids of each user."""
+    return {
+        user: [content.item_ids[item] for item in content.histories[index]]
+        for index, user in enumerate(content.user_ids)
+    }
+
+
+def read(interactions, items, **options):
+    return assemble(read_interactions(interactions), read_items(items), **options)
+
+
+def test_histories_are_in_order_of_time_and_ties_keep_file_order(write):
+    content = read(write("i.tsv", INTERACTIONS), write("items.jsonl", ITEMS))
+    assert rows(content) == {"ann": ["a", "b", "c"], "bob": ["a"]}
+    assert content.histories.timestamps.tolist() == [2, 3, 3, 1]
+    assert content.item_ids == ["a", "b", "c", "d"]
+    assert content.items_row.tolist() == [0, 1, 2, 3]
+    assert content.dropped == {}
+
+
+def as_parquet(path, interactions):
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(interactions.encode()), parse_options=pyarrow.csv.ParseOptions(delimiter="\t")
+    )
+    pyarrow.parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "parquet", "tsv.gz", "inter", "crlf", "bom", "quoted"])
+def test_all_forms_of_interactions_say_the_same(write, tmp_path, kind):
+    path = tmp_path / f"i.{kind}"
+    if kind == "parquet":
+        as_parquet(path, INTERACTIONS)
+    elif kind == "csv":
+        write(path.name, INTERACTIONS.replace("\t", ","))
+    elif kind == "tsv.gz":
+        path.write_bytes(gzip.compress(INTERACTIONS.encode()))
+    elif kind == "inter":
+        header, _, rest = INTERACTIONS.partition("\n")
+        write(path.name, header.replace("_id", "_id:token").replace("stamp", "stamp:float") + "\n" + rest)
+    elif kind == "quoted":
+        path = write("quoted.tsv", '"' + INTERACTIONS.rstrip().replace("\t", '"\t"').replace("\n", '"\n"') + '"')
+    elif kind == "crlf":
+        path = write("crlf.tsv", INTERACTIONS.replace("\n", "\r\n"))
+    else:
+        path = write("bom.tsv", b"\xef\xbb\xbf" + INTERACTIONS.encode())
+    content = read(path, write("items.jsonl", ITEMS))
+    assert rows(content) == {"ann": ["a", "b", "c"], "bob": ["a"]}
+    assert content.histories.timestamps.tolist() == [2, 3, 3, 1]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+def test_all_forms_of_items_say_the_same(write, tmp_path, kind):
+    columns = {"item_id": [7, 3], "title": ['Say "hi", please', "Grüße"], "price": ["1.5", ""]}
+    path = tmp_path / f"items.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pa.table(columns), path)
+    elif kind == "jsonl":
+        lines = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        write(path.name, "\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    elif kind == "csv":
+        write(path.name, 'item_id,title,price\n7,"Say ""hi"", please",1.5\n3,Grüße,\n')
+    else:
+        write(path.name, 'item_id\ttitle\tprice\n7\tSay "hi", please\t1.5\n3\tGrüße\t\n')
+    items = read_items(path)
+    assert items.ids == [7, 3]
+    assert items.columns == {"title": columns["title"], "price": columns["price"]}
+    assert items.text_columns == ("title",)
+
+
+def test_integer_ids_come_back_as_integers_and_written_zeros_are_kept(write):
+    items = write("items.jsonl", '{"item_id": 12}\n{"item_id": 5}\n')
+    content = read(write("i.tsv", "user_id\titem_id\tposition\n007\t12\t1\n007\t5\t0\n"), items)
+    assert rows(content) == {"007": [5, 12]}
+    assert content.histories.timestamps is None
+    content = read(write("j.tsv", "user_id\titem_id\tposition\n7\t12\t1\n7\t5\t0\n"), items)
+    assert rows(content) == {7: [5, 12]}
+
+
+def test_position_breaks_ties_in_time(write):
+    text = "user_id,item_id,position,timestamp\nu,a,2,5\nu,b,1,5\nu,c,0,9\n"
+    content = read(write("i.csv", text), write("items.jsonl", ITEMS))
+    assert rows(content) == {"u": ["b", "a", "c"]}
+
+
+def test_fractions_and_dates(write, tmp_path):
+    items = write("items.jsonl", ITEMS)
+    content = read(write("i.csv", "user_id,item_id,timestamp\nu,a,2.9\nu,b,1e1\n"), items)
+    assert content.histories.timestamps.tolist() == [2, 10]
+    path = tmp_path / "dates.parquet"
+    when = np.array(["1970-01-02", "1970-01-01T00:00:05"], "datetime64[ns]")
+    pyarrow.parquet.write_table(pa.table({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": when}), path)
+    assert read(path, items).histories.timestamps.tolist() == [5, 86400]
+
+
+def test_categories_of_parquet_need_not_all_occur(write, tmp_path):
+    path = tmp_path / "i.parquet"
+    users = pa.DictionaryArray.from_arrays(pa.array([2, 1, 2]), pa.array(["nobody", "v", "u"]))
+    pyarrow.parquet.write_table(pa.table({"user_id": users, "item_id": ["a", "b", "c"], "position": [0, 1, 2]}), path)
+    assert rows(read(path, write("items.jsonl", ITEMS))) == {"v": ["b"], "u": ["a", "c"]}
+
+
+def test_histories_by_user_in_original_ids(write):
+    text = "user_id,item_id,timestamp\n9,b,3\n4,7,1\n9,a,2\n9,x,3\n"
+    users, items = histories_by_user(read_interactions(write("i.csv", text)))
+    assert users == [9, 4]
+    assert items == [["a", "b", "x"], ["7"]]
+
+
+def test_unknown_items(write):
+    items = write("items.jsonl", '{"item_id": "a"}\n')
+    path = write("i.tsv", INTERACTIONS + "bob\tx\t1\nbob\ty\t2\nzoe\tb\t2\n")
+    with pytest.raises(
+        InputError, match=r"5 interactions name 4 items .*\('b', 'c', 'x', \.\.\.\).*unknown_items=drop"
+    ):
+        read(path, items)
+    content = read(path, items, unknown_items="drop")
+    assert rows(content) == {"ann": ["a"], "bob": ["a"]}
+    assert content.dropped == {"unknown_items": 5, "users_of_unknown_items_only": 1}
+
+
+def test_nothing_left(write):
+    path, items = write("i.tsv", INTERACTIONS), write("items.jsonl", '{"item_id": "z"}\n')
+    with pytest.raises(InputError, match="no interactions are left"):
+        read(path, items, unknown_items="drop")
+    with pytest.raises(InputError, match=r"no interactions are left.*lower --k_core"):
+        read(path, write("all.jsonl", ITEMS), k_core=9)
+
+
+def test_k_core_against_brute_force(write):
+    rng = np.random.default_rng(1)
+    pairs = list(zip(rng.integers(0, 30, 300).tolist(), (rng.geometric(0.07, 300) - 1).tolist(), strict=True))
+    items = write("items.jsonl", "\n".join(json.dumps({"item_id": i}) for i in range(100)))
+    text = "user_id\titem_id\tposition\n" + "".join(f"{u}\t{i}\t{n}\n" for n, (u, i) in enumerate(pairs))
+    content = read(write("i.tsv", text), items, k_core=5)
+    kept = pairs
+    while True:
+        users, goods = [u for u, _ in kept], [i for _, i in kept]
+        smaller = [(u, i) for u, i in kept if users.count(u) >= 5 and goods.count(i) >= 5]
+        if len(smaller) == len(kept):
+            break
+        kept = smaller
+    assert 0 < len(kept) < len(pairs)
+    assert content.item_ids == sorted({i for _, i in kept})
+    assert content.items_row.tolist() == content.item_ids
+    assert rows(content) == {u: [i for v, i in kept if v == u] for u in dict.fromkeys(u for u, _ in kept)}
+    assert content.dropped["k_core_items"] == 100 - len(content.item_ids)
+    assert content.dropped.get("k_core_users", 0) == len({u for u, _ in pairs}) - len(content.user_ids)
+
+
+BAD_INTERACTIONS = {
+    "no column item_id; columns found: user_id, item, timestamp": "user_id\titem\ttimestamp\na\tb\t1\n",
+    "no column timestamp or position to order by; columns found: user_id, item_id, when": (
+        "user_id\titem_id\twhen\na\tb\t1\n"
+    ),
+    "is empty": "",
+    "line 1: can't be read": "user_id\titem_id\ttimestamp\ra\tb\t1\r",
+    "has a header but no rows": "user_id\titem_id\ttimestamp\n",
+    "line 3: too few columns, 2 where the header has 3": INTERACTIONS.replace("bob\ta\t1", "bob\ta"),
+    "line 3: too many columns, 4 where the header has 3": INTERACTIONS.replace("bob\ta\t1", "bob\ta\t1\t1"),
+    "line 5: too few columns": INTERACTIONS.replace("bob\ta\t1", "\nbob\ta\t1").replace("ann\ta\t2", "ann"),
+    "line 4: byte 4 is not valid UTF-8": INTERACTIONS.encode().replace(b"ann\ta\t2", b"ann\xff\ta\t2"),
+    "line 4: timestamp 'today' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\ttoday"),
+    "line 4: timestamp 'nan' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\tnan"),
+    "line 4: timestamp is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t"),
+    "line 3: item_id is empty": INTERACTIONS.replace("bob\ta", "bob\t"),
+    "column 'item_id' occurs more than once": "user_id\titem_id\titem_id\ttimestamp\na\tb\tc\t1\n",
+}
+
+
+@pytest.mark.parametrize("message", BAD_INTERACTIONS)
+def test_bad_interactions(write, message):
+    path = write("bad.tsv", BAD_INTERACTIONS[message])
+    with pytest.raises(InputError) as caught:
+        read_interactions(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_folder_and_unknown_kind(tmp_path, write):
+    with pytest.raises(InputError, match=r"nowhere\.tsv: no such file"):
+        read_interactions(tmp_path / "nowhere.tsv")
+    with pytest.raises(InputError, match="is not a file"):
+        read_items(tmp_path)
+    with pytest.raises(InputError, match=r"unknown kind of file '\.xls'; use \.tsv"):
+        read_interactions(write("a.xls", INTERACTIONS))
+
+
+def test_bad_parquet(write, tmp_path):
+    with pytest.raises(InputError, match="can't be read as Parquet"):
+        read_interactions(write("a.parquet", "no parquet"))
+    path = tmp_path / "b.parquet"
+
+    def put(**columns):
+        pyarrow.parquet.write_table(
+            pa.table({"user_id": [1, 2], "item_id": [3, 4], "timestamp": [5, 6], **columns}), path
+        )
+
+    put(item_id=[1.5, 2.5])
+    with pytest.raises(InputError, match="column 'item_id' has type double; ids must be integers or strings"):
+        read_interactions(path)
+    put(item_id=[1, None])
+    with pytest.raises(InputError, match="row 2: item_id is empty"):
+        read_interactions(path)
+    put(timestamp=[None, 6])
+    with pytest.raises(InputError, match="row 1: timestamp is not a number"):
+        read_interactions(path)
+    put(timestamp=[5.0, float("inf")])
+    with pytest.raises(InputError, match="row 2: timestamp 'inf' is not a number"):
+        read_interactions(path)
+    pyarrow.parquet.write_table(pa.table({"user_id": [1]}), path)
+    with pytest.raises(InputError, match="no column item_id; columns found: user_id"):
+        read_interactions(path)
+
+
+BAD_ITEMS = {
+    "line 2: malformed JSON": '{"item_id": 1}\n{"item_id": 2,\n',
+    "line 2: each line must be one JSON object, got list": '{"item_id": 1}\n[2]\n',
+    "line 3: no item_id; columns found: title": '{"item_id": 1}\n\n{"title": "x"}\n',
+    "line 1: item_id None must be an integer or a string": '{"item_id": null}\n',
+    "line 1: item_id 1.5 must be an integer or a string": '{"item_id": 1.5}\n',
+    "1 duplicate item ids, the first '2' in lines 1 and 4": (
+        '{"item_id": 2}\n{"item_id": 1}\n\n{"item_id": "2"}\n{"item_id": 2}\n'
+    ),
+    "line 2: byte 13 is not valid UTF-8": b'{"item_id": 1}\n{"item_id":"\xe9"}\n',
+    "is empty": "",
+    "has no items": "\n\n",
+}
+
+
+@pytest.mark.parametrize("message", BAD_ITEMS)
+def test_bad_items(write, message):
+    path = write("items.jsonl", BAD_ITEMS[message])
+    with pytest.raises(InputError) as caught:
+        read_items(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_bad_item_tables(write):
+    with pytest.raises(InputError, match="2 duplicate item ids, the first 'a' in rows 1 and 3"):
+        read_items(write("a.csv", "item_id,title\na,x\nb,y\na,z\nb,z\n"))
+    with pytest.raises(InputError, match="line 4: too few columns, 1 where the header has 2"):
+        read_items(write("b.csv", 'item_id,title\na,"two\nlines"\nb\n'))
+    with pytest.raises(InputError, match="no column item_id; columns found: id, title"):
+        read_items(write("c.csv", "id,title\na,x\n"))
+    with pytest.raises(InputError, match=r"damaged \.gz file"):
+        read_items(write("d.jsonl.gz", gzip.compress(b'{"item_id": 1}\n' * 50)[:-9]))
+
+
+def test_item_text_of_lists_numbers_and_gaps(write):
+    items = read_items(
+        write(
+            "items.jsonl",
+            '{"item_id": 1, "title": " A ", "tags": ["x", "y"], "price": 3}\n'
+            '{"item_id": 2, "price": 4.5, "extra": {"k": 1}}\n{"item_id": 3, "tags": []}\n',
+        )
+    )
+    assert items.columns == {
+        "title": ["A", "", ""],
+        "tags": ["x, y", "", ""],
+        "price": ["3", "4.5", ""],
+        "extra": ["", '{"k": 1}', ""],
+    }
+    assert items.text_columns == ("title", "tags", "extra")
+
+
+def test_choice_of_text_columns(write):
+    items = write(
+        "items.jsonl",
+        '{"item_id": 1, "brand": "B.", "title": "A", "year": 1999}\n{"item_id": 2, "title": "C"}\n{"item_id": 3}\n',
+    )
+    content = read(write("i.csv", "user_id,item_id,position\nu,1,0\nu,2,1\nu,3,2\n"), items)
+    dataset = to_dataset(content, name="n", digest="d")
+    assert dataset.text_columns == ("brand", "title")
+    assert dataset.item_text == ["B. A", "C", ""]
+    assert dataset.item_titles == ["A", "C", "3"]
+    chosen = to_dataset(content, name="n", digest="d", text_columns=" title, year ")
+    assert chosen.text_columns == ("title", "year")
+    assert chosen.item_text == ["A. 1999", "C", ""]
+    with pytest.raises(InputError, match=r"names 'colour'.*columns found: brand, title, year"):
+        to_dataset(content, name="n", digest="d", text_columns="title,colour")
+
+
+def test_join_text():
+    assert join_text(("A", "", "B!", "C.", "D")) == "A. B! C. D"
+    assert join_text(("A", "")) == "A"
+    assert join_text(("", "")) == ""
+
+
+def test_titles_without_a_title_column(write):
+    path = write("i.csv", "user_id,item_id,position\nu,1,0\n")
+    content = read(path, write("items.jsonl", '{"item_id": 1, "blurb": "text"}\n'))
+    assert to_dataset(content, name="n", digest="d").item_titles == ["text"]
+    content = read(path, write("bare.jsonl", '{"item_id": 1}\n'))
+    dataset = to_dataset(content, name="n", digest="d")
+    assert (dataset.item_titles, dataset.item_text, dataset.text_columns) == (["1"], [""], ())

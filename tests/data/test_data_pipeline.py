@@ -1,0 +1,244 @@
+import json
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectran_jax.config import DataConfig
+from spectran_jax.data.interactions import Histories
+from spectran_jax.data.packing import make_plan
+from spectran_jax.data.pipeline import TrainBatches, eval_batches, train_iterator
+from spectran_jax.data.splits import Targets
+from spectran_jax.errors import InputError
+
+
+def random_histories(lengths, seed=0, timestamps=True):
+    rng = np.random.default_rng(seed)
+    items = [rng.integers(0, 1000, n) for n in lengths]
+    return Histories.from_lists(items, [np.cumsum(rng.integers(0, 90, n)) for n in lengths] if timestamps else None)
+
+
+def sequences(batch):
+    """(inputs, targets, times) of each segment, and checks of the layout on the way."""
+    layout = batch.layout
+    np.testing.assert_array_equal(layout.mask, layout.segment > 0)
+    for padding in (batch.item_ids, batch.targets, layout.segment, layout.position):
+        assert padding.dtype == np.int32
+        assert not padding[~layout.mask].any()
+    found = []
+    for row in range(len(batch.item_ids)):
+        segments = layout.segment[row]
+        assert set(segments[segments > 0]) == set(range(1, segments.max(initial=0) + 1))
+        for segment in range(1, segments.max(initial=0) + 1):
+            at = np.flatnonzero(segments == segment)
+            assert np.all(np.diff(at) == 1)
+            assert layout.position[row, at].tolist() == list(range(len(at)))
+            times = () if layout.timestamp is None else tuple(layout.timestamp[row, at].tolist())
+            found.append((tuple(batch.item_ids[row, at].tolist()), tuple(batch.targets[row, at].tolist()), times))
+    return found
+
+
+def expected_sequences(histories, max_length):
+    out = []
+    for user in range(len(histories)):
+        items = histories[user].tolist()
+        if len(items) < 2:
+            continue
+        times = ()
+        if histories.timestamps is not None:
+            start, end = histories.offsets[user : user + 2]
+            kept = histories.timestamps[start:end][:-1][-max_length:]
+            times = tuple((kept - kept[0]).tolist())
+        out.append((tuple(items[:-1][-max_length:]), tuple(items[1:][-max_length:]), times))
+    return out
+
+
+def source(histories, config, *, batch_size, row_multiple=1, **options):
+    plan = make_plan(
+        histories.lengths,
+        config.max_length,
+        packed=config.packing,
+        batch_size=batch_size,
+        row_multiple=row_multiple,
+    )
+    return TrainBatches(histories, plan, **{"seed": 0, "epochs": 1, **options}), plan
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=30).filter(lambda ls: max(ls) >= 2),
+    st.integers(1, 12),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(0, 2),
+)
+def test_an_epoch_holds_every_sequence_once(lengths, max_length, packed, timed, batch_size, epoch):
+    histories = random_histories(lengths, timestamps=timed)
+    batches, plan = source(
+        histories, DataConfig(max_length=max_length, packing=packed), batch_size=batch_size, epochs=epoch + 1
+    )
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    taken = [batches[step] for step in steps]
+    assert {batch.item_ids.shape for batch in taken} == {(plan.rows_per_step, max_length)}
+    assert all(batch.layout.mask.any() for batch in taken)
+    found = [sequence for batch in taken for sequence in sequences(batch)]
+    assert Counter(found) == Counter(expected_sequences(histories, max_length))
+    assert sum(int(batch.layout.mask.sum()) for batch in taken) == plan.positions
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(2, 15), min_size=1, max_size=40), st.integers(1, 16), st.booleans())
+def test_processes_together_see_what_one_sees(lengths, batch_size, packed):
+    histories = random_histories(lengths)
+    config = DataConfig(max_length=8, packing=packed)
+    whole, plan = source(histories, config, batch_size=batch_size, row_multiple=4)
+    for count in (2, 4):
+        parts = [
+            source(histories, config, batch_size=batch_size, row_multiple=4, process_index=i, process_count=count)[0]
+            for i in range(count)
+        ]
+        for step in range(plan.steps_per_epoch):
+            together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *[part[step] for part in parts])
+            assert_same(together, whole[step])
+
+
+def test_iterator_goes_on_in_the_middle_of_an_epoch():
+    histories = random_histories(np.arange(60) % 17 + 2)
+    options = {"batch_size": 8, "seed": 5, "epochs": 3}
+    config = DataConfig(max_length=10)
+    iterator = train_iterator(histories, config, **options)
+    assert iterator.steps_per_epoch == 8
+    stream = list(iterator)
+    assert len(stream) == 3 * 8
+    with pytest.raises(StopIteration):
+        next(iterator)
+    for stop in (0, 3, 8, 13, 23, 24):
+        first = train_iterator(histories, config, **options)
+        for _ in range(stop):
+            next(first)
+        state = json.loads(json.dumps(first.get_state()))
+        second = train_iterator(histories, config, **options)
+        next(second)  # has already prefetched something else
+        second.set_state(state)
+        rest = list(second)
+        assert len(rest) == len(stream) - stop
+        for mine, uninterrupted in zip(rest, stream[stop:], strict=True):
+            assert_same(mine, uninterrupted)
+
+
+def test_iterator_is_one_that_grain_can_checkpoint(tmp_path):
+    import grain
+    import orbax.checkpoint as ocp
+
+    histories = random_histories(np.full(20, 5))
+    iterator = train_iterator(histories, DataConfig(max_length=10), batch_size=4, seed=0, epochs=2)
+    for _ in range(3):
+        next(iterator)
+    manager = ocp.CheckpointManager(tmp_path)
+    manager.save(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+    manager.wait_until_finished()
+    expected = next(iterator)
+    other = train_iterator(histories, DataConfig(max_length=10), batch_size=4, seed=0, epochs=2)
+    manager.restore(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(other)))
+    assert_same(next(other), expected)
+    manager.close()
+
+
+def test_each_epoch_and_each_seed_has_its_own_order():
+    histories, config = random_histories(np.full(40, 5)), DataConfig(max_length=8)
+    batches, plan = source(histories, config, batch_size=40, epochs=2)
+    other, _ = source(histories, config, batch_size=40, seed=1)
+    assert plan.steps_per_epoch == 1
+    assert len({batch.item_ids.tobytes() for batch in (batches[0], batches[1], other[0])}) == 3
+
+
+def test_iterator_states_its_plan():
+    histories = random_histories([5, 5, 1, 12])
+    iterator = train_iterator(histories, DataConfig(max_length=8), batch_size=2, seed=0, row_multiple=2, epochs=1)
+    assert (iterator.steps_per_epoch, iterator.rows_per_step, iterator.positions) == (2, 2, 4 + 4 + 8)
+
+
+def test_differences_in_time_that_int32_lacks_saturate():
+    histories = Histories.from_lists([[1, 2, 3]], [[0, 2**40, 2**41]])
+    batch = source(histories, DataConfig(max_length=4), batch_size=1)[0][0]
+    assert batch.layout.timestamp.tolist() == [[0, 2**31 - 1, 0, 0]]
+
+
+def test_rows_that_processes_cannot_share():
+    with pytest.raises(InputError, match="3 batch rows can't be shared evenly between 2 processes"):
+        train_iterator(
+            random_histories([5] * 3), DataConfig(max_length=4), batch_size=3, seed=0, process_count=2, epochs=1
+        )
+
+
+def make_targets(lengths, **options):
+    history = random_histories(lengths, **options)
+    n = len(history)
+    return Targets(history, np.arange(2000, 2000 + n, dtype=np.int32), np.arange(n, dtype=np.int32) * 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=20), st.integers(1, 30), st.integers(1, 8), st.booleans())
+def test_eval_batches_against_brute_force(lengths, max_length, batch_size, timed):
+    targets = make_targets(lengths, timestamps=timed)
+    batches = eval_batches(targets, DataConfig(max_length=max_length), batch_size, filter_seen=True)
+    rows = []
+    width = -(-max(lengths) // 64) * 64
+    for batch in batches:
+        assert batch.item_ids.shape == (batch_size, max_length)
+        assert batch.seen.shape == (batch_size, width)
+        rows += [jax.tree.map(lambda array, i=i: array[i], batch) for i in range(batch_size)]
+    assert len(batches) * batch_size == len(rows)
+    for index, row in enumerate(rows):
+        if index >= len(lengths):
+            assert row.user == -1
+            assert not row.layout.mask.any()
+            assert np.all(row.seen == -1)
+            continue
+        items = targets.history[index].tolist()
+        kept = items[-max_length:]
+        assert (row.user, row.targets) == (index * 3, 2000 + index)
+        assert row.last == max(len(kept) - 1, 0)
+        assert row.item_ids.tolist() == kept + [0] * (max_length - len(kept))
+        assert row.layout.mask.tolist() == [k < len(kept) for k in range(max_length)]
+        assert row.layout.segment.tolist() == [int(k < len(kept)) for k in range(max_length)]
+        assert row.layout.position[: len(kept)].tolist() == list(range(len(kept)))
+        assert row.seen.tolist() == items + [-1] * (width - len(items))
+        if timed:
+            times = targets.history.timestamps[targets.history.offsets[index] :][: len(items)][-max_length:]
+            assert row.layout.timestamp[: len(kept)].tolist() == [int(t - times[0]) for t in times]
+        else:
+            assert row.layout.timestamp is None
+
+
+def test_eval_batches_of_processes_together_equal_the_whole():
+    targets = make_targets([4, 9, 2, 7, 5])
+    config = DataConfig(max_length=6)
+    whole = list(eval_batches(targets, config, 4, filter_seen=True))
+    parts = [
+        list(eval_batches(targets, config, 4, filter_seen=True, process_index=i, process_count=2)) for i in range(2)
+    ]
+    assert len(whole) == len(parts[0]) == len(parts[1]) == 2
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert_same(jax.tree.map(lambda *arrays: np.concatenate(arrays), *shares), batch)
+
+
+def test_eval_batches_can_be_read_twice_and_hold_no_seen_items_unless_asked():
+    batches = eval_batches(make_targets([3, 4]), DataConfig(max_length=3), 2)
+    (first,), (second,) = list(batches), list(batches)
+    assert_same(first, second)
+    assert first.seen.shape == (2, 0)
+
+
+def test_eval_batch_size_below_one():
+    with pytest.raises(InputError, match="--eval_batch_size must be at least 1"):
+        eval_batches(make_targets([3]), DataConfig(), 0)

@@ -1,0 +1,125 @@
+"""The configuration: flags, dataclasses, config.json and `--help` are one thing."""
+
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+
+from spectran_jax.config import Config, fields
+from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError
+from spectran_jax.flags import config_from_flags, define_config_flags, help_text, read_config
+
+
+def parsed(*arguments: str) -> Config:
+    values = flags.FlagValues()
+    define_config_flags(values)
+    values(["command", *arguments])
+    return config_from_flags(values)
+
+
+def test_flags_without_arguments_are_the_dataclasses():
+    assert parsed() == Config()
+
+
+def test_every_field_is_a_flag_with_its_default_and_help():
+    values = flags.FlagValues()
+    define_config_flags(values)
+    for _, field in fields():
+        assert values[field.name].default == field.default
+        assert field.metadata["help"] in values[field.name].help
+
+
+def test_field_names_are_unique_over_sections():
+    names = [field.name for _, field in fields()]
+    assert len(names) == len(set(names))
+
+
+def test_every_field_can_be_set_by_its_flag():
+    for section, field in fields():
+        kind, choices = type(field.default), field.metadata["choices"]
+        value = next((c for c in choices if c != field.default), None)
+        if value is None:
+            value = (not field.default) if kind is bool else kind(3) if kind is not str else "other"
+        if choices and len(choices) == 1:
+            continue
+        config = parsed(f"--{field.name}={value}")
+        assert getattr(getattr(config, section), field.name) == value
+
+
+def test_help_shows_every_flag():
+    values = flags.FlagValues()
+    define_config_flags(values)
+    text = help_text("What it does.", (), True, values)
+    for _, field in fields():
+        assert f"--{field.name}" in text or f"--[no]{field.name}" in text
+
+
+def test_config_file_round_trip_and_overrides(tmp_path):
+    config = Config().replace(seed=7, dropout=0.15, dataset="files", packing=False)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert read_config(path) == config
+    assert parsed(f"--config={path}") == config
+    assert parsed(f"--config={path}", "--seed=8") == config.replace(seed=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a readable JSON configuration"),
+        ("[]", "a configuration is a JSON object of sections, got list"),
+        ('{"training": {"sed": 1}}', r"Unknown field in .*'sed'.*Did you mean 'seed'"),
+        ('{"training": {"seed": "one"}}', r"training.seed must be int, got 'one'"),
+        ('{"training": 3}', "section 'training' must be an object"),
+    ],
+)
+def test_bad_config_file(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_config(path)
+
+
+def test_missing_config_file(tmp_path):
+    with pytest.raises(InputError, match="no such configuration file"):
+        read_config(tmp_path / "none.json")
+
+
+def test_replace_refuses_unknown_names():
+    with pytest.raises(InputError, match=r"Unknown configuration field 'learning_rat'.*'learning_rate'"):
+        Config().replace(learning_rat=1.0)
+
+
+def test_differences_name_the_fields_and_pass_over_resumable_ones():
+    assert Config().differences(Config().replace(epochs=7, seed=1)) == ["seed: 0 != 1"]
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().training.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dimension": 0}, "--dimension must be at least 1, got 0"),
+        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
+        ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"rtol": 2.0}, "--rtol must be between 0 and 1"),
+        ({"split": "random"}, "--split must be one of leave_one_out, temporal, got 'random'"),
+        ({"attention_live": 0.0}, "--attention_live must lie between 0 and 1"),
+        ({"dataset": "files"}, "--dataset=files needs --interactions=FILE"),
+        ({"dataset": "files", "interactions": "a.tsv"}, "--dataset=files needs --items=FILE"),
+        ({"items": "a.jsonl"}, "--items goes with --dataset=files"),
+        ({"negatives": 0}, "--negatives must be at least 1"),
+    ],
+)
+def test_values_out_of_range(values, message):
+    with pytest.raises(InputError, match=message):
+        check(Config().replace(**values))
+
+
+def test_defaults_pass_the_checks():
+    check(Config())

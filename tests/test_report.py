@@ -1,0 +1,468 @@
+"""The report of a run: the page is whole, self-contained and safe; its numbers and plots say what the data says."""
+
+import dataclasses
+import io
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from spectran_jax.config import Config, fields
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.report import (
+    Recommended,
+    ReportData,
+    UserExample,
+    effective_rank,
+    energy_beyond,
+    live_share,
+    metrics_table,
+    parameter_table,
+    plots,
+    render,
+    spectral_plots,
+    sweep_table,
+    words,
+    write_report,
+)
+from spectran_jax.report.figures import diverging
+from spectran_jax.report.statistics import bin_columns
+
+VOID = {"meta", "br", "img", "hr", "link", "input"}
+EVIL = "<script>alert('x')</script> & \"Sons\""
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects what the tests ask for."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.texts: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self._seen(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID or "svg" in self.open, f"<{tag}/> does not close in HTML"
+        self._seen(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def _seen(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), f"{name} runs a script"
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href", "action", "data", "srcset"):
+                self.links.append(value)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+def sample(d: int = 8, r: int = 24) -> ReportData:
+    generator = np.random.default_rng(0)
+    sigma = np.arange(1, r + 1) ** -0.7
+    attention = generator.normal(size=(d, r))
+    attention = np.sign(attention) * np.maximum(np.abs(attention) - 1.5, 0)
+    taylor = np.array([1.1, -0.4, 0.2])
+    history = []
+    for i in range(1, 6):
+        history.append({"kind": "train", "step": 10 * i, "epoch": i, "loss": 5.0 / i, "examples_per_second": 99.0})
+        history.append(
+            {"kind": "valid", "step": 10 * i, "epoch": i, "ndcg@20": 0.01 * min(i, 8 - i), "hr@20": 0.03 * i}
+            | {"attention_live": 0.05, "attention_energy": 0.1 * i, "semantic_to_id": 10.0 / i, "threshold": 0.1}
+        )
+    flat = {f"{name}@{k}": 0.01 * k ** (0.5 + i) for i, name in enumerate(("ndcg", "hr")) for k in (5, 10, 20, 50)}
+    return ReportData(
+        title="A run",
+        command="python -m experiments.train --seed=3",
+        config=Config().replace(seed=3, dropout=0.45).to_dict(),
+        dataset={
+            "users": 943,
+            "items": 1682,
+            "interactions": 100_000,
+            "tied_targets": {"test": 415},
+            "digest": "ab" * 32,
+        },
+        history=history,
+        metrics={
+            "valid": {**flat, "mrr": 0.021},
+            "test": {**flat, "mrr": 0.019, "coverage@10": 0.5},
+            "test_slices": {"head": {**flat, "users": 40}, "cold": {"hr@10": 0.0, "users": 3}},
+            "train": {"examples_per_second": 5123.4},
+            "parameters": {"total": 1001, "item_encoder": 1000, "backbone": 1},
+            "digest": "3f" * 32,
+            "protocol": "a9" * 32,
+        },
+        parameters=[("item_encoder/key", (r, 4), "float32", 4 * r, "(None, 'model')"), ("scale", (), "float32", 1, "")],
+        text_singular_values=sigma * 30,
+        item_singular_values=np.linspace(1, 0.1, d),
+        initial_item_singular_values=np.linspace(1, 0.9, d),
+        attention=attention,
+        diagonal=(sigma[:d, None] ** np.arange(3)) @ taylor,
+        weights=attention + np.eye(d, r),
+        sigma=sigma,
+        taylor=taylor,
+        threshold=0.123,
+        examples=[
+            UserExample(
+                "u7", ["Old one", "Ünï ☃ 千"], "Hit me", 2, [Recommended("A", 0.9), Recommended("Hit me", 0.8, True)]
+            ),
+            UserExample("u8", [], "Missed", 4321, [Recommended("A", 0.7)]),
+        ],
+        timings={"training": 61.0, "set-up": 0.5},
+    )
+
+
+def without_plots() -> ReportData:
+    names = ("text_singular_values", "item_singular_values", "initial_item_singular_values")
+    arrays = ("attention", "diagonal", "weights", "sigma", "taylor")
+    return dataclasses.replace(sample(), history=[], **dict.fromkeys(names + arrays))
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(sample())
+
+
+def test_page_is_well_formed_and_complete(page):
+    parsed = Page(page)
+    assert parsed.tags.count("svg") == 9
+    assert [i for i in parsed.ids if f'<section id="{i}"' in page] == [
+        "results", "training", "adapter", "spectrum", "examples", "cost", "configuration",
+    ]  # fmt: skip
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for shown in (
+        "NDCG@10", "HR@50", "MRR", "Head", "Cold", "943", "100,000", "Tied targets, test", "415",
+        "u7", "Ünï ☃ 千", "Hit me", "Old one",
+        "target ranked 2", "target ranked 4,321", "--dropout", "0.45", "item_encoder/key", "[24, 4]", "61.0 s",
+        "0.123", "a9" * 32, "3f" * 32, "python -m experiments.train --seed=3",
+    ):  # fmt: skip
+        assert shown in parsed.text, shown
+
+
+def test_page_asks_nobody_for_anything(page):
+    parsed = Page(page)
+    assert "script" not in parsed.tags
+    assert "link" not in parsed.tags
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", re.sub(r"data:image/png;base64,[^\"]*", "", page))
+    for link in parsed.links:
+        assert link.startswith(("#", "data:image/png;base64,"))
+        if link.startswith("#"):
+            assert link[1:] in parsed.ids
+    for reference in re.findall(r"url\(#([^)]*)\)", page):
+        assert reference in parsed.ids
+
+
+def test_colours_follow_the_page_in_light_and_dark(page):
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    assert not re.search(r"#0[1-6]0[1-6]0[1-6]", drawings)
+    for name in set(re.findall(r"var\((--[a-z-]+)\)", page)):
+        assert page.count(f"{name}: ") == 2, f"{name} must be set for light and for dark"
+    assert set(re.findall(r"(?:fill|stroke): (#\w+)", drawings)) <= {"#ffffff", "#000000"}
+
+
+def test_whatever_comes_from_data_is_escaped():
+    rows = [(EVIL, (1,), EVIL, 1, EVIL)]
+    data = dataclasses.replace(
+        without_plots(),
+        title=EVIL,
+        command=f"python '{EVIL}'",
+        config={EVIL: {EVIL: EVIL}, "data": {"dataset": EVIL}},
+        dataset={EVIL: EVIL},
+        metrics={
+            "test": {EVIL: 1.0},
+            "test_slices": {EVIL: {"users": EVIL}},
+            "digest": EVIL,
+            "parameters": {EVIL: EVIL},
+        },
+        parameters=rows,
+        examples=[UserExample(EVIL, [EVIL], EVIL, 1, [Recommended(EVIL, 0.5, True)])],
+        timings={EVIL: 1.0},
+    )
+    source = render(data)
+    parsed = Page(source)
+    assert "script" not in parsed.tags
+    assert "<script" not in source.lower()
+    assert parsed.text.count("<script>alert('x')</script>") >= 10
+
+
+def test_odd_characters_can_be_written(tmp_path):
+    example = UserExample("\x00u\x1b", ["lone \ud800 surrogate"], "right\u202eto left", 1, [])
+    path = tmp_path / "report.html"
+    write_report(dataclasses.replace(without_plots(), examples=[example]), path)
+    parsed = Page(path.read_text("utf-8"))
+    assert "lone ? surrogate" in parsed.text
+    assert "\x00" not in parsed.text
+    assert "\x1b" not in parsed.text
+
+
+def test_missing_parts_are_left_out():
+    bare = ReportData(title="Bare", command="", config={}, dataset={})
+    source = render(bare)
+    parsed = Page(source)
+    assert parsed.tags.count("section") == 0
+    assert "svg" not in parsed.tags
+    assert "None" not in parsed.text
+    assert "nan" not in parsed.text.lower().replace("finance", "")
+
+
+def test_without_text_there_is_no_adapter_and_no_text_spectrum():
+    names = ("text_singular_values", "attention", "diagonal", "weights", "sigma", "taylor", "threshold")
+    data = dataclasses.replace(sample(), history=[], **dict.fromkeys(names))
+    source = render(data)
+    Page(source)
+    assert 'id="adapter"' not in source
+    assert '"#adapter"' not in source
+    assert "Learned item vectors" in source
+    assert "of the text" not in source
+
+
+def test_without_test_metrics_the_first_screen_shows_validation():
+    data = without_plots()
+    source = render(dataclasses.replace(data, metrics={"valid": {"ndcg@10": 0.0317}}))
+    parsed = Page(source)
+    cards = "".join(re.findall(r'<dl class="cards">.*?</dl>', source))
+    assert "0.0317" in cards
+    assert "validation" in cards
+    assert "test" not in cards
+    assert "Test" not in [text.strip() for text in parsed.texts]
+
+
+def test_changed_fields_come_first_with_their_defaults(page):
+    changed = page.split("Changed from the defaults")[1].split("</table>")[0]
+    assert re.findall(r"--(\w+)", changed) == ["dropout", "seed"]
+    assert "0.3" in changed
+    assert "Dropout rate" in changed
+    for _, field in fields():
+        assert f"<code>--{field.name}</code>" in page
+
+
+def test_the_hit_is_told_in_words_not_by_colour_alone(page):
+    hits = re.findall(r'<li class="hit">(.*?)</li>', page)
+    assert len(hits) == 1
+    assert "Hit me" in hits[0]
+    assert "✓ hit" in hits[0]
+
+
+def test_long_commands_are_folded_so_that_a_shell_reads_the_same():
+    command = "python -m experiments.train --interactions='my files/a b.tsv' " + " ".join(
+        f"--flag{i}=1" for i in range(9)
+    )
+    source = render(dataclasses.replace(without_plots(), command=command))
+    shown = "".join(Page(re.search(r"<pre>.*?</pre>", source, re.DOTALL).group()).texts)
+    assert shown.count("\n") == 9
+    echoed = [
+        subprocess.run(["sh", "-c", c.replace("python", "printf '%s\\n'", 1)], capture_output=True, text=True).stdout
+        for c in (command, shown)
+    ]
+    assert echoed[0] == echoed[1]
+    assert "my files/a b.tsv" in echoed[0]
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "report.html"
+    write_report(without_plots(), path)
+    before = path.read_bytes()
+    assert os.listdir(path.parent) == ["report.html"]
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"report\.html.*No space left on device"):
+        write_report(dataclasses.replace(without_plots(), title="Another"), path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["report.html"]
+
+
+def test_the_same_data_gives_the_same_page(page):
+    assert render(sample()) == page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention": np.zeros(3)}, r"attention must be \[d, r\], got the shape \(3,\)"),
+        ({"weights": np.zeros((8, 23))}, r"weights must have the shape \[8, 24\].*got \(8, 23\)"),
+        ({"diagonal": np.zeros(9)}, r"diagonal must have the shape \[8\]"),
+        ({"sigma": np.ones(8)}, r"sigma must have the shape \[24\]"),
+        ({"item_singular_values": np.ones((2, 2))}, r"item_singular_values must have the shape \[any\]"),
+    ],
+)
+def test_arrays_that_disagree_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(sample(), **change)
+
+
+def test_numbers_that_are_not_finite_break_no_plot():
+    data = sample()
+    odd = dataclasses.replace(
+        data,
+        history=[*data.history, {"kind": "train", "step": 60, "loss": float("nan")}, {"kind": "valid", "step": 60}, {}],
+        text_singular_values=np.array([1.0, 0.0, np.nan]),
+        item_singular_values=np.zeros(8),
+        attention=np.zeros_like(data.attention),
+        metrics={"test": {"ndcg@10": float("nan")}},
+    )
+    source = render(odd)
+    Page(source)
+    assert "0 % of the entries are live" in source
+    assert "Learned item vectors" not in source
+    assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL))
+
+
+def test_a_history_of_one_reading_is_drawn():
+    data = sample()
+    assert plots.loss(data.history[:1]) is not None
+    assert "the last reading" in plots.validation(data.history[:2]).caption
+    assert plots.loss([]) is plots.validation([]) is None
+
+
+def test_captions_state_the_numbers_of_the_data():
+    data = sample()
+    best = plots.validation(data.history)
+    assert "0.0400, was read at step 40 (ringed), with one reading after it" in best.caption
+    assert "best 0.0400" in best.svg
+    rank = effective_rank(data.item_singular_values)
+    assert f"Effective rank {rank:.1f} of 8" in spectral_plots.item_spectrum(data.item_singular_values, None).caption
+    share = np.square(data.text_singular_values[8:]).sum() / np.square(data.text_singular_values).sum()
+    text = spectral_plots.text_spectrum(data.text_singular_values, 8).caption
+    assert f"{100 * share:.0f} % of the text's variance" in text
+    live = np.zeros((8, 24))
+    live[:, 20] = 3.0
+    live[0, 0] = 4.0
+    caption = spectral_plots.attention_map(live).caption
+    assert caption.startswith("4.7 % of the entries are live")
+    assert "82 % of the attention's energy" in caption
+
+
+def test_a_wide_attention_map_is_binned():
+    attention = np.zeros((4, 4096))
+    attention[1, 4000] = -2.0
+    shown = spectral_plots.attention_map(attention)
+    assert "strongest of 9 neighbours" in shown.caption
+    assert len(shown.svg) < 60_000
+
+
+def test_effective_rank():
+    assert effective_rank(np.ones(7)) == pytest.approx(7)
+    assert effective_rank(np.array([3.0, 0, 0])) == pytest.approx(1)
+    assert effective_rank(np.zeros(3)) == 0.0
+    p = np.array([0.5, 0.25, 0.25])
+    assert effective_rank(4 * p) == pytest.approx(2**1.5)
+
+
+def test_live_share_and_energy_beyond():
+    attention = np.array([[1.0, 0, 2, 0], [0, 0, -1, 0]])
+    np.testing.assert_allclose(live_share(attention), [0.5, 0, 1, 0])
+    assert energy_beyond(attention) == pytest.approx(5 / 6)
+    assert energy_beyond(np.zeros((2, 4))) == 0.0
+    assert energy_beyond(np.eye(3)) == 0.0
+
+
+def test_binning_keeps_the_strongest_with_its_sign():
+    matrix = np.array([[0.1, -0.5, 0.2, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 3.0]])
+    binned, width = bin_columns(matrix, 3)
+    assert width == 2
+    np.testing.assert_array_equal(binned, [[-0.5, 0.2, 0.0], [0.0, 0.0, 3.0]])
+    same, width = bin_columns(matrix, 5)
+    assert width == 1
+    np.testing.assert_array_equal(same, matrix)
+
+
+def test_dead_entries_are_blank_and_live_ones_are_seen():
+    image = diverging(np.array([[0.0, 1e-9, -1.0, 2.0]]), 1.0)
+    assert image[0, 0, 3] == 0
+    assert image[0, 1, 3] > 40
+    assert image[0, 2, 3] == image[0, 3, 3] == 255
+    assert tuple(image[0, 2, :3]) != tuple(image[0, 3, :3])
+
+
+def printed(table) -> str:
+    console = Console(file=io.StringIO(), width=110)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_metrics_table():
+    text = printed(metrics_table(sample().metrics))
+    header = next(line for line in text.splitlines() if "Metric" in line)
+    assert header.split()[:3] == ["Metric", "Validation", "Test"]
+    assert "Test: cold" in header
+    mrr = next(line for line in text.splitlines() if "MRR" in line)
+    assert mrr.split() == ["MRR", "0.0210", "0.0190"]
+    users = next(line for line in text.splitlines() if "Users" in line)
+    assert users.split() == ["Users", "40", "3"]
+    order = [line.split()[0] for line in text.splitlines() if "@" in line]
+    assert order[:8] == [f"{name}@{k}" for name in ("NDCG", "HR") for k in (5, 10, 20, 50)]
+    assert "Test" not in printed(metrics_table({"valid": {"mrr": 0.5}}))
+
+
+def test_parameter_table():
+    text = printed(parameter_table([("[red]a", (3, 4), "float32", 12, "(None,)"), ("b", (), "float32", 1, "")]))
+    assert "[red]a" in text
+    assert "[3, 4]" in text
+    assert "(None,)" in text
+    assert re.search(r"Total\s+13\b", text)
+
+
+def test_sweep_table():
+    result = {
+        "chosen": {"dropout": 0.25},
+        "trials": [{}, {}],
+        "runs": [{"seed": 0, "test": {"mrr": 0.1}}, {"seed": 5, "test": {"mrr": 0.3}}],
+        "test": {"mrr": {"mean": 0.2, "std": 0.1414, "sem": 0.1}},
+    }
+    text = printed(sweep_table(result))
+    assert "dropout = 0.25, chosen on validation among 2" in " ".join(text.split())
+    assert re.search(r"MRR\s+0\.1000\s+0\.3000\s+0\.2000\s+0\.1414", text)
+    assert "Seed 5" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1682, "1,682"), (0.063, "0.063"), (12345.6, "12,346"), (np.int64(7), "7"), (float("nan"), "–"), (True, "True")],
+)
+def test_numbers_in_words(value, text):
+    assert words.number(value) == text
+
+
+def test_names_and_durations_in_words():
+    assert words.label("ndcg@20") == "NDCG@20"
+    assert words.label("items_without_text") == "Items without text"
+    assert words.label("tied_targets") == "Tied targets"
+    assert words.seconds(0.31) == "0.31 s"
+    assert words.seconds(61) == "61.0 s"
+    assert words.seconds(211.3) == "3 min 31 s"
+    assert words.seconds(7265) == "2 h 01 min"
+    assert words.percent(0.0482) == "4.8 %"
+    assert words.percent(0.3) == "30 %"
+
+
+def test_importing_draws_nothing_in():
+    code = "import sys, spectran_jax.report, spectran_jax.progress; print('matplotlib' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "False\n"

@@ -1,0 +1,102 @@
+"""The loop: one compilation each, no transfer that it did not ask for, NaN, learning, shards."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from spectran_jax.errors import RunError
+from spectran_jax.training import loop
+from spectran_jax.training.run import train_and_report
+from spectran_jax.training.setup import prepare
+from spectran_jax.training.signals import StopRequest
+
+
+def train(config, workdir):
+    workdir.mkdir(exist_ok=True)
+    return loop.train(prepare(config), workdir, StopRequest())
+
+
+def test_each_program_compiles_once(tiny_config, tmp_path, caplog):
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        train(tiny_config.replace(epochs=3), tmp_path)
+    compiled = [r.getMessage().split("Finished XLA compilation of ")[1] for r in caplog.records if "Finished XLA compilation of" in r.getMessage()]
+    for name in ("jit(train_step)", "jit(rank_step)", "jit(table)"):
+        assert sum(message.startswith(name) for message in compiled) == 1, compiled
+
+
+def test_no_array_is_converted_behind_the_loops_back(tiny_config, tmp_path, monkeypatch):
+    """On CPU the transfer guard lets `float(x)` and `np.asarray(x)` through, so conversions are counted."""
+    from jax._src.array import ArrayImpl
+
+    asked, implicit = [0], []
+    get = jax.device_get
+    original = ArrayImpl._value.fget
+
+    def device_get(tree):
+        asked[0] += 1
+        try:
+            return get(tree)
+        finally:
+            asked[0] -= 1
+
+    def value(self):
+        import traceback
+
+        stack = "".join(traceback.format_stack(limit=12))
+        if not asked[0] and "orbax" not in stack and "checkpoints.py" not in stack:
+            implicit.append(stack)
+        return original(self)
+
+    setup = prepare(tiny_config.replace(epochs=2))
+    monkeypatch.setattr(jax, "device_get", device_get)
+    monkeypatch.setattr(ArrayImpl, "_value", property(value))
+    loop.train(setup, tmp_path, StopRequest())
+    assert not implicit, implicit[0]
+    before = len(implicit)
+    float(jax.numpy.ones(()))
+    assert len(implicit) == before + 1, "the counter must see what it is there to see"
+
+
+def test_a_loss_that_is_nan_names_the_step_and_keeps_the_checkpoint(tiny_config, tmp_path):
+    config = tiny_config.replace(learning_rate=1e30, clip_norm=0.0, optimizer="sgd", score="dot", warmup_steps=0)
+    with pytest.raises(RunError, match=r"The loss became (nan|inf) at step \d+"):
+        train(config.replace(temperature=1e-3), tmp_path)
+
+
+def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
+    """Every user walks the same ring by one step, so the next item is certain: HR@1 must reach 1."""
+    from spectran_jax.config import Config
+
+    folder = tmp_path / "ring"
+    folder.mkdir()
+    items = 20
+    (folder / "items.jsonl").write_text("".join(json.dumps({"item_id": i, "title": f"t {i}"}) + "\n" for i in range(items)))
+    rows = [f"{u}\t{(u + t) % items}\t{t}\n" for u in range(40) for t in range(8)]
+    (folder / "interactions.tsv").write_text("user_id\titem_id\tposition\n" + "".join(rows))
+    np.save(folder / "embeddings.npy", np.random.default_rng(0).normal(size=(items, 24)).astype(np.float32))
+    config = Config().replace(
+        **{**tiny_flags, "interactions": str(folder / "interactions.tsv"), "items": str(folder / "items.jsonl")},
+    )
+    config = config.replace(embeddings=str(folder / "embeddings.npy"), epochs=60, dropout=0.0, eval_every=20)
+    setup = prepare(config)
+    trained = loop.train(setup, tmp_path, StopRequest())
+    from spectran_jax import data
+
+    table = trained.programs.table(trained.params, trained.frozen)
+    batches = data.eval_batches(setup.split.test, config.data, 32)
+    ranks = loop.evaluate(trained.programs, trained.params, trained.frozen, table, batches, setup.mesh)
+    assert (ranks == 0).all()
+
+
+@pytest.mark.parametrize("encoder", ["id", "svd", "spectran"])
+@pytest.mark.parametrize("loss", ["infonce", "softmax"])
+def test_every_encoder_trains_with_every_loss(tiny_config, tmp_path, encoder, loss):
+    metrics = train_and_report(tiny_config.replace(item_encoder=encoder, loss=loss, epochs=2), tmp_path)
+    assert 0 <= metrics["test"]["ndcg@10"] <= 1
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "report.html").stat().st_size > 10_000

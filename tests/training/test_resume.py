@@ -1,0 +1,122 @@
+"""A run that is killed, stopped or damaged ends where the uninterrupted one does, to the last bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPO, command
+
+FLAGS = {"epochs": 12, "eval_every": 3, "checkpoint_every": 2, "patience": 0, "semantic_scale": 0.3}
+VOLATILE = {"examples_per_second", "seconds"}
+
+
+def start(flags: dict, workdir: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        command("train", {**flags, "workdir": workdir}),
+        cwd=REPO,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(process: subprocess.Popen, workdir: Path, after: int) -> int:
+    """Returns once a checkpoint of a later step than `after` is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        steps = [int(p.name) for p in (workdir / "checkpoints" / "latest").glob("[0-9]*") if p.name.isdigit()]
+        if steps and max(steps) > after:
+            return max(steps)
+        if process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()}")
+        time.sleep(0.005)
+    raise AssertionError("no checkpoint within two minutes")
+
+
+def outcome(workdir: Path) -> dict:
+    """metrics.json and metrics.jsonl without what is measured by the clock."""
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics["train"] = {k: v for k, v in metrics["train"].items() if k not in VOLATILE}
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {"metrics": metrics, "lines": [{k: v for k, v in line.items() if k not in VOLATILE} for line in lines]}
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_flags):
+    return {**tiny_flags, **FLAGS}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(flags, tmp_path_factory, run_command):
+    workdir = tmp_path_factory.mktemp("whole")
+    done = run_command("train", {**flags, "workdir": workdir})
+    assert done.returncode == 0, done.stderr
+    return outcome(workdir)
+
+
+def test_killed_three_times_at_random_steps(flags, uninterrupted, tmp_path, run_command):
+    rng = random.Random(time.time_ns())
+    step = 0
+    for _ in range(3):
+        process = start(flags, tmp_path)
+        step = wait_for_checkpoint(process, tmp_path, after=step)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "metrics.json").exists()
+    done = run_command("train", {**flags, "workdir": tmp_path})
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_asks_to_be_started_again(flags, uninterrupted, tmp_path, run_command, number):
+    process = start({**flags, "checkpoint_every": 5}, tmp_path)
+    wait_for_checkpoint(process, tmp_path, after=0)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "Traceback" not in stderr
+    assert f"{number.name}: saved step" in stderr
+    done = run_command("train", {**flags, "workdir": tmp_path})
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(flags, uninterrupted, tmp_path, run_command):
+    process = start(flags, tmp_path)
+    wait_for_checkpoint(process, tmp_path, after=6)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    latest = max((tmp_path / "checkpoints" / "latest").glob("[0-9]*"), key=lambda p: int(p.name.split(".")[0]))
+    largest = max((p for p in latest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+    done = run_command("train", {**flags, "workdir": tmp_path})
+    assert done.returncode == 0, done.stderr
+    assert "is damaged and is skipped" in done.stderr
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_finished_run_is_not_run_again(flags, tmp_path, run_command):
+    flags = {**flags, "epochs": 1, "workdir": tmp_path}
+    assert run_command("train", flags).returncode == 0
+    before = (tmp_path / "metrics.json").stat().st_mtime_ns
+    again = run_command("train", flags)
+    assert again.returncode == 0
+    assert "ndcg@10" in again.stdout.lower()
+    assert (tmp_path / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(flags, uninterrupted, tmp_path, run_command):
+    assert run_command("train", {**flags, "epochs": 3, "workdir": tmp_path}).returncode == 0
+    assert run_command("train", {**flags, "workdir": tmp_path}).returncode == 0
+    longer = outcome(tmp_path)
+    assert longer["metrics"]["digest"] == uninterrupted["metrics"]["digest"]
+    assert longer["metrics"]["test"] == uninterrupted["metrics"]["test"]
