@@ -11,7 +11,7 @@ SYNOPSIS = """
 Tries --trials points of the search space on the validation set, then trains the best with each of --seeds and reads
 the test set. Every run has its own folder under --workdir; one that is there already is not run again.
 
-  python -m experiments.sweep --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5 --trials=8 --seeds=0,1,2 --workdir=runs/sweep
+  python -m experiments.sweep --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5 --trials=8 --workdir=runs/sweep
 """
 
 define_config_flags()
@@ -29,7 +29,7 @@ def main() -> None:
 
     if not _WORKDIR.value:
         raise InputError("Name a folder: --workdir=DIR.")
-    if not all(seed.isdigit() for seed in _SEEDS.value):
+    if not all(seed.isdecimal() for seed in _SEEDS.value):
         raise InputError(f"--seeds={','.join(_SEEDS.value)}: write whole numbers, comma-separated.")
     result = sweep(
         config_from_flags(),

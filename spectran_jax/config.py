@@ -198,6 +198,7 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Sections of fields, as config.json holds them."""
         return dataclasses.asdict(self)
 
     def replace(self, **values: Any) -> Config:

@@ -13,13 +13,19 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from absl import app, flags
 
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError, exit_with_message
 
-_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+_DEFINE: dict[type, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+}
 
 
 def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -28,11 +34,11 @@ def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "config", "", "Read the configuration from this config.json; other flags override it.", flag_values=flag_values
     )
     for _, field in fields():
-        choices = field.metadata["choices"]
+        choices, default = field.metadata["choices"], cast(Any, field.default)
         if choices:
-            flags.DEFINE_enum(field.name, field.default, choices, field.metadata["help"], flag_values=flag_values)
+            flags.DEFINE_enum(field.name, default, choices, field.metadata["help"], flag_values=flag_values)
         else:
-            _DEFINE[type(field.default)](field.name, field.default, field.metadata["help"], flag_values=flag_values)
+            _DEFINE[type(default)](field.name, default, field.metadata["help"], flag_values=flag_values)
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:

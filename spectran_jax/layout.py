@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import Bool, Int
 
-Array = jax.Array | np.ndarray
+Array = jax.Array | Any
+"""A JAX array inside a compiled function, a NumPy array on its way there."""
 
 
 class SequenceLayout(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +107,7 @@ def write_recommendations(
     Raises:
       InputError: no trained run, k out of range, or a bad file of histories.
     """
+    from spectran_jax.data.history_files import read_histories
     from spectran_jax.training.restore import load_run
 
     setup, params = load_run(workdir)
@@ -134,49 +134,3 @@ def write_recommendations(
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     write_text(output, "".join(lines))
     return len(lines)
-
-
-def read_histories(path: Path, dataset: data.Dataset, unknown_items: str) -> tuple[list[Any], Histories]:
-    """Histories of one's own: original user ids, and dense items, oldest first.
-
-    JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions.
-
-    Raises:
-      InputError: naming the file and the line or item.
-    """
-    from spectran_jax.data import files, tables
-
-    users: list[Any] = []
-    rows: list[Sequence[Any]] = []
-    if tables.content_suffix(path) in (".jsonl", ".ndjson", ".json"):
-        tables.require_file(path)
-        for number, line in tables.text_lines(path):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                user, items = entry["user_id"], entry["items"]
-            except (ValueError, KeyError, TypeError):
-                user = items = None
-            if not isinstance(items, list) or not items:
-                raise InputError(
-                    f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with at least one item.'
-                )
-            users.append(user)
-            rows.append(items)
-    else:
-        users, rows = files.histories_by_user(files.read_interactions(path))
-    if not rows:
-        raise InputError(f"{path} holds no history.")
-    dense = [dataset.dense_items(row) for row in rows]
-    unknown = [(row[int(np.argmin(ids))]) for row, ids in zip(rows, dense, strict=True) if (ids < 0).any()]
-    if unknown and unknown_items == "error":
-        raise InputError(
-            f"{path}: {len(unknown)} histories name items that the run does not know "
-            f"({', '.join(repr(item) for item in unknown[:3])}); leave them out of the file."
-        )
-    dense = [ids[ids >= 0] for ids in dense]
-    empty = next((user for user, ids in zip(users, dense, strict=True) if not len(ids)), None)
-    if empty is not None:
-        raise InputError(f"{path}: no item of user {empty!r} is known to the run; leave this user out.")
-    return users, Histories.from_lists([ids.tolist() for ids in dense])

@@ -7,7 +7,6 @@ every seed is a run of its own in a folder of its own; one that is there already
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.training.workdir import write_json
 
 SELECTION_METRIC = "ndcg@20"
 
@@ -36,14 +36,15 @@ class Range:
             value = math.exp(math.log(self.low) + point * (math.log(self.high) - math.log(self.low)))
         else:
             value = self.low + point * (self.high - self.low)
-        return float(f"{value:.3g}")
+        # Rounding must not lead out of the range.
+        return min(max(float(f"{value:.3g}"), self.low), self.high)
 
 
 def parse_space(text: str) -> list[Range]:
     """Reads `learning_rate=log:3e-4:3e-3,dropout=0.1:0.5`.
 
     Raises:
-      InputError: for an unknown field, one that is not a float, or a malformed range.
+      InputError: for an unknown field, one that is not a float or stands twice, or a malformed range.
     """
     kinds = {field.name: type(field.default) for _, field in fields()}
     space = []
@@ -61,8 +62,10 @@ def parse_space(text: str) -> list[Range]:
             low, high = (float(v) for v in bounds[log:])
         except ValueError:
             raise InputError(f"--search={part}: write NAME=LOW:HIGH or NAME=log:LOW:HIGH.") from None
-        if not low <= high or (log and low <= 0):
-            raise InputError(f"--search={part}: LOW must not be above HIGH, and above 0 where log.")
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (log and low <= 0):
+            raise InputError(f"--search={part}: LOW must not be above HIGH, both finite, and above 0 where log.")
+        if name in {r.name for r in space}:
+            raise InputError(f"--search names {name} twice; give each field one range.")
         space.append(Range(name, low, high, log))
     return space
 
@@ -98,13 +101,20 @@ def sweep(
       workdir: holds `trial-XX/`, `seed-X/` and, at the end, `sweep.json`.
       space: fields to search and their ranges.
       trials: how many points are tried, all with the configuration's own seed.
-      seeds: seeds of the final runs, which read the test set.
+      seeds: seeds of the final runs, which read the test set; at least one, all different.
       run: trains a configuration in a folder and returns its metrics.json.
 
     Returns:
       What sweep.json holds: every trial's values and validation metrics, the chosen values, and the seeds' test
       metrics with mean, standard deviation (n - 1) and standard error.
+
+    Raises:
+      InputError: no trial, no seed or a seed that stands twice; and whatever `run` raises.
     """
+    if trials < 1:
+        raise InputError(f"--trials must be at least 1, got {trials}.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds={','.join(map(str, seeds))}: give at least one seed, and each only once.")
     found = []
     for index, values in enumerate(design(space, trials, config.training.seed)):
         metrics = run(config.replace(**values, evaluate="valid"), workdir / f"trial-{index:02d}")
@@ -117,7 +127,8 @@ def sweep(
     names = [name for name, value in runs[0]["test"].items() if isinstance(value, int | float)]
     test = {name: spread([run["test"][name] for run in runs]) for name in names}
     result = {"config": config.to_dict(), "trials": found, "chosen": best["values"], "runs": runs, "test": test}
-    (workdir / "sweep.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "sweep.json", result)
     return result
 
 

@@ -1,7 +1,11 @@
 """Shared fixtures: a tiny data set with structure to learn, and runs of the real command."""
 
-import json
+# Tests run hundreds of tiny programs: compile them quickly, in this process and in those it starts.
 import os
+
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import json
 import subprocess
 import sys
 from pathlib import Path

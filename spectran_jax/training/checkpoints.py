@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from spectran_jax.digest import params_digest
@@ -107,7 +106,7 @@ class Checkpoints:
         """The newest sound training state as (step, state, record), or None in a new work directory."""
         return self._latest.restore(abstract_state)
 
-    def restore_best(self, abstract_params: Any, up_to: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_best(self, abstract_params: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The best parameters, as (step, params, record)."""
         return self._best.restore(abstract_params)
 
@@ -120,8 +119,3 @@ class Checkpoints:
         """Ends Orbax's threads."""
         self._latest.manager.close()
         self._best.manager.close()
-
-
-def abstract_like(tree: Any, shardings: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree, to restore into."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), tree, shardings)

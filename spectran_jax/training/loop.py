@@ -1,37 +1,29 @@
-"""The training loop: set-up, data, initialisation, step, evaluation, checkpoint, in that order."""
+"""The training loop: data, initial state, resume, then step, evaluation, checkpoint until the end."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from spectran_jax import data, evaluation, objectives
+from spectran_jax import data
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted, RunError
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
-from spectran_jax.training import optimizer as optimizers
 from spectran_jax.training import partitioning
-from spectran_jax.training.checkpoints import Checkpoints, abstract_like
+from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.phases import Phases
+from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.signals import StopRequest
-from spectran_jax.training.step import (
-    Frozen,
-    TrainState,
-    init_state,
-    make_diagnostics,
-    make_rank_step,
-    make_table,
-    make_train_step,
-)
+from spectran_jax.training.step import Frozen
 from spectran_jax.training.workdir import MetricsLog
 
 LOG_EVERY = 50
@@ -54,35 +46,9 @@ class Record:
     seconds: float = 0.0
     """Time spent in the loop, over all starts."""
 
-
-class Phases:
-    """Wall-clock seconds of the loop by phase. A step runs while the host goes on, so its time shows where it is awaited."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to the phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def training(self) -> float:
-        """Seconds of input, transfer and steps."""
-        return sum(self.seconds.get(name, 0.0) for name in ("input", "transfer", "step"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled functions of a run: each is compiled once."""
-
-    train_step: Callable[..., Any]
-    table: Callable[..., Any]
-    rank_step: Callable[..., Any]
-    diagnostics: Callable[..., Any]
+    def exhausted(self, patience: int) -> bool:
+        """Whether validation has not become better for `patience` readings; 0 is never."""
+        return 0 < patience <= self.stale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +78,6 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
     return min(steps, config.training.max_steps) if config.training.max_steps else steps
 
 
-def exhausted(record: Record, patience: int) -> bool:
-    """Whether validation has not become better for `patience` readings; 0 is never."""
-    return 0 < patience <= record.stale
-
-
 def train(
     setup: Setup, workdir: Path, stop: StopRequest, announce: Callable[[Any, int], None] = lambda params, step: None
 ) -> Trained:
@@ -129,11 +90,12 @@ def train(
       announce: called once with the parameters and the step to start from.
 
     Raises:
+      InputError: for a configuration that does not fit the data, or a checkpoint of other data.
       Interrupted: after saving, where a signal asked to stop.
       RunError: where the loss becomes NaN, or a save fails; the last sound checkpoint is kept.
     """
-    config, mesh = setup.config, setup.mesh
-    training = config.training
+    config, mesh, training = setup.config, setup.mesh, setup.config.training
+    phases = Phases()
 
     # Data.
     batches = data.train_iterator(
@@ -147,40 +109,22 @@ def train(
         epochs=training.epochs,
     )
     per_epoch = batches.steps_per_epoch
+    positions_per_step = batches.positions / per_epoch
     total = total_steps(config, per_epoch)
-    positions = batches.positions / per_epoch
     valid = data.eval_batches(
         setup.split.valid, config.data, training.eval_batch_size, filter_seen=training.filter_seen
     )
 
-    # Functions and initial state, each compiled once, with shardings from the one table.
-    optimizer = optimizers.build_optimizer(config.optimizer, total)
-    schedule = optimizers.learning_rate_schedule(config.optimizer, total)
-    objective = objectives.build(config.objective, num_candidates=len(setup.frozen.trained_ids))
+    # Initial state.
+    programs = build_programs(setup, total)
     frozen = setup.place()
-    init = lambda f: init_state(setup.model, optimizer, f, training.seed, config.data.max_length)  # noqa: E731
-    shapes = jax.eval_shape(init, frozen)
-    shardings = partitioning.state_shardings(mesh, shapes)
-    state: TrainState = jax.jit(init, out_shardings=shardings)(frozen)
-    initial_params = jax.tree.map(np.asarray, jax.device_get(state.params))
-    replicated = partitioning.replicated(mesh)
-    programs = Programs(
-        train_step=jax.jit(
-            make_train_step(setup.model, objective, optimizer, schedule),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated),
-        ),
-        table=jax.jit(make_table(setup.model), out_shardings=partitioning.sharding(mesh, "item", "embed")),
-        rank_step=jax.jit(make_rank_step(setup.model), out_shardings=replicated),
-        diagnostics=jax.jit(make_diagnostics(setup.model), out_shardings=replicated),
-    )
-    phases = Phases()
+    state = programs.init(frozen)
+    initial_params = jax.tree.map(np.copy, jax.device_get(state.params))
+    step, record = 0, Record()
 
     # Resume.
     checkpoints = Checkpoints(workdir / "checkpoints")
-    record = Record()
-    restored = checkpoints.restore(abstract_like(shapes, shardings))
-    step = 0
+    restored = checkpoints.restore(programs.state)
     if restored is not None:
         step, state, saved = restored
         if saved["data"] != setup.dataset.digest:
@@ -192,30 +136,29 @@ def train(
 
     def save() -> None:
         record.data = batches.get_state()
-        with phases("checkpoint"), jax.transfer_guard("allow"):  # a checkpoint is a transfer that the loop asks for
+        with phases("checkpoint"), jax.transfer_guard("allow"):  # a transfer that the loop asks for
             checkpoints.save(step, state, {"loop": dataclasses.asdict(record), "data": setup.dataset.digest})
 
-    def flush(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-        """Fetches the metrics of the pending steps; stops at the first loss that is not finite."""
-        fetched = jax.device_get(pending)
-        for offset, metrics in enumerate(fetched):
+    def fetch(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+        """The metrics of the newest step; stops at the first loss that is not finite."""
+        with phases("step"):  # waits for the steps under way
+            fetched = jax.device_get(pending)
+        for at, metrics in enumerate(fetched, step - len(fetched) + 1):
             if not math.isfinite(metrics["loss"]):
-                at = step - len(fetched) + offset + 1
                 raise RunError(
                     f"The loss became {float(metrics['loss'])} at step {at}. Lower --learning_rate or raise "
                     f"--temperature; the last good checkpoint is kept in {workdir / 'checkpoints'}."
                 )
-        record.losses.extend(float(m["loss"]) for m in fetched)
+        record.losses.extend(float(metrics["loss"]) for metrics in fetched)
         pending.clear()
-        return {name: float(value) for name, value in fetched[-1].items()} if fetched else {}
+        return {name: float(value) for name, value in fetched[-1].items()}
 
     # Train.
     stop.deferred = True
-    started = time.perf_counter() - record.seconds
-    run_from = step
+    started, resumed_at = time.perf_counter() - record.seconds, step
     pending: list[dict[str, jax.Array]] = []
     with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"):
-        while step < total and not exhausted(record, training.patience):
+        while step < total and not record.exhausted(training.patience):
             with phases("input"):
                 batch = next(batches)
             with phases("transfer"):
@@ -226,30 +169,25 @@ def train(
             pending.append(metrics)
 
             reading = step == total or (step % per_epoch == 0 and step // per_epoch % training.eval_every == 0)
-            due = step % training.checkpoint_every == 0
-            if step % LOG_EVERY == 0 or reading or due or stop.requested:
-                with phases("step"):  # waits for the steps under way
-                    latest = flush(pending)
+            saving = reading or step % training.checkpoint_every == 0 or stop.requested is not None
+            logging = reading or step % LOG_EVERY == 0
+            if logging or saving:
+                latest = fetch(pending)
                 record.seconds = time.perf_counter() - started
-                speed = positions * (step - run_from) / max(phases.training(), 1e-9)
+                speed = positions_per_step * (step - resumed_at) / max(phases.training(), 1e-9)
                 progress.update(step, loss=latest["loss"], examples_per_second=speed)
-            if step % LOG_EVERY == 0 or reading:
-                mean = sum(record.losses) / len(record.losses)
+            if logging:
+                latest["loss"] = sum(record.losses) / len(record.losses)
                 record.losses.clear()
-                log.write(
-                    {"kind": "train", "step": step, "epoch": step / per_epoch, **latest, "loss": mean}
-                    | {"examples_per_second": round(speed, 1)}
-                )
+                place = {"kind": "train", "step": step, "epoch": step / per_epoch}
+                log.write(place | latest | {"examples_per_second": round(speed, 1)})
             if reading:
                 with phases("evaluation"):
                     table = programs.table(state.params, frozen)
-                    ranks = evaluate(programs, state.params, frozen, table, valid, mesh)
-                    values = metrics_from_ranks(ranks)
-                    diagnosis = jax.device_get(programs.diagnostics(state.params, frozen))
-                log.write(
-                    {"kind": "valid", "step": step, "epoch": step / per_epoch, **values}
-                    | {name: np.asarray(value).tolist() for name, value in diagnosis.items()}
-                )
+                    values = metrics_from_ranks(programs.rank(state.params, frozen, table, valid))
+                    watched = jax.device_get(programs.diagnostics(state.params, frozen))
+                place = {"kind": "valid", "step": step, "epoch": step / per_epoch}
+                log.write(place | values | {name: value.tolist() for name, value in watched.items()})
                 better = values[SELECTION_METRIC] > record.best_value
                 if better:
                     record.best_value, record.best_step, record.stale = values[SELECTION_METRIC], step, 0
@@ -258,7 +196,7 @@ def train(
                 else:
                     record.stale += 1
                 progress.validation(values, better)
-            if due or reading or stop.requested:
+            if saving:
                 save()
             if stop.requested:
                 checkpoints.wait()
@@ -268,13 +206,11 @@ def train(
         checkpoints.wait()
 
     # The best parameters, as they stand on disk.
-    best = checkpoints.restore_best(abstract_like(shapes.params, shardings.params))
+    best = checkpoints.restore_best(programs.state.params)
     checkpoints.close()
     log.close()
     if best is None:
-        raise RunError(
-            f"No sound checkpoint of the best parameters in {workdir / 'checkpoints'}; delete it and train again."
-        )
+        raise RunError(f"{workdir / 'checkpoints'} holds no sound copy of the best parameters; train in a new folder.")
     return Trained(
         params=best[1],
         initial_params=initial_params,
@@ -284,18 +220,7 @@ def train(
         steps=step,
         epochs=step / per_epoch,
         seconds=record.seconds,
-        examples_per_second=positions * step / max(record.seconds, 1e-9),
+        examples_per_second=positions_per_step * step / max(record.seconds, 1e-9),
         lines=log.lines,
         phases=phases.seconds,
-    )
-
-
-def evaluate(
-    programs: Programs, params: Any, frozen: Frozen, table: jax.Array, batches: Any, mesh: jax.sharding.Mesh
-) -> np.ndarray:
-    """Ranks of all targets, int32 [users] in the order of the batches' users."""
-    return evaluation.evaluate(
-        lambda batch: programs.rank_step(params, frozen, table, batch),
-        batches,
-        put=lambda batch: partitioning.put_batch(mesh, batch),
     )

@@ -36,7 +36,7 @@ def build_mesh(spec: str) -> Mesh:
     else:
         for part in spec.split(","):
             name, _, size = part.partition(":")
-            if name not in AXES or not size.isdigit() or int(size) < 1:
+            if name not in AXES or not size.isdecimal() or int(size) < 1:
                 raise InputError(f"--mesh={spec}: {part!r} is not AXIS:SIZE with an axis of {', '.join(AXES)}.")
             sizes[name] = int(size)
     product = int(np.prod(list(sizes.values())))
@@ -61,8 +61,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def frozen_shardings(mesh: Mesh, frozen: Any) -> Any:
-    """Shardings of the frozen arrays: item rows by the rule of `item`."""
-    return jax.tree.map(lambda x: sharding(mesh, "item") if np.ndim(x) else replicated(mesh), frozen)
+    """Shardings of the frozen arrays: those of one row an item by the rule of `item`, the rest replicated."""
+    items = len(frozen.candidates)
+    return jax.tree.map(lambda x: sharding(mesh, "item") if len(x) == items else replicated(mesh), frozen)
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
@@ -76,7 +77,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Copies a process-local NumPy batch to the devices as one global array a leaf; explicit, so the guard allows it."""
+    """Copies a process-local NumPy batch to the devices, one global array a leaf; explicit, so the guard allows it."""
     target = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, target)

@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
-from spectran_jax.training import partitioning
-from spectran_jax.training.checkpoints import Checkpoints, abstract_like
-from spectran_jax.training.optimizer import build_optimizer
+from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.programs import build_programs
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
-from spectran_jax.training.step import init_state
 
 
 def load_run(workdir: Path) -> tuple[Setup, Any]:
@@ -31,14 +27,10 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     if not (workdir / "checkpoints" / "best").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")
     setup = prepare(config)
-    optimizer = build_optimizer(config.optimizer, 1)
-    shapes = jax.eval_shape(
-        lambda frozen: init_state(setup.model, optimizer, frozen, 0, config.data.max_length), setup.frozen
-    )
-    shardings = partitioning.state_shardings(setup.mesh, shapes)
+    programs = build_programs(setup, total_steps=1)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        best = checkpoints.restore_best(abstract_like(shapes.params, shardings.params))
+        best = checkpoints.restore_best(programs.state.params)
     finally:
         checkpoints.close()
     if best is None:

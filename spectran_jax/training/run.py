@@ -89,7 +89,8 @@ def notices(setup: Setup) -> list[str]:
     """What a person should know of the data before training starts."""
     dataset, split = setup.dataset, setup.split
     lines = [
-        f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_interactions:,} interactions."
+        f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, "
+        f"{dataset.num_interactions:,} interactions."
     ]
     lines += [f"Left out: {count:,} {reason.replace('_', ' ')}." for reason, count in dataset.dropped.items()]
     cold = int((split.item_counts == 0).sum())

@@ -64,7 +64,7 @@ def prepare(config: Config) -> Setup:
             items_row=dataset.items_row,
             cache_dir=cache,
         )
-    if encoder_class.needs_spectrum:
+    if embeddings is not None and encoder_class.needs_spectrum:
         spectrum = text.load_or_decompose(config, embeddings, cache)
     source = item_encoders.ItemSource(
         num_items=dataset.num_items,

@@ -24,8 +24,7 @@ from spectran_jax.recommender import Recommender
 Params = Any
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that training changes; a pytree, saved whole."""
 
     step: Int[jax.Array, ""]
@@ -118,11 +117,15 @@ def make_train_step(
     return train_step
 
 
+def _apply(model: Recommender, params: Params, frozen: Frozen, *arguments: Any, **options: Any) -> Any:
+    return model.apply({"params": params, "frozen": frozen.collection()}, *arguments, **options)
+
+
 def make_table(model: Recommender) -> Callable[[Params, Frozen], Float[jax.Array, "N d"]]:
     """`table(params, frozen)`: the vectors that every ranking scores against, built once an evaluation."""
 
     def table(params: Params, frozen: Frozen) -> Float[jax.Array, "N d"]:
-        return model.apply({"params": params, "frozen": frozen.collection()}, method=model.table)
+        return _apply(model, params, frozen, method=model.table)
 
     return table
 
@@ -131,7 +134,7 @@ def make_last_states(model: Recommender) -> Callable[[Params, Frozen, EvalBatch]
     """`last_states(params, frozen, batch)`: the user state after the newest item of each history."""
 
     def last_states(params: Params, frozen: Frozen, batch: EvalBatch) -> Float[jax.Array, "B d"]:
-        states = model.apply({"params": params, "frozen": frozen.collection()}, batch.item_ids, batch.layout)
+        states = _apply(model, params, frozen, batch.item_ids, batch.layout)
         return jnp.take_along_axis(states, batch.last[:, None, None], axis=1)[:, 0]
 
     return last_states
@@ -156,6 +159,6 @@ def make_diagnostics(model: Recommender) -> Callable[[Params, Frozen], dict[str,
     """`diagnostics(params, frozen)`: what the item encoder wants watched, at each reading of the validation set."""
 
     def diagnostics(params: Params, frozen: Frozen) -> dict[str, jax.Array]:
-        return model.apply({"params": params, "frozen": frozen.collection()}, method=model.diagnostics)
+        return _apply(model, params, frozen, method=model.diagnostics)
 
     return diagnostics

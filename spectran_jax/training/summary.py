@@ -59,7 +59,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
         batches = data.eval_batches(
             targets, config.data, config.training.eval_batch_size, filter_seen=config.training.filter_seen
         )
-        ranks = loop.evaluate(trained.programs, trained.params, trained.frozen, table, batches, setup.mesh)
+        ranks = trained.programs.rank(trained.params, trained.frozen, table, batches)
         metrics[name] = evaluation.metrics_from_ranks(ranks)
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
         if name == "test":
@@ -153,7 +153,9 @@ def _examples(setup: Setup, trained: loop.Trained) -> list[UserExample]:
     if setup.config.training.evaluate == "valid":
         targets = setup.split.valid
     chosen = np.unique(np.linspace(0, len(targets) - 1, EXAMPLE_USERS).astype(int))
-    picked = data.Targets(history=targets.history.take(chosen), target=targets.target[chosen], user=np.arange(len(chosen), dtype=np.int32))
+    picked = data.Targets(
+        history=targets.history.take(chosen), target=targets.target[chosen], user=np.arange(len(chosen), dtype=np.int32)
+    )
     table = trained.programs.table(trained.params, trained.frozen)
     frozen, filter_seen = trained.frozen, setup.config.training.filter_seen
     scores, ids = recommend(
@@ -162,7 +164,7 @@ def _examples(setup: Setup, trained: loop.Trained) -> list[UserExample]:
     batches = data.eval_batches(
         picked, setup.config.data, setup.config.training.eval_batch_size, filter_seen=filter_seen
     )
-    ranks = loop.evaluate(trained.programs, trained.params, frozen, table, batches, setup.mesh)
+    ranks = trained.programs.rank(trained.params, frozen, table, batches)
     titles = dataset.item_titles
     return [
         UserExample(

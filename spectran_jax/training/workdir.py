@@ -57,7 +57,8 @@ def locked(workdir: Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise InputError(
-                f"--workdir={workdir} is in use by another live process (pid {owner}). Wait for it or take another folder."
+                f"--workdir={workdir} is in use by another live process (pid {owner}). "
+                "Wait for it, or take another folder."
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
