@@ -62,10 +62,12 @@ def recommend(
         return top_k(last_states(params, frozen, batch), table, k, seen)
 
     users = np.arange(len(histories), dtype=np.int32)
+    # The run may have been trained on fewer devices: rows must be a multiple of those that are here.
+    devices = setup.mesh.shape["data"]
     batches = data.eval_batches(
         Targets(history=histories, target=np.zeros_like(users), user=users),
         setup.config.data,
-        setup.config.training.eval_batch_size,
+        -(-setup.config.training.eval_batch_size // devices) * devices,
         filter_seen=filter_seen,
     )
     scores = np.empty((len(users), k), np.float32)
@@ -76,7 +78,7 @@ def recommend(
             found = jax.device_get(best(params, frozen, table, partitioning.put_batch(setup.mesh, batch)))
             scores[batch.user[real]], ids[batch.user[real]] = found[0][real], found[1][real]
             progress.advance()
-    if not np.isfinite(scores[ids >= 0]).all():
+    if np.isnan(scores).any():
         raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
     return scores, ids
 
@@ -110,6 +112,10 @@ def write_recommendations(
     from spectran_jax.data.history_files import read_histories
     from spectran_jax.training.restore import load_run
 
+    if not output.parent.is_dir():
+        raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
+    if output.is_dir():
+        raise InputError(f"--output={output} is a folder; name a file in it.")
     setup, params = load_run(workdir)
     dataset = setup.dataset
     if histories is not None:
@@ -130,7 +136,5 @@ def write_recommendations(
             "scores": [round(float(score), 7) for score in row_scores[found]],
         }
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
-    if not output.parent.is_dir():
-        raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     write_text(output, "".join(lines))
     return len(lines)

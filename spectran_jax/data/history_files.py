@@ -60,7 +60,7 @@ def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
             user, items = entry["user_id"], entry["items"]
         except (ValueError, KeyError, TypeError):
             user = items = None
-        if not isinstance(items, list) or not items:
+        if not isinstance(items, list) or not items or not all(isinstance(item, str | int | float) for item in items):
             raise InputError(
                 f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with an item or more.'
             )

@@ -83,7 +83,7 @@ def item_embeddings(
         if items_file_rows is None and config.data.k_core == 0:
             items_file_rows = len(item_ids)
         matrix, has_text, digest = precomputed.load(
-            Path(config.text.embeddings),
+            Path(config.text.embeddings).expanduser(),
             item_ids=item_ids,
             items_row=items_row,
             expected_rows=items_file_rows,

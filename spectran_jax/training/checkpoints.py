@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from spectran_jax.digest import params_digest
-from spectran_jax.errors import RunError
+from spectran_jax.errors import InputError, RunError
 
 _log = logging.getLogger(__name__)
 
@@ -51,15 +51,23 @@ class _Series:
         except Exception as error:
             raise self._failed(error) from error
 
-    def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(self, abstract: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest sound checkpoint as (step, tree, record), or None. `abstract` gives shapes and shardings."""
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
-                restored = self.manager.restore(step, args=args)
-                tree, record = restored["state"], restored["record"]
+                record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+                # Before the state: of other data it has other shapes, which would pass for damage.
+                if record["data"] != data:
+                    raise InputError(
+                        f"--workdir={self.directory.parents[1]} was trained on other data than its files hold now; "
+                        "bring the old files back, or train in another folder."
+                    )
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                tree = self.manager.restore(step, args=args)["state"]
                 if record["digest"] is not None and params_digest(tree) != record["digest"]:
                     raise ValueError("its bytes do not match its digest")
+            except InputError:
+                raise
             except Exception as error:
                 self._put_aside(step, error)
                 continue
@@ -102,13 +110,21 @@ class Checkpoints:
         """Saves the parameters that are best on validation so far."""
         self._best.save(step, params, record)
 
-    def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest sound training state as (step, state, record), or None in a new work directory."""
-        return self._latest.restore(abstract_state)
+    def restore(self, abstract_state: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest sound training state as (step, state, record), or None in a new work directory.
 
-    def restore_best(self, abstract_params: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """The best parameters, as (step, params, record)."""
-        return self._best.restore(abstract_params)
+        Args:
+          abstract_state: shapes, dtypes and shardings.
+          data: digest of the run's inputs, which must be the record's entry "data".
+
+        Raises:
+          InputError: for a checkpoint of other data; it stays where it is.
+        """
+        return self._latest.restore(abstract_state, data)
+
+    def restore_best(self, abstract_params: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
+        """The best parameters, as (step, params, record); arguments and errors as in `restore`."""
+        return self._best.restore(abstract_params, data)
 
     def wait(self) -> None:
         """Returns when every save under way is on disk; raises `RunError` where one failed."""

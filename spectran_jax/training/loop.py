@@ -14,7 +14,7 @@ import numpy as np
 
 from spectran_jax import data
 from spectran_jax.config import Config
-from spectran_jax.errors import InputError, Interrupted, RunError
+from spectran_jax.errors import Interrupted, RunError
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.training import partitioning
@@ -24,6 +24,7 @@ from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.step import Frozen
+from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.training.workdir import MetricsLog
 
 LOG_EVERY = 50
@@ -96,6 +97,7 @@ def train(
     """
     config, mesh, training = setup.config, setup.mesh, setup.config.training
     phases = Phases()
+    partitioning.check_batches(mesh, training)
 
     # Data.
     batches = data.train_iterator(
@@ -124,20 +126,19 @@ def train(
 
     # Resume.
     checkpoints = Checkpoints(workdir / "checkpoints")
-    restored = checkpoints.restore(programs.state)
+    restored = checkpoints.restore(programs.state, setup.inputs_digest)
     if restored is not None:
         step, state, saved = restored
-        if saved["data"] != setup.dataset.digest:
-            raise InputError(f"{workdir} was trained on other data than its files hold now; take another --workdir.")
         record = Record(**saved["loop"])
         batches.set_state(record.data)
-    log = MetricsLog(workdir / "metrics.jsonl", step)
+    summaries = Summaries(workdir / "tensorboard") if training.tensorboard else None
+    log = MetricsLog(workdir / "metrics.jsonl", step, also=summaries)
     announce(state.params, step)
 
     def save() -> None:
         record.data = batches.get_state()
         with phases("checkpoint"), jax.transfer_guard("allow"):  # a transfer that the loop asks for
-            checkpoints.save(step, state, {"loop": dataclasses.asdict(record), "data": setup.dataset.digest})
+            checkpoints.save(step, state, {"loop": dataclasses.asdict(record), "data": setup.inputs_digest})
 
     def fetch(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
         """The metrics of the newest step; stops at the first loss that is not finite."""
@@ -192,7 +193,7 @@ def train(
                 if better:
                     record.best_value, record.best_step, record.stale = values[SELECTION_METRIC], step, 0
                     with phases("checkpoint"), jax.transfer_guard("allow"):
-                        checkpoints.save_best(step, state.params, {"metrics": values, "data": setup.dataset.digest})
+                        checkpoints.save_best(step, state.params, {"metrics": values, "data": setup.inputs_digest})
                 else:
                     record.stale += 1
                 progress.validation(values, better)
@@ -206,7 +207,7 @@ def train(
         checkpoints.wait()
 
     # The best parameters, as they stand on disk.
-    best = checkpoints.restore_best(programs.state.params)
+    best = checkpoints.restore_best(programs.state.params, setup.inputs_digest)
     checkpoints.close()
     log.close()
     if best is None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import InputError
 
 AXES = ("data", "model")
@@ -43,6 +44,23 @@ def build_mesh(spec: str) -> Mesh:
     if product != len(devices):
         raise InputError(f"--mesh={spec} asks for {product} devices, there are {len(devices)}.")
     return Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES)
+
+
+def check_batches(mesh: Mesh, config: TrainingConfig) -> None:
+    """Refuses batches that the data axis of the mesh can't share evenly.
+
+    Raises:
+      InputError: naming the flag, the devices and the sizes that fit.
+    """
+    devices = mesh.shape["data"]
+    for name in ("batch_size", "eval_batch_size"):
+        size = getattr(config, name)
+        if size % devices:
+            below = size // devices * devices
+            near = f"{below} or {below + devices}" if below else str(devices)
+            raise InputError(
+                f"--{name}={size} is not divisible by the {devices} devices of the mesh's data axis; take {near}."
+            )
 
 
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:

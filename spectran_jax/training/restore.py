@@ -30,11 +30,9 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     programs = build_programs(setup, total_steps=1)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        best = checkpoints.restore_best(programs.state.params)
+        best = checkpoints.restore_best(programs.state.params, setup.inputs_digest)
     finally:
         checkpoints.close()
     if best is None:
         raise InputError(f"--workdir={workdir} holds no sound checkpoint. Go on with experiments.train.")
-    if best[2]["data"] != setup.dataset.digest:
-        raise InputError(f"--workdir={workdir} was trained on other data than its files hold now; train again.")
     return setup, best[1]

@@ -12,6 +12,7 @@ import numpy as np
 from spectran_jax import backbones, data, item_encoders, text
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
+from spectran_jax.digest import json_digest
 from spectran_jax.recommender import Recommender
 from spectran_jax.spectral import Spectrum
 from spectran_jax.training import partitioning
@@ -33,6 +34,11 @@ class Setup:
     frozen: Frozen
     """NumPy arrays; `place` puts them on the mesh."""
     mesh: jax.sharding.Mesh
+
+    @property
+    def inputs_digest(self) -> str:
+        """SHA-256 over the data and its text embeddings: a checkpoint fits these inputs and no others."""
+        return json_digest([self.dataset.digest, None if self.embeddings is None else self.embeddings.digest])
 
     def place(self) -> Frozen:
         """The frozen arrays on the devices, as the partitioning table says."""

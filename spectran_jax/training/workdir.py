@@ -13,6 +13,7 @@ from typing import Any
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.flags import read_config
+from spectran_jax.training.tensorboard import Summaries
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,13 +68,16 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: Config) -> None:
-    """Writes config.json in a new work directory, or checks that an old one holds this configuration.
+    """Writes config.json in a new work directory, or checks that an old one holds a run of this configuration.
+
+    A folder without a checkpoint or results holds no run: a command that failed before it trained does not bind
+    the next one.
 
     Raises:
       InputError: naming the fields that differ.
     """
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and _holds_run(workdir):
         differences = config.differences(read_config(path))
         if differences:
             raise InputError(
@@ -83,19 +87,25 @@ def claim(workdir: Path, config: Config) -> None:
     write_json(path, config.to_dict())
 
 
+def _holds_run(workdir: Path) -> bool:
+    return (workdir / "metrics.json").exists() or any((workdir / "checkpoints").glob("*/[0-9]*/*"))
+
+
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, readable while the run goes on.
 
     On resume, lines after the step that is resumed from are cut off, so that none stands twice.
     """
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, resume_step: int, also: Summaries | None = None) -> None:
         """Opens the log.
 
         Args:
           path: the file.
           resume_step: lines of later steps are dropped; so is a last line that a crash tore.
+          also: gets every new entry too.
         """
+        self._also = also
         self.lines: list[dict[str, Any]] = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -114,7 +124,11 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             raise RunError(f"Could not write {self._file.name}: {error.strerror}.") from None
+        if self._also is not None:
+            self._also.write(entry)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        if self._also is not None:
+            self._also.close()

@@ -1,0 +1,236 @@
+"""Recommendations: the evaluation's own numbers, in the user's own ids, for known histories and new ones."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from conftest import write_tiny
+
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.recommend import recommend, write_recommendations
+from spectran_jax.training import restore
+from spectran_jax.training.restore import load_run
+from spectran_jax.training.run import train_and_report
+
+ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tmp_path_factory):
+    """The folder of a trained run."""
+    folder = tmp_path_factory.mktemp("run")
+    train_and_report(tiny_config.replace(epochs=2), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    return load_run(run)
+
+
+@pytest.fixture
+def write(run, loaded, tmp_path, monkeypatch):
+    """Writes recommendations of the run, which is read from disk only once for all tests; returns the lines."""
+    monkeypatch.setattr(restore, "load_run", lambda workdir: loaded)
+
+    def call(**options):
+        output = tmp_path / "top.jsonl"
+        count = write_recommendations(run, output, **{"k": 10, **options})
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        assert count == len(lines)
+        return lines
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def events(tiny_flags):
+    """Items of each user, oldest first, read from the input file by itself."""
+    histories: dict[int, list[str]] = {}
+    with open(tiny_flags["interactions"]) as file:
+        next(file)
+        for line in file:
+            user, item, _ = line.split("\t")
+            histories.setdefault(int(user), []).append(item)
+    return histories
+
+
+@pytest.mark.parametrize("filtered", [False, True], ids=["all_items", "filter_seen"])
+def test_the_list_scores_as_the_evaluation_does(run, tiny_config, events, tmp_path, filtered):
+    folder = run
+    if filtered:
+        folder = tmp_path / "filtered"
+        train_and_report(tiny_config.replace(epochs=1, filter_seen=True), folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_recommendations(folder, tmp_path / "top.jsonl", k=10)
+    lines = [json.loads(line) for line in (tmp_path / "top.jsonl").read_text().splitlines()]
+    places = []
+    for line in lines:
+        *history, target = events[line["user_id"]]
+        assert len(line["items"]) == len(set(line["items"])) == len(line["scores"]) == 10
+        assert line["scores"] == sorted(line["scores"], reverse=True)
+        assert all(-1.001 <= score <= 1.001 for score in line["scores"])
+        assert not filtered or not set(line["items"]) & set(history)
+        places.append(line["items"].index(target) if target in line["items"] else None)
+    assert sorted(line["user_id"] for line in lines) == sorted(events)
+    hits = [place for place in places if place is not None]
+    assert 0 < len(hits) < len(lines)
+    for k in (5, 10):
+        found = [place for place in hits if place < k]
+        assert len(found) / len(lines) == metrics["test"][f"hr@{k}"]
+        gain = sum(1 / math.log2(place + 2) for place in found)
+        assert gain / len(lines) == pytest.approx(metrics["test"][f"ndcg@{k}"], abs=1e-12)
+
+
+def test_k_items_are_the_head_of_more(write):
+    short, long = write(k=3), write(k=ITEMS - 12)
+    assert [line["items"] for line in short] == [line["items"][:3] for line in long]
+    assert all(len(line["items"]) == ITEMS - 12 for line in long)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tsv"])
+def test_a_file_of_the_test_histories_gives_the_same(write, events, tmp_path, kind):
+    path = tmp_path / f"histories.{kind}"
+    with path.open("w") as file:
+        if kind == "tsv":
+            file.write("user_id\titem_id\tposition\n")
+        for user, items in events.items():
+            if kind == "jsonl":
+                file.write(json.dumps({"user_id": user, "items": items[:-1]}) + "\n")
+            else:
+                file.writelines(f"{user}\t{item}\t{at}\n" for at, item in enumerate(items[:-1]))
+    assert write(histories=path) == write()
+
+
+def test_a_history_never_seen_before(write, tmp_path):
+    path = tmp_path / "new.jsonl"
+    path.write_text(
+        '{"user_id": "newcomer", "items": ["item-3", "item-4"]}\n\n'
+        '{"user_id": 7, "items": ["item-39"]}\n'  # a cold item
+        + json.dumps({"user_id": None, "items": [f"item-{i % ITEMS}" for i in range(100)]})  # longer than max_length
+    )
+    lines = write(histories=path, k=4, filter_seen=False)
+    assert [line["user_id"] for line in lines] == ["newcomer", 7, None]
+    assert all(len(line["items"]) == 4 for line in lines)
+    path.write_text('{"user_id": "other name", "items": ["item-3", "item-4"]}\n')
+    alone = write(histories=path, k=4, filter_seen=False)
+    assert alone[0]["items"] == lines[0]["items"]
+    np.testing.assert_allclose(alone[0]["scores"], lines[0]["scores"], atol=1e-6)
+
+
+def test_filter_seen_can_be_asked_for_and_leaves_fewer(write, tmp_path):
+    path = tmp_path / "all.jsonl"
+    seen = [f"item-{i}" for i in range(ITEMS - 2)]
+    path.write_text(json.dumps({"user_id": 1, "items": seen}))
+    (line,) = write(histories=path, filter_seen=True)
+    assert sorted(line["items"]) == ["item-38", "item-39"]
+    (line,) = write(histories=path, filter_seen=False)
+    assert len(line["items"]) == 10
+    assert set(line["items"]) & set(seen)
+
+
+def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
+    now = write(until="now")
+    assert now != write(until="test")
+    path = tmp_path / "whole.jsonl"
+    path.write_text("".join(json.dumps({"user_id": u, "items": items}) + "\n" for u, items in events.items()))
+    assert now == write(histories=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"user_id": 1, "items": []}', r"line 1: write .*oldest, \.\.\., newest"),
+        ('{"user_id": 1, "items": ["item-1"]}\n{"items": ["item-1"]}', "line 2: write"),
+        ('{"user_id": 1, "items": [["item-1"]]}', "line 1: write"),
+        ('["item-1"]', "line 1: write"),
+        ('{"user_id": 1, "items": ["item-1"', "line 1: write"),
+        ('{"user_id": 1, "items": ["item-1", "x", "y", "x", "z", "w"]}', r"5 entries.*does not know \('x', 'y', 'z'\)"),
+        ("\n\n", "holds no history"),
+        ("", "is empty"),
+    ],
+)
+def test_bad_histories(write, tmp_path, text, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        write(histories=path)
+    assert str(path) in str(error.value)
+    assert not (tmp_path / "top.jsonl").exists()
+
+
+@pytest.mark.parametrize("k", [0, -1, ITEMS + 1])
+def test_k_out_of_range(write, tmp_path, k):
+    with pytest.raises(InputError, match=rf"--k must be between 1 and the {ITEMS} items of the catalogue, got {k}"):
+        write(k=k)
+    assert not (tmp_path / "top.jsonl").exists()
+
+
+def test_output_that_can_not_be_written(run, tmp_path):
+    with pytest.raises(InputError, match=r"--output=.*the folder .*none does not exist"):
+        write_recommendations(run, tmp_path / "none" / "top.jsonl", k=1)
+    with pytest.raises(InputError, match=r"--output=.* is a folder"):
+        write_recommendations(run, tmp_path, k=1)
+
+
+def test_damaged_parameters_are_told(loaded):
+    setup, params = loaded
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    with pytest.raises(RunError, match="scores are not finite"):
+        recommend(setup, broken, setup.split.test.history, 3)
+
+
+def test_folders_without_a_trained_run(tmp_path, tiny_config):
+    with pytest.raises(InputError, match=r"holds no run \(no config.json\)"):
+        write_recommendations(tmp_path, tmp_path / "top.jsonl", k=1)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.to_dict()))
+    with pytest.raises(InputError, match="holds no trained model yet"):
+        write_recommendations(tmp_path, tmp_path / "top.jsonl", k=1)
+
+
+def test_a_run_is_not_used_with_other_data(tiny_config, tmp_path):
+    """Neither to recommend nor to train on; and the checkpoints stay sound for the old files."""
+    data = tmp_path / "data"
+    config = tiny_config.replace(**write_tiny(data), epochs=1)
+    train_and_report(config, tmp_path / "run")
+    output = tmp_path / "top.jsonl"
+
+    def more_interactions():
+        with (data / "interactions.tsv").open("a") as file:
+            file.write("1000\titem-1\t9000000\n")
+
+    def more_items():
+        with (data / "items.jsonl").open("a") as file:
+            file.write('{"item_id": "new", "title": "New"}\n')
+        matrix = np.load(data / "embeddings.npy")
+        np.save(data / "embeddings.npy", np.vstack([matrix, np.ones((1, matrix.shape[1]), matrix.dtype)]))
+
+    def another_rank():
+        np.save(data / "embeddings.npy", np.load(data / "embeddings.npy")[:, :20])
+
+    for change in (more_interactions, more_items, another_rank):
+        change()
+        with pytest.raises(InputError, match="was trained on other data than its files hold now"):
+            write_recommendations(tmp_path / "run", output, k=1)
+        with pytest.raises(InputError, match="was trained on other data than its files hold now"):
+            train_and_report(config.replace(epochs=2), tmp_path / "run")
+        assert not output.exists()
+        write_tiny(data)
+    assert write_recommendations(tmp_path / "run", output, k=1) == 60
+
+
+def test_the_command(run, run_command, tmp_path):
+    output = tmp_path / "top.jsonl"
+    done = run_command("recommend", {"workdir": run, "k": 3, "output": output})
+    assert done.returncode == 0, done.stderr
+    assert f"60 users: {output}" in done.stdout
+    write_recommendations(run, tmp_path / "same.jsonl", k=3)
+    assert output.read_text() == (tmp_path / "same.jsonl").read_text()
+
+
+def test_the_command_says_what_is_missing(run_command):
+    done = run_command("recommend", {"k": 3})
+    assert done.returncode == 2
+    assert done.stderr == "error: Name the run and the file to write: --workdir=DIR --output=FILE.jsonl.\n"

@@ -1,0 +1,79 @@
+"""Work directories: one owner, one configuration, whole files; and metrics.jsonl after a crash."""
+
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.training.tensorboard import Summaries
+from spectran_jax.training.workdir import MetricsLog, claim, locked, write_json, write_text
+
+
+def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
+    held = (
+        "import fcntl, os, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "f.write(str(os.getpid())); f.flush(); print('held', flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", held, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"in use by another live process .pid {other.pid}"), locked(tmp_path):
+        pass
+    other.communicate("\n")
+    with locked(tmp_path):
+        pass  # free again once the other is gone
+
+
+def test_a_work_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't be used"), locked(tmp_path / "file" / "below"):
+        pass
+
+
+def test_log_drops_what_is_after_the_step_and_what_a_crash_tore(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n{"step": 3, "ki')
+    log = MetricsLog(path, resume_step=1)
+    log.write({"step": 2, "kind": "train"})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    write_text(tmp_path / "a", "one")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a", {"x": float("nan")})
+    assert (tmp_path / "a").read_text() == "one"
+    with pytest.raises(RunError, match="Could not write"):
+        write_text(tmp_path / "none" / "a", "one")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_resumable_fields_may_change(tmp_path):
+    claim(tmp_path, Config())
+    claim(tmp_path, Config().replace(epochs=3))
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["epochs"] == 3
+
+
+def test_tensorboard_names_its_extra_or_gets_the_scalars(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "clu", None)
+    with pytest.raises(InputError, match=r"spectran-jax\[tensorboard\]"):
+        Summaries(tmp_path)
+
+    written = []
+    writer = types.SimpleNamespace(
+        write_scalars=lambda step, scalars: written.append((step, scalars)), flush=lambda: None, close=lambda: None
+    )
+    clu = types.SimpleNamespace(metric_writers=types.SimpleNamespace(SummaryWriter=lambda folder: writer))
+    monkeypatch.setitem(sys.modules, "clu", clu)
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, also=Summaries(tmp_path))
+    log.write({"kind": "valid", "step": 4, "ndcg@20": 0.5, "taylor": [1.0, 0.0]})
+    log.close()
+    assert written == [(4, {"valid/ndcg@20": 0.5})]
+    assert np.isfinite(written[0][1]["valid/ndcg@20"])
