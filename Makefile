@@ -7,7 +7,8 @@ WORKDIR ?= runs/demo
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.ready  ## Train SpecTran on MovieLens-100K; prints the test metrics and the report's path.
-	$(BIN)/python -m experiments.train --dataset=movielens_100k --item_encoder=spectran --workdir=$(WORKDIR)
+	$(BIN)/python -m experiments.train --dataset=movielens_100k --item_encoder=spectran \
+		--max_length=100 --batch_size=64 --learning_rate=0.003 --epochs=80 --eval_every=5 --workdir=$(WORKDIR)
 
 test: $(VENV)/.ready-dev  ## The whole test suite, with coverage.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90

@@ -37,10 +37,10 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSONL file to write.")
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    from spectran_jax.recommend import write_recommendations
-
     if not _WORKDIR.value or not _OUTPUT.value:
         raise InputError("Name the run and the file to write: --workdir=DIR --output=FILE.jsonl.")
+    from spectran_jax.recommend import write_recommendations
+
     count = write_recommendations(
         Path(_WORKDIR.value),
         Path(_OUTPUT.value),

@@ -23,14 +23,14 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs, c
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    from spectran_jax.report import sweep_table
-    from spectran_jax.sweep import parse_space, sweep
-    from spectran_jax.training.run import print_table, train_and_report
-
     if not _WORKDIR.value:
         raise InputError("Name a folder: --workdir=DIR.")
     if not all(seed.isdecimal() for seed in _SEEDS.value):
         raise InputError(f"--seeds={','.join(_SEEDS.value)}: write whole numbers, comma-separated.")
+    from spectran_jax.report import sweep_table
+    from spectran_jax.sweep import parse_space, sweep
+    from spectran_jax.training.run import print_table, train_and_report
+
     result = sweep(
         config_from_flags(),
         Path(_WORKDIR.value),

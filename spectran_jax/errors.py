@@ -49,3 +49,6 @@ def exit_with_message(main: Callable[[], None]) -> None:
     except SpectranError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("error: Stopped by SIGINT; start the same command again.", file=sys.stderr, flush=True)
+        sys.exit(Interrupted.exit_status)

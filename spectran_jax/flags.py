@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -137,7 +138,25 @@ def run(main: Callable[[], None], synopsis: str, own: Sequence[str] = (), with_c
             _fail(f"Unexpected argument {rest[1]!r}: flags are written --name=value. See --help.")
         return rest
 
-    app.run(lambda _: exit_with_message(main), flags_parser=parse)
+    def plainly(_: Sequence[str]) -> None:
+        _warn_plainly()
+        exit_with_message(main)
+
+    app.run(plainly, flags_parser=parse)
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever stderr is at the time: a progress bar puts its own in place and moves out of the way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _warn_plainly() -> None:
+    """Warnings of this package and of libraries as one plain line each, instead of absl's dated prefix."""
+    handler = _Stderr(logging.WARNING)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger().handlers[:] = [handler]
 
 
 def _fail(message: str) -> None:

@@ -274,8 +274,7 @@ def build(config: ObjectiveConfig, *, num_candidates: int) -> Objective:
       InputError: for an unknown loss or score, a temperature that is not above zero, or a number of negatives
         below one or above the number of trained items.
     """
-    if config.loss not in _LOSSES:
-        raise unknown_name("loss", config.loss, _LOSSES)
+    check_name(config.loss)
     if config.score not in _SCORES:
         raise unknown_name("score", config.score, _SCORES)
     if not 0 < config.temperature < math.inf:
@@ -302,9 +301,10 @@ _LOSSES: dict[str, Callable[[ObjectiveConfig, int], Objective]] = {
 }
 
 
-def names() -> tuple[str, ...]:
-    """The losses by name."""
-    return tuple(sorted(_LOSSES))
+def check_name(loss: str) -> None:
+    """Raises `InputError` for an unknown loss."""
+    if loss not in _LOSSES:
+        raise unknown_name("loss", loss, _LOSSES)
 
 
 def _matrix(name: str, array: jax.Array) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def parse_space(text: str) -> list[Range]:
       InputError: for an unknown field, one that is not a float or stands twice, or a malformed range.
     """
     kinds = {field.name: type(field.default) for _, field in fields()}
-    space = []
+    space: list[Range] = []
     for part in filter(None, text.split(",")):
         name, _, values = part.partition("=")
         if name not in kinds:

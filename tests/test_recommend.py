@@ -10,18 +10,25 @@ from conftest import write_tiny
 
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.recommend import recommend, write_recommendations
-from spectran_jax.training import restore
+from spectran_jax.training import restore, summary
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import train_and_report
 
 ITEMS = 40
 
 
+def train(config, folder):
+    """Trains without the report, which takes longer than the training here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "write_run_report", lambda *arguments: None)
+        return train_and_report(config, folder)
+
+
 @pytest.fixture(scope="module")
 def run(tiny_config, tmp_path_factory):
     """The folder of a trained run."""
     folder = tmp_path_factory.mktemp("run")
-    train_and_report(tiny_config.replace(epochs=2), folder)
+    train(tiny_config.replace(epochs=2), folder)
     return folder
 
 
@@ -62,7 +69,7 @@ def test_the_list_scores_as_the_evaluation_does(run, tiny_config, events, tmp_pa
     folder = run
     if filtered:
         folder = tmp_path / "filtered"
-        train_and_report(tiny_config.replace(epochs=1, filter_seen=True), folder)
+        train(tiny_config.replace(epochs=1, filter_seen=True), folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     write_recommendations(folder, tmp_path / "top.jsonl", k=10)
     lines = [json.loads(line) for line in (tmp_path / "top.jsonl").read_text().splitlines()]
@@ -82,6 +89,8 @@ def test_the_list_scores_as_the_evaluation_does(run, tiny_config, events, tmp_pa
         assert len(found) / len(lines) == metrics["test"][f"hr@{k}"]
         gain = sum(1 / math.log2(place + 2) for place in found)
         assert gain / len(lines) == pytest.approx(metrics["test"][f"ndcg@{k}"], abs=1e-12)
+    shown = {item for line in lines for item in line["items"]}
+    assert len(shown) / ITEMS == metrics["test"]["coverage@10"]
 
 
 def test_k_items_are_the_head_of_more(write):
@@ -194,7 +203,7 @@ def test_a_run_is_not_used_with_other_data(tiny_config, tmp_path):
     """Neither to recommend nor to train on; and the checkpoints stay sound for the old files."""
     data = tmp_path / "data"
     config = tiny_config.replace(**write_tiny(data), epochs=1)
-    train_and_report(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     output = tmp_path / "top.jsonl"
 
     def more_interactions():
@@ -214,9 +223,10 @@ def test_a_run_is_not_used_with_other_data(tiny_config, tmp_path):
         change()
         with pytest.raises(InputError, match="was trained on other data than its files hold now"):
             write_recommendations(tmp_path / "run", output, k=1)
-        with pytest.raises(InputError, match="was trained on other data than its files hold now"):
-            train_and_report(config.replace(epochs=2), tmp_path / "run")
         assert not output.exists()
+        if change is more_items:  # the tables have another shape, which must not pass for a damaged checkpoint
+            with pytest.raises(InputError, match="was trained on other data than its files hold now"):
+                train(config.replace(epochs=2), tmp_path / "run")
         write_tiny(data)
     assert write_recommendations(tmp_path / "run", output, k=1) == 60
 

@@ -129,8 +129,12 @@ class Dataset:
         index = self.item_index
         return np.fromiter((index.get(_written(item), -1) for item in ids), np.int32)
 
-    def without_short_histories(self, minimum: int) -> Dataset:
+    def without_short_histories(self, minimum: int, source: str = "") -> Dataset:
         """A copy without the users who have fewer than `minimum` interactions; counts them in `dropped`.
+
+        Args:
+          minimum: interactions of a user who stays.
+          source: the file of the interactions, for the message; the data set's name if empty.
 
         Raises:
           InputError: where no user is left.
@@ -140,8 +144,8 @@ class Dataset:
             return self
         if not len(keep):
             raise InputError(
-                f"{self.name}: all {self.num_users} users have fewer than {minimum} interactions, so none can be "
-                "split into training, validation and test; give longer histories."
+                f"{source or self.name}: all {self.num_users} users have fewer than {minimum} interactions, so none "
+                "can be split into training, validation and test; give longer histories."
             )
         count = self.dropped.get("users_too_short", 0) + self.num_users - len(keep)
         return dataclasses.replace(

@@ -86,7 +86,7 @@ def load(config: Config) -> Dataset:
         _prepared(name, prepared, content), name=name, digest=digest, text_columns=config.text.text_columns
     )
     if config.data.split == "leave_one_out":
-        dataset = dataset.without_short_histories(LEAVE_ONE_OUT_MINIMUM)
+        dataset = dataset.without_short_histories(LEAVE_ONE_OUT_MINIMUM, config.data.interactions)
     return dataset
 
 
@@ -135,6 +135,11 @@ def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Conten
         kind = RunError if error.errno == errno.ENOSPC else InputError
         raise kind(
             f"{folder.parent}: prepared data can't be written ({error.strerror or error}); "
+            "make room, or choose another folder with --data_dir."
+        ) from error
+    except RuntimeError as error:  # how ArrayRecord says that a write failed
+        raise RunError(
+            f"{folder.parent}: prepared data can't be written ({str(error).splitlines()[0]}); "
             "make room, or choose another folder with --data_dir."
         ) from error
     finally:

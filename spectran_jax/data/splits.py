@@ -71,10 +71,15 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     ]
     if empty:
         raise InputError(
-            f"{dataset.name}: the {config.split} split leaves nothing for {' and '.join(empty)}; give more "
+            f"{_source(dataset, config)}: the {config.split} split leaves nothing for {' and '.join(empty)}; give more "
             "interactions, or cut elsewhere (--split, --valid_time, --test_time)."
         )
     return result
+
+
+def _source(dataset: Dataset, config: DataConfig) -> str:
+    """Where the interactions come from, for messages."""
+    return config.interactions or dataset.name
 
 
 def _leave_one_out(dataset: Dataset, config: DataConfig) -> Split:
@@ -93,13 +98,13 @@ def _temporal(dataset: Dataset, config: DataConfig) -> Split:
     times = histories.timestamps
     if times is None:
         raise InputError(
-            f"{dataset.name}: --split=temporal needs a timestamp column in the interactions; this data has none."
+            f"{_source(dataset, config)}: --split=temporal needs a timestamp column; these interactions have none."
         )
     valid_time, test_time = temporal_cuts(times, config)
     if not valid_time < test_time:
         raise InputError(
-            f"{dataset.name}: --split=temporal needs validation to begin before the test, got T1 = {valid_time:g} and "
-            f"T2 = {test_time:g}; set --valid_time below --test_time."
+            f"{_source(dataset, config)}: --split=temporal needs validation to begin before the test, got "
+            f"T1 = {valid_time:g} and T2 = {test_time:g}; set --valid_time below --test_time."
         )
     starts, ends = histories.offsets[:-1], histories.offsets[1:]
     # Histories are in order of time, so the number of early interactions is where the cut falls.

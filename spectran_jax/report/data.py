@@ -73,8 +73,8 @@ class ReportData:
     """The same before training."""
     attention: Float[np.ndarray, "d r"] | None = None
     """phi(Z), exactly 0 where dead."""
-    diagonal: Float[np.ndarray, "d"] | None = None
-    """p(sigma) of the first d components, as learned."""
+    diagonal: Float[np.ndarray, "n"] | None = None
+    """p(sigma) of the first n = min(d, r) components, as learned."""
     weights: Float[np.ndarray, "d r"] | None = None
     """W, as it multiplies u."""
     sigma: Float[np.ndarray, "r"] | None = None
@@ -92,7 +92,7 @@ class ReportData:
                 raise InputError(f"Report: attention must be [d, r], got the shape {self.attention.shape}.")
             d, r = self.attention.shape
         _expect("weights", self.weights, (d, r))
-        _expect("diagonal", self.diagonal, (d,))
+        _expect("diagonal", self.diagonal, (d if d is None or r is None else min(d, r),))
         _expect("sigma", self.sigma, (r,))
         for name in ("text_singular_values", "item_singular_values", "initial_item_singular_values", "taylor"):
             _expect(name, getattr(self, name), (None,))

@@ -8,6 +8,8 @@ aside with a warning, and the one before it is taken. The frozen spectrum is in 
 from __future__ import annotations
 
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,9 @@ class _Series:
         self.manager.reload()
 
     def _failed(self, error: Exception) -> RunError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        # TensorStore wraps what the system said in pages of paths.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else (str(error).splitlines() or [type(error).__name__])[0][:300]
         sound = sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
         kept = f"the checkpoint of step {sound[-1]} is kept" if sound else "there is no earlier checkpoint"
         return RunError(

@@ -80,8 +80,8 @@ def _run(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
     clock = time.perf_counter()
     metrics = summary.final_metrics(setup, trained)
     phases["final evaluation"] = time.perf_counter() - clock
-    write_json(workdir / "metrics.json", metrics)
     summary.write_run_report(setup, trained, metrics, phases, _command(config, workdir), workdir / "report.html")
+    write_json(workdir / "metrics.json", metrics)  # last: it says that the run is finished
     return metrics
 
 
@@ -107,7 +107,9 @@ def notices(setup: Setup) -> list[str]:
 def print_table(table: Table, console: Console | None = None) -> None:
     """Prints a table, to stdout unless told otherwise; off a terminal it is given the width that it needs."""
     console = Console() if console is None else console
-    console.print(table, width=None if console.is_terminal else 120)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
 
 
 def _command(config: Config, workdir: Path) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectran_jax import backbones, data, item_encoders, text
+from spectran_jax import backbones, data, item_encoders, objectives, text
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.digest import json_digest
@@ -58,6 +58,7 @@ def prepare(config: Config) -> Setup:
         config.backbone, dimension=config.encoder.dimension, max_length=config.data.max_length, dtype=dtype
     )
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
+    objectives.check_name(config.objective.loss)
     dataset = data.load(config)
     split = data.split(dataset, config.data)
     cache = data.data_dir(config)

@@ -64,7 +64,13 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
         if name == "test":
             _, ids = recommend(
-                setup, trained.params, targets.history, _cutoff(setup), frozen=trained.frozen, table=table
+                setup,
+                trained.params,
+                targets.history,
+                _cutoff(setup),
+                filter_seen=config.training.filter_seen,
+                frozen=trained.frozen,
+                table=table,
             )
             metrics["test"] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(_cutoff(setup),))
     return metrics

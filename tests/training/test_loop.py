@@ -97,6 +97,24 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
     assert (ranks == 0).all()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bfloat16"},
+        {"split": "temporal"},
+        {"packing": False, "schedule": "cosine", "weight_decay": 0.01, "spectral_lr_multiplier": 0.1},
+        {"fusion": "gate", "learn_scale": True, "optimizer": "adagrad", "filter_seen": True, "max_steps": 5},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_options_of_a_run(tiny_config, tmp_path, options):
+    metrics = train_and_report(tiny_config.replace(**options), tmp_path)
+    assert 0 < metrics["test"]["hr@50"] <= 1
+    assert metrics["train"]["steps"] == options.get("max_steps", metrics["train"]["steps"])
+    assert {"total", "item_encoder", "backbone"} <= set(metrics["parameters"])
+    assert len(metrics["digest"]) == len(metrics["protocol"]) == 64
+
+
 @pytest.mark.parametrize("encoder", ["id", "svd", "spectran"])
 @pytest.mark.parametrize("loss", ["infonce", "softmax"])
 def test_every_encoder_trains_with_every_loss(tiny_config, tmp_path, encoder, loss):
