@@ -23,6 +23,9 @@ _HISTORIES = flags.DEFINE_string(
     'Histories of your own: JSONL of {"user_id": ..., "items": [oldest, ..., newest]}, or a TSV, CSV or Parquet file '
     "with user_id, item_id and timestamp or position. The users of the run if empty.",
 )
+_UNKNOWN_ITEMS = flags.DEFINE_enum(
+    "unknown_items", "error", ["error", "drop"], "What to do with items of --histories that the run does not know."
+)
 _UNTIL = flags.DEFINE_enum(
     "until",
     "test",
@@ -32,25 +35,32 @@ _UNTIL = flags.DEFINE_enum(
 _FILTER_SEEN = flags.DEFINE_bool(
     "filter_seen", None, "Leave out the items of the history; as the run did if not given."
 )
-_OUTPUT = flags.DEFINE_string("output", "", "JSONL file to write.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSONL file to write; recommendations.jsonl in --workdir if empty.")
 
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    if not _WORKDIR.value or not _OUTPUT.value:
-        raise InputError("Name the run and the file to write: --workdir=DIR --output=FILE.jsonl.")
+    if not _WORKDIR.value:
+        raise InputError("Name the run: --workdir=DIR.")
+    output = Path(_OUTPUT.value) if _OUTPUT.value else Path(_WORKDIR.value) / "recommendations.jsonl"
     from spectran_jax.recommend import write_recommendations
 
     count = write_recommendations(
         Path(_WORKDIR.value),
-        Path(_OUTPUT.value),
+        output,
         k=_K.value,
         histories=Path(_HISTORIES.value) if _HISTORIES.value else None,
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
+        unknown_items=_UNKNOWN_ITEMS.value,
     )
-    print(f"{count} users: {_OUTPUT.value}")
+    print(f"{count} users: {output}")
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "k", "histories", "until", "filter_seen", "output"), with_config=False)
+    run(
+        main,
+        SYNOPSIS,
+        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "output"),
+        with_config=False,
+    )

@@ -138,8 +138,8 @@ class OptimizerConfig:
 
     optimizer: str = _field(
         "adam",
-        "Optimiser: adam (decoupled weight decay where --weight_decay > 0), adagrad or sgd.",
-        choices=("adam", "adagrad", "sgd"),
+        "Optimiser; adam and adamw are one: weight decay is decoupled.",
+        choices=("adam", "adamw", "adagrad", "sgd"),
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.")
     spectral_lr_multiplier: float = _field(

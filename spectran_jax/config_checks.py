@@ -7,6 +7,7 @@ from spectran_jax.errors import InputError
 
 # Closed ranges [low, high] of numeric fields; None is no bound.
 _RANGES: dict[str, tuple[float, float | None]] = {
+    "seed": (0, 2**31 - 1),
     "k_core": (0, None),
     "max_length": (1, None),
     "rtol": (0, 1),

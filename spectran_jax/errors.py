@@ -28,8 +28,15 @@ class RunError(SpectranError):
     exit_status = 1
 
 
-class Interrupted(SpectranError):
-    """Saved on request (a signal); start the same command again (exit status 75)."""
+class Diverged(RunError):
+    """Training that left the finite numbers: a fact about its configuration (exit status 1)."""
+
+
+class Interrupted(BaseException):
+    """Stopped on request (a signal); start the same command again (exit status 75).
+
+    Like KeyboardInterrupt no `Exception`, so that nothing that copes with failures takes it for one.
+    """
 
     exit_status = 75
 
@@ -46,7 +53,7 @@ def exit_with_message(main: Callable[[], None]) -> None:
     """Runs `main`; turns a `SpectranError` into one line on stderr and its exit status."""
     try:
         main()
-    except SpectranError as error:
+    except (SpectranError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:

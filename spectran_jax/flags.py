@@ -129,7 +129,7 @@ def run(main: Callable[[], None], synopsis: str, own: Sequence[str] = (), with_c
                 *(["config"] if with_config else []),
                 *([f.name for _, f in fields()] if with_config else []),
             ]
-            near = difflib.get_close_matches(error.flagname, known, n=1)
+            near = difflib.get_close_matches(error.flagname, known, n=1, cutoff=0.7)
             hint = f" Did you mean --{near[0]}?" if near else " See --help."
             _fail(f"Unknown flag --{error.flagname}.{hint}")
         except flags.Error as error:

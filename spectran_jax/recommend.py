@@ -91,6 +91,7 @@ def write_recommendations(
     histories: Path | None = None,
     until: str = "test",
     filter_seen: bool | None = None,
+    unknown_items: str = "error",
 ) -> int:
     """Writes the k best items as JSONL, `{"user_id": ..., "items": [...], "scores": [...]}` a line, in original ids.
 
@@ -102,6 +103,7 @@ def write_recommendations(
       until: for the run's own users, "test" goes on from the history before the test target, as the evaluation
         does, "now" from all that is known.
       filter_seen: leave out the items of the history; as the run did if None.
+      unknown_items: "drop" passes over items of `histories` that the run does not know, "error" refuses them.
 
     Returns:
       The number of lines.
@@ -119,7 +121,7 @@ def write_recommendations(
     setup, params = load_run(workdir)
     dataset = setup.dataset
     if histories is not None:
-        user_ids, known = read_histories(histories, dataset, setup.config.data.unknown_items)
+        user_ids, known = read_histories(histories, dataset, unknown_items)
     elif until == "test":
         targets = setup.split.test
         user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history

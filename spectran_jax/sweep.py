@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spectran_jax.config import Config, fields
-from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.errors import Diverged, InputError, RunError, unknown_name
 from spectran_jax.training.workdir import write_json
 
 SELECTION_METRIC = "ndcg@20"
@@ -115,15 +115,35 @@ def sweep(
         raise InputError(f"--trials must be at least 1, got {trials}.")
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds={','.join(map(str, seeds))}: give at least one seed, and each only once.")
-    found = []
+    found: list[dict[str, Any]] = []
     for index, values in enumerate(design(space, trials, config.training.seed)):
-        metrics = run(config.replace(**values, evaluate="valid"), workdir / f"trial-{index:02d}")
+        try:
+            metrics = run(config.replace(**values, evaluate="valid"), workdir / f"trial-{index:02d}")
+        except Diverged as error:
+            found.append({"values": values, "failed": str(error)})
+            continue
         found.append({"values": values, "valid": metrics["valid"], "steps": metrics["train"]["steps"]})
-    best = max(found, key=lambda trial: trial["valid"][SELECTION_METRIC])
+    alive = [trial for trial in found if "valid" in trial]
+    if not alive:
+        raise RunError(f"All {trials} trials diverged, the last with: {found[-1]['failed']} Search smaller values.")
+    best = max(alive, key=lambda trial: trial["valid"][SELECTION_METRIC])
     runs = []
     for seed in seeds:
         metrics = run(config.replace(**best["values"], seed=seed, evaluate="both"), workdir / f"seed-{seed}")
-        runs.append({"seed": seed, "valid": metrics["valid"], "test": metrics["test"], "train": metrics["train"]})
+        runs.append(
+            {
+                "seed": seed,
+                "valid": metrics["valid"],
+                "test": metrics["test"],
+                "train": metrics["train"],
+                "protocol": metrics["protocol"],
+            }
+        )
+    protocols = {run["protocol"] for run in runs}
+    if len(protocols) > 1:
+        raise InputError(
+            f"{workdir}: its runs follow {len(protocols)} protocols and can't share a table; start a new folder."
+        )
     names = [name for name, value in runs[0]["test"].items() if isinstance(value, int | float)]
     test = {name: spread([run["test"][name] for run in runs]) for name in names}
     result = {"config": config.to_dict(), "trials": found, "chosen": best["values"], "runs": runs, "test": test}

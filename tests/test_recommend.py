@@ -243,4 +243,4 @@ def test_the_command(run, run_command, tmp_path):
 def test_the_command_says_what_is_missing(run_command):
     done = run_command("recommend", {"k": 3})
     assert done.returncode == 2
-    assert done.stderr == "error: Name the run and the file to write: --workdir=DIR --output=FILE.jsonl.\n"
+    assert done.stderr == "error: Name the run: --workdir=DIR.\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spectran_jax.config import Config
-from spectran_jax.errors import InputError
+from spectran_jax.errors import Diverged, InputError, RunError
 from spectran_jax.sweep import Range, design, parse_space, spread, sweep
 
 SPACE = parse_space("learning_rate=log:1e-4:1e-2,dropout=0.1:0.5")
@@ -22,7 +22,11 @@ class Trainer:
     def __call__(self, config, folder):
         self.calls.append((config, folder.name))
         dropout = config.backbone.dropout
-        metrics = {"valid": {"ndcg@20": -abs(dropout - 0.2), "ndcg@10": dropout}, "train": {"steps": 7}}
+        metrics = {
+            "valid": {"ndcg@20": -abs(dropout - 0.2), "ndcg@10": dropout},
+            "train": {"steps": 7},
+            "protocol": "p",
+        }
         if config.training.evaluate != "valid":
             # Best where validation is worst: a search that looked here would choose otherwise.
             metrics["test"] = {"ndcg@10": abs(dropout - 0.2) + config.training.seed, "by_item": {"0": 1}}
@@ -155,3 +159,28 @@ def test_bad_sizes_start_nothing(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         sweep(Config(), tmp_path, **{"space": SPACE, "trials": 1, "seeds": [0], "run": trainer, **options})
     assert not trainer.calls
+
+
+def test_a_trial_that_diverges_is_counted_and_not_chosen(tmp_path):
+    trainer = Trainer()
+
+    def run(config, folder):
+        if folder.name == "trial-00":
+            raise Diverged("The loss became nan at step 3.")
+        return trainer(config, folder)
+
+    result = sweep(Config(), tmp_path, space=SPACE, trials=3, seeds=[0], run=run)
+    assert result["trials"][0]["failed"] == "The loss became nan at step 3."
+    assert result["chosen"] in [trial["values"] for trial in result["trials"][1:]]
+    with pytest.raises(RunError, match="All 1 trials diverged"):
+        sweep(Config(), tmp_path, space=SPACE, trials=1, seeds=[0], run=run)
+
+
+def test_runs_of_two_protocols_share_no_table(tmp_path):
+    trainer = Trainer()
+
+    def run(config, folder):
+        return {**trainer(config, folder), "protocol": str(config.training.seed % 2)}
+
+    with pytest.raises(InputError, match="2 protocols"):
+        sweep(Config(), tmp_path, space=SPACE, trials=1, seeds=[0, 1], run=run)

@@ -39,8 +39,8 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     if unknown and unknown_items == "error":
         names = ", ".join(repr(item) for item in list(dict.fromkeys(unknown))[:3])
         raise InputError(
-            f"{path}: {len(unknown)} entries name items that the run does not know ({names}); leave them out, or train "
-            "with --unknown_items=drop."
+            f"{path}: {len(unknown)} entries name items that the run does not know ({names}); leave them out, or "
+            "pass over them with --unknown_items=drop."
         )
     kept = [ids[ids >= 0].tolist() for ids in dense]
     empty = next((user for user, ids in zip(users, kept, strict=True) if not ids), None)

@@ -38,7 +38,8 @@ class Split:
     train: Histories
     """The training part of every user; may be empty for some."""
     item_counts: Int[np.ndarray, "N"]
-    """int32 training interactions of each item; 0 marks a cold item."""
+    """int32 times that each item stands in a training sequence, i.e. in the last `max_length` + 1 training items of a
+    user who has at least two; 0 marks a cold item, which training never sees."""
     valid: Targets
     test: Targets
     tied_targets: dict[str, int]
@@ -90,7 +91,7 @@ def _leave_one_out(dataset: Dataset, config: DataConfig) -> Split:
     tied = np.zeros(len(users), bool)
     if histories.timestamps is not None:
         tied = histories.timestamps[ends - 1] == histories.timestamps[ends - 2]
-    return _assemble(dataset, lengths, users, starts, ends - 2, users, starts, ends - 1, tied)
+    return _assemble(dataset, lengths, users, starts, ends - 2, users, starts, ends - 1, tied, config.max_length)
 
 
 def _temporal(dataset: Dataset, config: DataConfig) -> Split:
@@ -125,6 +126,7 @@ def _temporal(dataset: Dataset, config: DataConfig) -> Split:
         starts[test_users],
         at,
         tied,
+        config.max_length,
     )
 
 
@@ -145,6 +147,7 @@ def _assemble(
     test_starts: np.ndarray,
     test_at: np.ndarray,
     tied: np.ndarray,
+    max_length: int,
 ) -> Split:
     """Builds the parts from flat indices: where each history starts and where its target stands."""
     histories = dataset.histories
@@ -155,11 +158,18 @@ def _assemble(
 
     return Split(
         train=train,
-        item_counts=np.bincount(train.items, minlength=dataset.num_items).astype(np.int32),
+        item_counts=_sequence_counts(train, dataset.num_items, max_length),
         valid=targets(valid_users, valid_starts, valid_at),
         test=targets(test_users, test_starts, test_at),
         tied_targets={"count": int(tied.sum()), "total": len(test_users)},
     )
+
+
+def _sequence_counts(train: Histories, num_items: int, max_length: int) -> Int[np.ndarray, "N"]:
+    """Times that each item stands in what training reads of the histories: inputs and targets, nothing older."""
+    kept = np.where(train.lengths >= 2, np.minimum(train.lengths, max_length + 1), 0)
+    sequences = train.slices(train.offsets[1:] - kept, kept)
+    return np.bincount(sequences.items, minlength=num_items).astype(np.int32)
 
 
 def _count_per_row(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:

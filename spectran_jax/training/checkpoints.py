@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from spectran_jax.digest import params_digest
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.errors import Diverged, InputError, RunError
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class _Series:
 
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
         """Starts writing; returns when the arrays may be donated. A failure surfaces here or in `wait`."""
+        _refuse_broken(step, tree)
         digest = params_digest(tree) if jax.process_count() == 1 else None
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave({**record, "digest": digest})
@@ -53,7 +55,7 @@ class _Series:
         except Exception as error:
             raise self._failed(error) from error
 
-    def restore(self, abstract: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(self, abstract: Any, data: str, put_aside: bool = True) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest sound checkpoint as (step, tree, record), or None. `abstract` gives shapes and shardings."""
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
@@ -71,14 +73,15 @@ class _Series:
             except InputError:
                 raise
             except Exception as error:
-                self._put_aside(step, error)
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
+                if put_aside:
+                    self._put_aside(step)
                 continue
             return step, tree, record
         return None
 
-    def _put_aside(self, step: int, error: Exception) -> None:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
+    def _put_aside(self, step: int) -> None:
         target = self.directory.parent / f"damaged-{self.directory.name}-{step}"
         count = 0
         while target.exists():
@@ -98,6 +101,18 @@ class _Series:
         )
 
 
+def _refuse_broken(step: int, tree: Any) -> None:
+    """A state that overflowed must not take the place of a good one, though its loss was still finite."""
+    if jax.process_count() > 1:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(jax.device_get(leaf)).all():
+            raise Diverged(
+                f"After step {step} {jax.tree_util.keystr(path)} is no longer finite: the update overflowed. Lower "
+                "--learning_rate; the last good checkpoint is kept."
+            )
+
+
 class Checkpoints:
     """The checkpoints of a work directory."""
 
@@ -107,7 +122,11 @@ class Checkpoints:
         self._best = _Series(directory / "best", KEEP_LATEST)
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
-        """Saves a full training state with its record (JSON values only)."""
+        """Saves a full training state with its record (JSON values only).
+
+        Not before the best parameters that the record speaks of are on disk: a kill in between must not lose them.
+        """
+        self._best.wait()
         self._latest.save(step, state, record)
 
     def save_best(self, step: int, params: Any, record: dict[str, Any]) -> None:
@@ -127,8 +146,16 @@ class Checkpoints:
         return self._latest.restore(abstract_state, data)
 
     def restore_best(self, abstract_params: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
-        """The best parameters, as (step, params, record); arguments and errors as in `restore`."""
-        return self._best.restore(abstract_params, data)
+        """The best parameters, as (step, params, record); arguments and errors as in `restore`.
+
+        Changes nothing on disk: another process may be training in the folder.
+        """
+        return self._best.restore(abstract_params, data, put_aside=False)
+
+    def kept(self) -> str:
+        """Which checkpoint there is to go on from, in words."""
+        step = self._latest.manager.latest_step()
+        return "there is no checkpoint yet" if step is None else f"the checkpoint of step {step} is kept"
 
     def wait(self) -> None:
         """Returns when every save under way is on disk; raises `RunError` where one failed."""

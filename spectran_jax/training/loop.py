@@ -14,7 +14,7 @@ import numpy as np
 
 from spectran_jax import data
 from spectran_jax.config import Config
-from spectran_jax.errors import Interrupted, RunError
+from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.training import partitioning
@@ -79,6 +79,11 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
     return min(steps, config.training.max_steps) if config.training.max_steps else steps
 
 
+def watch(programs: Programs, params: Any, frozen: Frozen) -> dict[str, Any]:
+    """What the item encoder wants watched, as JSON values."""
+    return {name: value.tolist() for name, value in jax.device_get(programs.diagnostics(params, frozen)).items()}
+
+
 def train(
     setup: Setup, workdir: Path, stop: StopRequest, announce: Callable[[Any, int], None] = lambda params, step: None
 ) -> Trained:
@@ -121,7 +126,7 @@ def train(
     programs = build_programs(setup, total)
     frozen = setup.place()
     state = programs.init(frozen)
-    initial_params = jax.tree.map(np.copy, jax.device_get(state.params))
+    initial_params = jax.tree.map(np.copy, jax.device_get(state.params))  # the state's own are donated
     step, record = 0, Record()
 
     # Resume.
@@ -130,9 +135,13 @@ def train(
     if restored is not None:
         step, state, saved = restored
         record = Record(**saved["loop"])
+        if step > total:
+            raise InputError(f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}.")
         batches.set_state(record.data)
     summaries = Summaries(workdir / "tensorboard") if training.tensorboard else None
     log = MetricsLog(workdir / "metrics.jsonl", step, also=summaries)
+    if step == 0:
+        log.write({"kind": "start", "step": 0, "epoch": 0.0} | watch(programs, state.params, frozen))
     announce(state.params, step)
 
     def save() -> None:
@@ -146,13 +155,14 @@ def train(
             fetched = jax.device_get(pending)
         for at, metrics in enumerate(fetched, step - len(fetched) + 1):
             if not math.isfinite(metrics["loss"]):
-                raise RunError(
+                checkpoints.wait()  # what is being saved is from before
+                raise Diverged(
                     f"The loss became {float(metrics['loss'])} at step {at}. Lower --learning_rate or raise "
-                    f"--temperature; the last good checkpoint is kept in {workdir / 'checkpoints'}."
+                    f"--temperature; {checkpoints.kept()}."
                 )
         record.losses.extend(float(metrics["loss"]) for metrics in fetched)
         pending.clear()
-        return {name: float(value) for name, value in fetched[-1].items()}
+        return {name: float(value) for name, value in fetched[-1].items() if math.isfinite(value)}
 
     # Train.
     stop.deferred = True
@@ -170,7 +180,8 @@ def train(
             pending.append(metrics)
 
             reading = step == total or (step % per_epoch == 0 and step // per_epoch % training.eval_every == 0)
-            saving = reading or step % training.checkpoint_every == 0 or stop.requested is not None
+            stopping = stop.requested  # read once: a signal that comes later waits for the next step
+            saving = reading or step % training.checkpoint_every == 0 or stopping is not None
             logging = reading or step % LOG_EVERY == 0
             if logging or saving:
                 latest = fetch(pending)
@@ -186,9 +197,9 @@ def train(
                 with phases("evaluation"):
                     table = programs.table(state.params, frozen)
                     values = metrics_from_ranks(programs.rank(state.params, frozen, table, valid))
-                    watched = jax.device_get(programs.diagnostics(state.params, frozen))
+                    watched = watch(programs, state.params, frozen)
                 place = {"kind": "valid", "step": step, "epoch": step / per_epoch}
-                log.write(place | values | {name: value.tolist() for name, value in watched.items()})
+                log.write(place | values | watched)
                 better = values[SELECTION_METRIC] > record.best_value
                 if better:
                     record.best_value, record.best_step, record.stale = values[SELECTION_METRIC], step, 0
@@ -199,9 +210,9 @@ def train(
                 progress.validation(values, better)
             if saving:
                 save()
-            if stop.requested:
+            if stopping:
                 checkpoints.wait()
-                raise Interrupted(f"{stop.requested}: saved step {step}; start the same command again to go on.")
+                raise Interrupted(f"{stopping}: saved step {step}; start the same command again to go on.")
     stop.deferred = False
     with phases("checkpoint"):
         checkpoints.wait()
@@ -210,11 +221,11 @@ def train(
     best = checkpoints.restore_best(programs.state.params, setup.inputs_digest)
     checkpoints.close()
     log.close()
-    if best is None:
+    if best is None or best[0] != record.best_step:
         raise RunError(f"{workdir / 'checkpoints'} holds no sound copy of the best parameters; train in a new folder.")
     return Trained(
         params=best[1],
-        initial_params=initial_params,
+        initial_params=jax.device_put(initial_params, jax.tree.map(lambda x: x.sharding, programs.state.params)),
         frozen=frozen,
         programs=programs,
         best_step=best[0],

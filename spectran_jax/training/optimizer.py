@@ -54,6 +54,7 @@ def build_optimizer(config: OptimizerConfig, total_steps: int) -> optax.Gradient
     """Clipping, the rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule."""
     rules = {
         "adam": lambda: optax.scale_by_adam(),
+        "adamw": lambda: optax.scale_by_adam(),
         "adagrad": lambda: optax.scale_by_rss(),
         "sgd": lambda: optax.identity(),
     }

@@ -5,6 +5,7 @@ Arrays carry logical axis names; `RULES` maps these to mesh axes. Everyone who p
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
@@ -30,7 +31,12 @@ def build_mesh(spec: str) -> Mesh:
     Raises:
       InputError: for an unknown axis, a malformed size, or a product other than the number of devices.
     """
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"JAX finds no device (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {error}"
+        ) from None
     sizes = dict.fromkeys(AXES, 1)
     if spec == "auto":
         sizes["data"] = len(devices)

@@ -22,7 +22,7 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     path = workdir / "config.json"
     if not path.exists():
         raise InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
-    config = read_config(path)
+    config = read_config(path).replace(mesh="auto")  # of the machine at hand, whatever the run was trained on
     configure_jax(config)
     if not (workdir / "checkpoints" / "best").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")

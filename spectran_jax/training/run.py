@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spectran_jax.config import Config, fields
+from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import stderr_console
 from spectran_jax.report import metrics_table, parameter_table
@@ -19,7 +20,7 @@ from spectran_jax.training import loop, summary
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.signals import StopRequest
-from spectran_jax.training.workdir import claim, locked, write_json
+from spectran_jax.training.workdir import locked, refuse_other_run, write_json
 
 
 def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
@@ -27,8 +28,7 @@ def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
 
     Args:
       config: everything that decides the run.
-      workdir: folder of the run; gets config.json, metrics.jsonl, metrics.json, report.html, spectrum/ and
-        checkpoints/.
+      workdir: folder of the run; gets config.json, metrics.jsonl, metrics.json, report.html and checkpoints/.
 
     Returns:
       What metrics.json holds (design: section 5).
@@ -40,32 +40,34 @@ def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
     """
     if workdir is None:
         raise InputError("Name a folder for the run: --workdir=DIR.")
+    check(config)
     configure_jax(config)
     with StopRequest() as stop, locked(workdir):
-        claim(workdir, config)
-        metrics = finished(workdir, config)
+        refuse_other_run(workdir, config)
+        clock = time.perf_counter()
+        setup = prepare(config)
+        phases = {"set-up": time.perf_counter() - clock}
+        metrics = finished(workdir, setup)
         if metrics is None:
-            metrics = _run(config, workdir, stop)
+            metrics = _run(setup, workdir, stop, phases)
     print_table(metrics_table(metrics))
     print(f"metrics: {workdir / 'metrics.json'}\nreport:  {workdir / 'report.html'}")
     return metrics
 
 
-def finished(workdir: Path, config: Config) -> dict[str, Any] | None:
-    """metrics.json of a run that came to the end of this very configuration, or None."""
+def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
+    """metrics.json of a run that came to the end of this very configuration on these very inputs, or None."""
     try:
         metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
-        same = Config.from_dict(metrics["config"]) == config
+        same = Config.from_dict(metrics["config"]) == setup.config and metrics["inputs"] == setup.inputs_digest
     except (FileNotFoundError, ValueError, KeyError, InputError):
         return None
     return metrics if same else None
 
 
-def _run(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
-    phases = {}
-    clock = time.perf_counter()
-    setup = prepare(config)
-    phases["set-up"] = time.perf_counter() - clock
+def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float]) -> dict[str, Any]:
+    config = setup.config
+    write_json(workdir / "config.json", config.to_dict())  # not before the input is known to be good
     console = stderr_console()
 
     def announce(params: Any, step: int) -> None:
@@ -78,9 +80,11 @@ def _run(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
     trained = loop.train(setup, workdir, stop, announce)
     phases |= trained.phases
     clock = time.perf_counter()
-    metrics = summary.final_metrics(setup, trained)
+    metrics, ranked = summary.final_metrics(setup, trained)
     phases["final evaluation"] = time.perf_counter() - clock
-    summary.write_run_report(setup, trained, metrics, phases, _command(config, workdir), workdir / "report.html")
+    summary.write_run_report(
+        setup, trained, ranked, metrics, phases, _command(config, workdir), workdir / "report.html"
+    )
     write_json(workdir / "metrics.json", metrics)  # last: it says that the run is finished
     return metrics
 

@@ -13,6 +13,7 @@ from spectran_jax import backbones, data, item_encoders, objectives, text
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.digest import json_digest
+from spectran_jax.progress import task
 from spectran_jax.recommender import Recommender
 from spectran_jax.spectral import Spectrum
 from spectran_jax.training import partitioning
@@ -64,13 +65,15 @@ def prepare(config: Config) -> Setup:
     cache = data.data_dir(config)
     embeddings = spectrum = None
     if encoder_class.needs_spectrum or encoder_class.needs_text:
-        embeddings = text.item_embeddings(
-            config,
-            item_ids=dataset.item_ids,
-            item_text=dataset.item_text,
-            items_row=dataset.items_row,
-            cache_dir=cache,
-        )
+        with task("Encoding text", total=dataset.num_items) as progress:
+            embeddings = text.item_embeddings(
+                config,
+                item_ids=dataset.item_ids,
+                item_text=dataset.item_text,
+                items_row=dataset.items_row,
+                cache_dir=cache,
+                progress=progress,
+            )
     if embeddings is not None and encoder_class.needs_spectrum:
         spectrum = text.load_or_decompose(config, embeddings, cache)
     source = item_encoders.ItemSource(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,33 @@ TOP_K = 10
 def protocol(setup: Setup) -> str:
     """Fingerprint of all that decides whether two runs' numbers may stand in one table (design: section 6)."""
     config = setup.config
+    temporal = config.data.split == "temporal"
     return evaluation.protocol_fingerprint(
         data=setup.dataset.digest,
         split=config.data.split,
-        valid_time=config.data.valid_time,
-        test_time=config.data.test_time,
+        cuts=[config.data.valid_time, config.data.test_time] if temporal else None,
         filter_seen=config.training.filter_seen,
     )
 
 
-def final_metrics(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
-    """What metrics.json holds: the contract of design section 5, and slices, coverage and counts beside it."""
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """What the final reading found for each target."""
+
+    targets: data.Targets
+    ranks: np.ndarray
+    """int32 [U], 0-based."""
+    scores: np.ndarray
+    """float32 [U, k] of the top items."""
+    ids: np.ndarray
+    """int32 [U, k], dense ids of the top items, best first."""
+
+
+def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], Ranked]:
+    """What metrics.json holds, and the ranks behind it.
+
+    That is the contract of design section 5, with slices by popularity, coverage and counts beside it.
+    """
     config, split = setup.config, setup.split
     metrics: dict[str, Any] = {
         "config": config.to_dict(),
@@ -50,34 +67,24 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
         "parameters": parameter_counts(trained.params),
         "digest": params_digest(jax.device_get(trained.params)),
         "protocol": protocol(setup),
+        "inputs": setup.inputs_digest,
     }
     wanted = {"valid": split.valid, "test": split.test}
     if config.training.evaluate != "both":
         wanted = {config.training.evaluate: wanted[config.training.evaluate]}
     table = trained.programs.table(trained.params, trained.frozen)
+    filter_seen, k = config.training.filter_seen, min(TOP_K, setup.dataset.num_items)
     for name, targets in wanted.items():
-        batches = data.eval_batches(
-            targets, config.data, config.training.eval_batch_size, filter_seen=config.training.filter_seen
-        )
+        batches = data.eval_batches(targets, config.data, config.training.eval_batch_size, filter_seen=filter_seen)
         ranks = trained.programs.rank(trained.params, trained.frozen, table, batches)
         metrics[name] = evaluation.metrics_from_ranks(ranks)
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
-        if name == "test":
-            _, ids = recommend(
-                setup,
-                trained.params,
-                targets.history,
-                _cutoff(setup),
-                filter_seen=config.training.filter_seen,
-                frozen=trained.frozen,
-                table=table,
-            )
-            metrics["test"] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(_cutoff(setup),))
-    return metrics
-
-
-def _cutoff(setup: Setup) -> int:
-    return min(TOP_K, setup.dataset.num_items)
+    # Of the set that was read last, the test set where there is one, also what is recommended.
+    scores, ids = recommend(
+        setup, trained.params, targets.history, k, filter_seen=filter_seen, frozen=trained.frozen, table=table
+    )
+    metrics[name] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(k,))
+    return metrics, Ranked(targets, ranks, scores, ids)
 
 
 def dataset_summary(setup: Setup) -> dict[str, Any]:
@@ -123,6 +130,7 @@ def parameter_rows(params: Any) -> list[tuple[str, tuple[int, ...], str, int, st
 def write_run_report(
     setup: Setup,
     trained: loop.Trained,
+    ranked: Ranked,
     metrics: Mapping[str, Any],
     timings: Mapping[str, float],
     command: str,
@@ -144,7 +152,7 @@ def write_run_report(
         history=trained.lines,
         metrics=metrics,
         parameters=parameter_rows(trained.params),
-        examples=_examples(setup, trained),
+        examples=_examples(setup, ranked),
         timings=timings,
         item_singular_values=_singular_values(trained, trained.params),
         initial_item_singular_values=_singular_values(trained, trained.initial_params),
@@ -153,38 +161,22 @@ def write_run_report(
     write_report(data_, path)
 
 
-def _examples(setup: Setup, trained: loop.Trained) -> list[UserExample]:
-    """A few test users, evenly spaced, with their history and what is recommended to them."""
-    dataset, targets = setup.dataset, setup.split.test
-    if setup.config.training.evaluate == "valid":
-        targets = setup.split.valid
-    chosen = np.unique(np.linspace(0, len(targets) - 1, EXAMPLE_USERS).astype(int))
-    picked = data.Targets(
-        history=targets.history.take(chosen), target=targets.target[chosen], user=np.arange(len(chosen), dtype=np.int32)
-    )
-    table = trained.programs.table(trained.params, trained.frozen)
-    frozen, filter_seen = trained.frozen, setup.config.training.filter_seen
-    scores, ids = recommend(
-        setup, trained.params, picked.history, _cutoff(setup), filter_seen=filter_seen, frozen=frozen, table=table
-    )
-    batches = data.eval_batches(
-        picked, setup.config.data, setup.config.training.eval_batch_size, filter_seen=filter_seen
-    )
-    ranks = trained.programs.rank(trained.params, frozen, table, batches)
-    titles = dataset.item_titles
+def _examples(setup: Setup, ranked: Ranked) -> list[UserExample]:
+    """A few users, evenly spaced, with their history and what is recommended to them."""
+    dataset, targets, titles = setup.dataset, ranked.targets, setup.dataset.item_titles
     return [
         UserExample(
-            user=str(dataset.user_ids[targets.user[chosen[row]]]),
-            history=[titles[item] for item in picked.history[row][-EXAMPLE_HISTORY:]],
-            target=titles[picked.target[row]],
-            rank=int(ranks[row]) + 1,
+            user=str(dataset.user_ids[targets.user[row]]),
+            history=[titles[item] for item in targets.history[row][-EXAMPLE_HISTORY:]],
+            target=titles[targets.target[row]],
+            rank=int(ranked.ranks[row]) + 1,
             recommendations=[
-                Recommended(titles[item], float(score), bool(item == picked.target[row]))
-                for item, score in zip(ids[row], scores[row], strict=True)
+                Recommended(titles[item], float(score), bool(item == targets.target[row]))
+                for item, score in zip(ranked.ids[row], ranked.scores[row], strict=True)
                 if item >= 0
             ],
         )
-        for row in range(len(picked))
+        for row in np.unique(np.linspace(0, len(targets) - 1, EXAMPLE_USERS).astype(int))
     ]
 
 

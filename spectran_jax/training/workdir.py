@@ -67,8 +67,8 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Writes config.json in a new work directory, or checks that an old one holds a run of this configuration.
+def refuse_other_run(workdir: Path, config: Config) -> None:
+    """Checks that the work directory holds no run, or one of this configuration.
 
     A folder without a checkpoint or results holds no run: a command that failed before it trained does not bind
     the next one.
@@ -84,7 +84,6 @@ def claim(workdir: Path, config: Config) -> None:
                 f"--workdir={workdir} holds a run of another configuration ({'; '.join(differences)}; yours != its). "
                 "Take another folder, or the same values."
             )
-    write_json(path, config.to_dict())
 
 
 def _holds_run(workdir: Path) -> bool:
@@ -120,7 +119,7 @@ class MetricsLog:
         """Appends one entry; it must hold its "step"."""
         self.lines.append(dict(entry))
         try:
-            self._file.write(json.dumps(entry) + "\n")
+            self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise RunError(f"Could not write {self._file.name}: {error.strerror}.") from None

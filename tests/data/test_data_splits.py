@@ -40,7 +40,8 @@ def test_leave_one_out_against_brute_force(data):
     assert as_lists(result.test) == [(u, row[:-1], row[-1]) for u, row, _ in kept]
     train = [row[:-2] if len(row) >= 3 else [] for row in rows]
     assert [result.train[u].tolist() for u in range(len(rows))] == train
-    assert result.item_counts.tolist() == [sum(row.count(i) for row in train) for i in range(6)]
+    sequences = [row for row in train if len(row) >= 2]
+    assert result.item_counts.tolist() == [sum(row.count(i) for row in sequences) for i in range(6)]
     assert result.tied_targets == {"count": sum(t[-1] == t[-2] for _, _, t in kept), "total": len(kept)}
 
 
@@ -126,3 +127,11 @@ def test_types():
     assert result.item_counts.dtype == result.test.target.dtype == result.test.user.dtype == np.int32
     assert result.train.offsets.dtype == np.int64
     assert result.train.items.dtype == np.int32
+
+
+def test_items_that_no_training_sequence_holds_are_cold():
+    """Older than the window, or the only training item of a user: training sees neither."""
+    rows = [[0, 1, 2, 3, 4, 5], [4, 2, 3]]
+    result = split(make_dataset(rows, num_items=6), DataConfig(max_length=2))
+    assert result.train[0].tolist() == [0, 1, 2, 3]
+    assert result.item_counts.tolist() == [0, 1, 1, 1, 0, 0]

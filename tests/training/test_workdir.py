@@ -11,7 +11,7 @@ import pytest
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.training.tensorboard import Summaries
-from spectran_jax.training.workdir import MetricsLog, claim, locked, write_json, write_text
+from spectran_jax.training.workdir import MetricsLog, locked, refuse_other_run, write_json, write_text
 
 
 def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
@@ -56,9 +56,12 @@ def test_files_are_whole_or_not_there(tmp_path):
 
 
 def test_resumable_fields_may_change(tmp_path):
-    claim(tmp_path, Config())
-    claim(tmp_path, Config().replace(epochs=3))
-    assert json.loads((tmp_path / "config.json").read_text())["training"]["epochs"] == 3
+    write_json(tmp_path / "config.json", Config().to_dict())
+    refuse_other_run(tmp_path, Config().replace(seed=1))  # no run yet
+    write_json(tmp_path / "metrics.json", {})
+    refuse_other_run(tmp_path, Config().replace(epochs=3))
+    with pytest.raises(InputError, match=r"another configuration \(seed: 1 != 0; yours != its\)"):
+        refuse_other_run(tmp_path, Config().replace(seed=1))
 
 
 def test_tensorboard_names_its_extra_or_gets_the_scalars(tmp_path, monkeypatch):
