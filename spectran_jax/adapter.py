@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from spectran_jax.errors import unknown_name
 from spectran_jax.initial_scale import equal_row_normal, initial_scale, inverse_softplus
@@ -215,14 +215,17 @@ class SpecTranAdapter(nn.Module):
         )
         return SpectralParts(attention, diagonal, weights)
 
-    def __call__(self, u_rows: Float[Array, "*b r"], sigma: Float[Array, "r"]) -> Float[Array, "*b d"]:
+    def __call__(
+        self, u_rows: Num[Array, "*b r"], sigma: Float[Array, "r"], u_scale: Float[Array, "r"] | float = 1.0
+    ) -> Float[Array, "*b d"]:
         """Semantic vectors E_s = u W^T [..., d], accumulated and returned in float32; W is built once a call.
 
         Args:
-          u_rows: spectral coordinates of the items asked for, any floating dtype.
+          u_rows: spectral coordinates of the items asked for as they are stored: any floating dtype, or int8.
           sigma: normalised singular values.
+          u_scale: what a stored coordinate of each component is multiplied by.
         """
-        weights = self.parts(sigma).weights
+        weights = self.parts(sigma).weights * u_scale  # onto W, of d rows, instead of onto the items
         return jnp.matmul(u_rows.astype(self.dtype), weights.T.astype(self.dtype), preferred_element_type=jnp.float32)
 
     def diagnostics(self, sigma: Float[Array, "r"]) -> dict[str, Array]:

@@ -75,6 +75,12 @@ class SpectrumConfig:
     center: bool = _field(True, "Subtract the mean text embedding first.")
     rtol: float = _field(1e-4, "Singular values below rtol times the largest are dropped.")
     max_rank: int = _field(0, "Keep at most this many components; 0 keeps all.")
+    spectrum_memory: str = _field(
+        "device",
+        "Where u lives: on the device; in the host's memory (host) or on disk (disk), from where the rows that a step "
+        "touches are read ahead while the device computes.",
+        choices=("device", "host", "disk"),
+    )
     decomposition: str = _field(
         "auto",
         "Route: exact thin SVD, or Gram (cost linear in the number of items).",
@@ -103,6 +109,11 @@ class EncoderConfig:
     attention_energy: float = _field(0.1, "Energy of the attention at start, relative to the principal diagonal's.")
     spectral_norm: bool = _field(
         True, "Hold each row of W at unit length, so that the semantic part can't be shrunk away."
+    )
+    table_dtype: str = _field(
+        "float32",
+        "How the ID table is stored; bfloat16 is rounded stochastically, and halves it. Moments stay float32.",
+        choices=("float32", "bfloat16"),
     )
     pad_rank: bool = _field(False, "Where the text has fewer components than d, pad with zeros instead of refusing.")
 
@@ -140,6 +151,23 @@ class OptimizerConfig:
         "adam",
         "Optimiser; adam and adamw are one: weight decay is decoupled.",
         choices=("adam", "adamw", "adagrad", "sgd"),
+    )
+    table_updates: str = _field(
+        "sparse",
+        "sparse: a step reads and writes the item rows that it touches, and no others; dense: all rows, as Optax "
+        "would. Losses over all items are dense by nature.",
+        choices=("sparse", "dense"),
+    )
+    table_optimizer: str = _field(
+        "same",
+        "Rule for the item tables: that of --optimizer, or Adagrad with one accumulator a row (4 bytes of state "
+        "where Adam has 8 a dimension).",
+        choices=("same", "rowwise_adagrad"),
+    )
+    table_bias_correction: str = _field(
+        "step",
+        "Adam's bias correction for item rows: by the step, or by the number of times that the row was touched.",
+        choices=("step", "row"),
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.")
     spectral_lr_multiplier: float = _field(
@@ -181,6 +209,13 @@ class TrainingConfig:
     precision: str = _field("float32", "Compute precision; parameters stay float32.", choices=("float32", "bfloat16"))
     mesh: str = _field("auto", "Device mesh, e.g. data:4,model:1; auto puts all devices on data.")
     parallelism: str = _field("jit", "How a step is spread over devices.", choices=("jit",))
+    steps_per_dispatch: int = _field(
+        1, "Updates that the device makes without asking the host, where steps are small.", resumable=True
+    )
+    profile: int = _field(
+        0, "Write a trace of this many steps to profile/ in --workdir, for Perfetto or XProf; 0 writes none.",
+        resumable=True,
+    )
     tensorboard: bool = _field(False, "Also write TensorBoard summaries (extra [tensorboard]).", resumable=True)
 
 

@@ -34,6 +34,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "patience": (0, None),
     "checkpoint_every": (1, None),
     "eval_batch_size": (1, None),
+    "steps_per_dispatch": (1, None),
+    "profile": (0, None),
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Bool, Int
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 Array = jax.Array | Any
 """A JAX array inside a compiled function, a NumPy array on its way there."""
@@ -35,6 +36,33 @@ class TrainBatch(NamedTuple):
     targets: Int[Array, "B L"]
     """int32: the item that follows each position in its history."""
     layout: SequenceLayout
+    supervised: Int[Array, "G T"]
+    """int32: where the loss is taken, ascending. The rows are G equal groups (one a shard of the batch axis); a number
+    counts positions within the group, row by row, and `B / G * L` stands for none."""
+    rows: ItemRows | None = None
+    """What the host looked up for this batch, where item arrays are kept off the device."""
+
+    def at_supervised(self, values: Float[Array, "B L *d"]) -> Float[jax.Array, "S *d"]:
+        """The values at the supervised positions, group by group, S = G T; some others where there is none."""
+        groups, _ = self.supervised.shape
+        grouped = jnp.reshape(values, (groups, -1, *values.shape[2:]))
+        take = lambda group, at: group.at[at].get(mode="clip", indices_are_sorted=True)  # noqa: E731
+        chosen = jax.vmap(take)(grouped, self.supervised)
+        return chosen.reshape(-1, *values.shape[2:])
+
+    def weight(self) -> Float[jax.Array, "S"]:
+        """float32: 1 at the supervised positions, 0 where there is none."""
+        groups, _ = self.supervised.shape
+        return (self.supervised < self.item_ids.size // groups).reshape(-1).astype(jnp.float32)
+
+
+class ItemRows(NamedTuple):
+    """Rows of item arrays that the host read for the items of a batch and its negatives."""
+
+    ids: Int[Array, "U"]
+    """int32 distinct ids, ascending, filled up with N."""
+    arrays: dict[str, Array]
+    """Their rows, by the name of the array."""
 
 
 class EvalBatch(NamedTuple):

@@ -15,9 +15,11 @@ from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.progress import task
 from spectran_jax.ranking import top_k
+from spectran_jax.recommender import ItemTable
 from spectran_jax.training import partitioning
+from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
-from spectran_jax.training.step import Frozen, Params, make_last_states, make_table
+from spectran_jax.training.step import Params, make_last_states
 from spectran_jax.training.workdir import write_text
 
 
@@ -28,8 +30,7 @@ def recommend(
     k: int,
     *,
     filter_seen: bool = False,
-    frozen: Frozen | None = None,
-    table: jax.Array | None = None,
+    table: ItemTable | None = None,
 ) -> tuple[Float[np.ndarray, "U k"], Int[np.ndarray, "U k"]]:
     """Scores (float32) and dense item ids (int32) of the k best items after each history, best first.
 
@@ -41,7 +42,6 @@ def recommend(
       histories: none may be empty.
       k: items a history, at most the size of the catalogue.
       filter_seen: leave out the items of the history.
-      frozen: the frozen arrays where they are on the devices already.
       table: the table of all item vectors where it is built already.
 
     Raises:
@@ -52,14 +52,13 @@ def recommend(
         raise InputError(f"--k must be between 1 and the {items} items of the catalogue, got {k}.")
     if (histories.lengths == 0).any():
         raise InputError(f"History {int(np.flatnonzero(histories.lengths == 0)[0])} is empty: nothing to go on from.")
-    frozen = setup.place() if frozen is None else frozen
-    table = jax.jit(make_table(setup.model))(params, frozen) if table is None else table
+    table = build_table(setup)(params, setup.place()) if table is None else table
     last_states = make_last_states(setup.model)
 
     @jax.jit
-    def best(params: Params, frozen: Frozen, table: Any, batch: Any) -> Any:
+    def best(params: Params, table: ItemTable, batch: Any) -> Any:
         seen = batch.seen if filter_seen else None
-        return top_k(last_states(params, frozen, batch), table, k, seen)
+        return top_k(last_states(params, table, batch), table.vectors, k, seen)
 
     users = np.arange(len(histories), dtype=np.int32)
     # The run may have been trained on fewer devices: rows must be a multiple of those that are here.
@@ -75,7 +74,7 @@ def recommend(
     with task("Recommending", len(batches)) as progress:
         for batch in batches:
             real = batch.user >= 0
-            found = jax.device_get(best(params, frozen, table, partitioning.put_batch(setup.mesh, batch)))
+            found = jax.device_get(best(params, table, partitioning.put_batch(setup.mesh, batch)))
             scores[batch.user[real]], ids[batch.user[real]] = found[0][real], found[1][real]
             progress.advance()
     if np.isnan(scores).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +11,19 @@ from jaxtyping import Float, Int
 
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.objectives import score_vectors
+
+
+class ItemTable(NamedTuple):
+    """All item vectors of a catalogue: made once for an evaluation, read by every batch of it."""
+
+    vectors: Float[jax.Array, "N d"]
+    """float32, ready to score: the inner product with a user state is the score."""
+    lengths: Float[jax.Array, "N"]
+    """float32: `vectors * lengths` is what the backbone reads."""
+
+    def inputs(self, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b d"]:
+        """The vectors of these items as the backbone reads them, float32."""
+        return self.vectors[ids] * self.lengths[ids][..., None]
 
 
 class Recommender(nn.Module):
@@ -22,28 +37,44 @@ class Recommender(nn.Module):
     backbone: nn.Module
     score: str = "cosine"
 
+    def of_items(self, num_items: int) -> Recommender:
+        """The same model over another number of items: a part of the catalogue, say."""
+        return self.clone(item_encoder=self.item_encoder.clone(num_items=num_items))
+
+    def encode(self, *, train: bool = False) -> Float[jax.Array, "N d"]:
+        """Item vectors of the whole catalogue as the backbone reads them, in the compute dtype."""
+        return self.item_encoder.table(train=train)
+
+    def read(
+        self, inputs: Float[jax.Array, "B L d"], layout: SequenceLayout, *, train: bool = False
+    ) -> Float[jax.Array, "B L d"]:
+        """User states, float32, of histories of item vectors; the one at a position scores the item after it."""
+        return self.scored(self.backbone(jnp.where(layout.mask[..., None], inputs, 0), layout, train=train))
+
+    def scored(self, vectors: Float[jax.Array, "... d"]) -> Float[jax.Array, "... d"]:
+        """What is scored of states and of item vectors, float32."""
+        return score_vectors(vectors, self.score)
+
     def states(
         self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout, *, train: bool = False
     ) -> Float[jax.Array, "B L d"]:
-        """User states, float32; the one at a position scores the item after it."""
-        vectors = self.item_encoder(item_ids, train=train)
-        vectors = jnp.where(layout.mask[..., None], vectors, 0)
-        return self._scored(self.backbone(vectors, layout, train=train))
+        """User states, float32, of histories of item ids."""
+        return self.read(self.item_encoder(item_ids, train=train), layout, train=train)
 
     def items(self, ids: Int[jax.Array, "..."], *, train: bool = False) -> Float[jax.Array, "... d"]:
         """Vectors to score against, float32, of the items asked for."""
-        return self._scored(self.item_encoder(ids, train=train))
+        return self.scored(self.item_encoder(ids, train=train))
 
-    def table(self) -> Float[jax.Array, "N d"]:
-        """Vectors to score against of the whole catalogue, float32."""
-        return self._scored(self.item_encoder.table())
+    def table(self) -> ItemTable:
+        """The vectors of the whole catalogue, to read and to score."""
+        vectors = self.encode().astype(jnp.float32)
+        if self.score == "dot":
+            return ItemTable(vectors, jnp.ones(len(vectors)))
+        return ItemTable(self.scored(vectors), jnp.linalg.norm(vectors, axis=-1))
 
     def __call__(self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout) -> Float[jax.Array, "B L d"]:
         """States without dropout; also what `init` runs to create every parameter."""
         return self.states(item_ids, layout)
-
-    def _scored(self, vectors: Float[jax.Array, "... d"]) -> Float[jax.Array, "... d"]:
-        return score_vectors(vectors, self.score)
 
     def diagnostics(self) -> dict[str, jax.Array]:
         """What the item encoder wants watched through training, by name."""

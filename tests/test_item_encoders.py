@@ -29,7 +29,7 @@ def make_source(order=None):
     counts = rng.integers(1, 9, N).astype(np.int32)
     counts[COLD] = 0
     order = np.arange(N) if order is None else order
-    spectrum = types.SimpleNamespace(u=u[order], sigma=(np.arange(1, R + 1) ** -0.6).astype(np.float32))
+    spectrum = types.SimpleNamespace(u=u[order], sigma=(np.arange(1, R + 1) ** -0.6).astype(np.float32), u_scale=None)
     return ItemSource(num_items=N, counts=counts[order], spectrum=spectrum)
 
 
@@ -109,7 +109,8 @@ def test_cold_items_keep_their_text_and_textless_items_their_id(name):
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_svd_is_the_weighted_head_of_the_spectrum(power):
     module, frozen, params = encoder("svd", spectral_power=power, semantic_scale=0.3)
-    assert set(frozen) == {"coordinates", "trained"}
+    assert set(frozen) == {"u", "weights", "trained"}
+    assert frozen["u"].shape == (N, D)
     source = make_source()
     head = source.spectrum.u[:, :D].astype(np.float64) * source.spectrum.sigma[:D].astype(np.float64) ** power
     texts = np.setdiff1d(np.arange(N), WITHOUT_TEXT)

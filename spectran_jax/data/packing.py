@@ -34,6 +34,12 @@ class Plan:
     steps_per_epoch: int
     rows_per_step: int
     """Rows of a batch over all processes, empty ones that fill it up included."""
+    groups: int
+    """A batch is this many equal groups of rows: the `row_multiple` that it was planned for."""
+    group_positions: int
+    """Supervised positions that a group has at most."""
+    step_items: int
+    """Items of the histories in a batch, inputs and targets, at most; with repetitions."""
 
     @property
     def num_rows(self) -> int:
@@ -49,6 +55,14 @@ class Plan:
     def fill(self) -> float:
         """Share of the positions computed in an epoch that are real."""
         return self.positions / (self.steps_per_epoch * self.rows_per_step * self.max_length)
+
+    def row_positions(self) -> Int[np.ndarray, "R"]:
+        """Supervised positions of each row, int64."""
+        return np.add.reduceat(self.slot_length.astype(np.int64), self.row_offsets[:-1])
+
+    def row_items(self) -> Int[np.ndarray, "R"]:
+        """Items of the histories in each row, inputs and targets, int64."""
+        return self.row_positions() + np.diff(self.row_offsets)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,8 +114,8 @@ def make_plan(
     rows = len(slots_per_row)
     # A row may hold more users than a tiny batch: a step takes at least one row.
     steps = min(-(-len(users) // batch_size), rows)
-    rows_per_step = -(-rows // steps)
-    return Plan(
+    rows_per_step = -(-(-(-rows // steps)) // row_multiple) * row_multiple
+    plan = Plan(
         users=users.astype(np.int32),
         slot_start=slot_start.astype(np.int32),
         slot_length=slot_length,
@@ -109,8 +123,30 @@ def make_plan(
         row_offsets=row_offsets,
         max_length=max_length,
         steps_per_epoch=steps,
-        rows_per_step=-(-rows_per_step // row_multiple) * row_multiple,
+        rows_per_step=rows_per_step,
+        groups=row_multiple,
+        group_positions=0,
+        step_items=0,
     )
+    return dataclasses.replace(
+        plan,
+        group_positions=_capacity(plan.row_positions(), rows_per_step // row_multiple, steps * row_multiple),
+        step_items=_capacity(plan.row_items(), rows_per_step, steps),
+    )
+
+
+def _capacity(sizes: Int[np.ndarray, "R"], rows: int, draws: int) -> int:
+    """What `rows` rows of a shuffle hold together at most, in each of the `draws` places of an epoch.
+
+    Bernstein's inequality, which holds without replacement too (Hoeffding, JASA 1963, section 6), bounds the chance
+    that any place of an epoch holds more by one in a million; `draw_epoch` then draws again, so that it never does.
+    """
+    rows = min(rows, len(sizes))
+    largest = int(np.partition(sizes, len(sizes) - rows)[len(sizes) - rows :].sum())
+    log_odds = np.log(1e6 * draws)
+    above = (sizes.max() - sizes.mean()) * log_odds / 3
+    excess = above + np.sqrt(above**2 + 2 * rows * sizes.var() * log_odds)
+    return min(largest, int(np.ceil(rows * sizes.mean() + excess)))
 
 
 def best_fit(counts: Int[np.ndarray, "L_plus_1"], capacity: int) -> list[tuple[tuple[int, ...], int]]:
@@ -125,7 +161,16 @@ def best_fit(counts: Int[np.ndarray, "L_plus_1"], capacity: int) -> list[tuple[t
 
     Returns:
       (lengths in a row, number of such rows), for each different make-up.
+
+    Raises:
+      InputError: where a sequence is longer than a row.
     """
+    if len(counts) > capacity + 1 and counts[capacity + 1 :].any():
+        longest = int(np.flatnonzero(counts)[-1])
+        raise InputError(
+            f"A sequence of {longest} positions does not fit into rows of --max_length={capacity}; cut it to its last "
+            f"{capacity} positions, or take --max_length={longest}."
+        )
     open_rows: list[list[tuple[tuple[int, ...], int]]] = [[] for _ in range(capacity + 1)]  # by room left
     for length in range(capacity, 0, -1):
         left = int(counts[length])
@@ -160,8 +205,24 @@ def draw_epoch(plan: Plan, seed: int, epoch: int) -> Epoch:
     keys = plan.slot_length[plan.slots_by_length] + rng.random(len(plan.users))
     slot_user = np.empty(len(plan.users), np.int32)
     slot_user[plan.slots_by_length] = plan.users[np.argsort(keys, kind="stable")]
-    row_order = rng.permutation(plan.num_rows)
-    # Which steps get one row more is drawn too, so that no step is always the larger one.
-    sizes = np.full(plan.steps_per_epoch, plan.num_rows // plan.steps_per_epoch)
-    sizes[rng.permutation(plan.steps_per_epoch)[: plan.num_rows % plan.steps_per_epoch]] += 1
-    return Epoch(slot_user, row_order, np.concatenate([[0], np.cumsum(sizes)]))
+    positions, items = plan.row_positions(), plan.row_items()
+    while True:
+        row_order = rng.permutation(plan.num_rows)
+        # Which steps get one row more is drawn too, so that no step is always the larger one.
+        sizes = np.full(plan.steps_per_epoch, plan.num_rows // plan.steps_per_epoch)
+        sizes[rng.permutation(plan.steps_per_epoch)[: plan.num_rows % plan.steps_per_epoch]] += 1
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        if (
+            np.add.reduceat(items[row_order], offsets[:-1]).max() <= plan.step_items
+            and _largest_group(positions[row_order], offsets, plan) <= plan.group_positions
+        ):
+            return Epoch(slot_user, row_order, offsets)
+
+
+def _largest_group(positions: Int[np.ndarray, "R"], offsets: Int[np.ndarray, "steps_plus_1"], plan: Plan) -> int:
+    """The most supervised positions in any group of rows of any step; rows in the order of the epoch."""
+    share = plan.rows_per_step // plan.groups
+    starts = np.minimum(offsets[:-1, None] + share * np.arange(plan.groups), offsets[1:, None])
+    ends = np.minimum(starts + share, offsets[1:, None])
+    total = np.concatenate([[0], np.cumsum(positions)])
+    return int((total[ends] - total[starts]).max())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import grain
 import numpy as np
+from jaxtyping import Bool, Int
 
 from spectran_jax.config import DataConfig
 from spectran_jax.data import packing
@@ -70,11 +71,23 @@ class TrainBatches:
         shape = (self._rows.stop - self._rows.start, plan.max_length)
         source = ragged_indices(sources, lengths)
         place = _Placer(shape, ragged_indices(starts, lengths))
+        layout = _layout(histories, place, source, sources, lengths, segments)
         return TrainBatch(
             item_ids=place(histories.items[source]),
             targets=place(histories.items[source + 1]),
-            layout=_layout(histories, place, source, sources, lengths, segments),
+            layout=layout,
+            supervised=self._supervised(layout.mask),
         )
+
+    def _supervised(self, mask: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "G T"]:
+        """Where the loss is taken: at every item, each of which has a target."""
+        plan = self._plan
+        groups = mask.reshape(plan.groups * len(mask) // plan.rows_per_step, -1)
+        out = np.full((len(groups), plan.group_positions), groups.shape[1], np.int32)
+        for row, group in zip(out, groups, strict=True):
+            at = np.flatnonzero(group)
+            row[: len(at)] = at
+        return out
 
 
 class TrainIterator(grain.DatasetIterator[TrainBatch]):
@@ -121,6 +134,8 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
     epochs: int,
+    plan: packing.Plan | None = None,
+    extend: Callable[[int, TrainBatch], TrainBatch] | None = None,
 ) -> TrainIterator:
     """The batches of a whole training run, built ahead by two threads.
 
@@ -137,6 +152,8 @@ def train_iterator(
       process_index: which contiguous slice of each batch this process takes.
       process_count: number of processes; must divide `row_multiple`, or the rows of a batch.
       epochs: the iterator ends after this many.
+      plan: what `packing.make_plan` gives for these histories and sizes, where it is made already.
+      extend: called with the step and its batch, in the threads that build batches; gives the batch.
 
     Returns:
       An iterator of batches with arrays `[rows_per_step / process_count, max_length]`.
@@ -144,7 +161,7 @@ def train_iterator(
     Raises:
       InputError: where no user has two training items, or rows can't be shared evenly between processes.
     """
-    plan = packing.make_plan(
+    plan = plan or packing.make_plan(
         histories.lengths,
         data_config.max_length,
         packed=data_config.packing,
@@ -154,8 +171,10 @@ def train_iterator(
     source = TrainBatches(
         histories, plan, seed=seed, epochs=epochs, process_index=process_index, process_count=process_count
     )
-    dataset = grain.MapDataset.source(source).to_iter_dataset(read_options=_PREFETCH)
-    return TrainIterator(iter(dataset), plan)
+    dataset = grain.MapDataset.source(source)
+    if extend is not None:
+        dataset = dataset.map_with_index(extend)
+    return TrainIterator(iter(dataset.to_iter_dataset(read_options=_PREFETCH)), plan)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -36,9 +36,22 @@ class ItemSource:
     text: Float[np.ndarray, "N m"] | None = None
 
 
-class ItemEncoder(nn.Module):
-    """The protocol. `__call__(ids)` computes only the rows asked for and equals `table()[ids]`."""
+class ItemEncoder(nn.Module, kw_only=True):
+    """The protocol. `__call__(ids)` computes only the rows asked for and equals `table()[ids]`.
 
+    An encoder knows its items by row alone: cloned with another `num_items`, and given those rows of every array
+    that has one row an item, it is the encoder of a part of the catalogue. That is how a training step touches only
+    the items of its batch (`training/catalogue.py`), so the names of such arrays are declared here.
+    """
+
+    num_items: int
+
+    item_params: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that have one row an item."""
+    item_arrays: ClassVar[tuple[str, ...]] = ()
+    """Names of the frozen arrays that have one row an item."""
+    wide_arrays: ClassVar[tuple[str, ...]] = ()
+    """Those of `item_arrays` that `--spectrum_memory` may keep off the device; `diagnostics` must not read them."""
     needs_spectrum: ClassVar[bool] = False
     """Whether `ItemSource.spectrum` must be there."""
     needs_text: ClassVar[bool] = False
@@ -66,12 +79,12 @@ class ItemEncoder(nn.Module):
         """Vectors of the items asked for, in the compute dtype; ids are int32 in [0, N)."""
         return self.encode(self.rows(ids), train=train)
 
-    def table(self) -> Float[Array, "N d"]:
-        """Vectors of all items, as outside training."""
-        return self.encode(self.rows(None))
+    def table(self, *, train: bool = False) -> Float[Array, "N d"]:
+        """Vectors of all items."""
+        return self.encode(self.rows(None), train=train)
 
     def diagnostics(self) -> dict[str, Array]:
-        """Small arrays to watch through training, by name; under jit, at most one pass over the items."""
+        """Small arrays to watch through training, by name; under jit, at most one pass over the item parameters."""
         return {}
 
     def _frozen(self, name: str, ids: Int[Array, "*b"] | None = None) -> Array:

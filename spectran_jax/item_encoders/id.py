@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ from spectran_jax.config import EncoderConfig
 from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows
 
 
-class IdEncoder(ItemEncoder):
+class IdEncoder(ItemEncoder, kw_only=True):
     """`id`: one learned vector an item, no text. The plain sequential recommender.
 
     `id_embedding [N, d]` starts normal with standard deviation `id_scale`. A cosine score does not see the
@@ -24,10 +24,12 @@ class IdEncoder(ItemEncoder):
     Items that appear in no training sequence have a zero ID part: training would only push them away.
     """
 
-    num_items: int
     dimension: int
     id_scale: float = 0.02
     dtype: Any = jnp.float32
+
+    item_params: ClassVar[tuple[str, ...]] = ("id_embedding",)
+    item_arrays: ClassVar[tuple[str, ...]] = ("trained",)
 
     @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:

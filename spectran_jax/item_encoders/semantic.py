@@ -16,13 +16,15 @@ from spectran_jax.item_encoders.base import ItemSource, Rows
 from spectran_jax.item_encoders.id import IdEncoder
 
 
-class SemanticEncoder(IdEncoder):
+class SemanticEncoder(IdEncoder, kw_only=True):
     """A semantic part E_s of unit scale, times the semantic scale, fused with a learned ID part."""
 
     fusion: str = "sum"
     semantic_scale: float = 0.2
     learn_scale: bool = False
 
+    item_arrays: ClassVar[tuple[str, ...]] = ("trained", "u")
+    wide_arrays: ClassVar[tuple[str, ...]] = ("u",)
     needs_spectrum: ClassVar[bool] = True
 
     @classmethod
@@ -47,6 +49,10 @@ class SemanticEncoder(IdEncoder):
         """The factor of the semantic part, learned or fixed."""
         return self.learned_scale if self.learn_scale else self.semantic_scale
 
+    def u_scale(self) -> Float[Array, "n"] | float:
+        """What a stored coordinate of u is multiplied by."""
+        return self._frozen("u_scale") if self.has_variable("frozen", "u_scale") else 1.0
+
     def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
         """E_s before the scale, float32: mean square 1 at start over the items with text."""
         raise NotImplementedError
@@ -69,8 +75,10 @@ class SemanticEncoder(IdEncoder):
         return values
 
 
-def spectral_arrays(config: EncoderConfig, source: ItemSource) -> tuple[np.ndarray, np.ndarray]:
-    """u [N, r] and sigma [r] of the source, float32 NumPy.
+def spectral_arrays(config: EncoderConfig, source: ItemSource) -> dict[str, np.ndarray]:
+    """`u [N, r]` as it is stored, `sigma [r]` float32 and, where u is int8, `u_scale [r]` float32: NumPy.
+
+    u = stored u times u_scale. It is not converted here: it may be memory-mapped and larger than memory.
 
     Raises:
       InputError: where the source has no spectrum, one of other items, or one of fewer components than dimensions
@@ -81,8 +89,7 @@ def spectral_arrays(config: EncoderConfig, source: ItemSource) -> tuple[np.ndarr
             f"--item_encoder={config.item_encoder} needs item text, and the data set has none. Give --embeddings or "
             "text columns in --items, or take --item_encoder=id."
         )
-    u = np.asarray(source.spectrum.u, np.float32)
-    sigma = np.asarray(source.spectrum.sigma, np.float32)
+    u, scale = np.asarray(source.spectrum.u), source.spectrum.u_scale
     if len(u) != source.num_items:
         raise InputError(f"The spectrum has {len(u)} rows, the catalogue {source.num_items} items; they must agree.")
     if u.shape[1] < config.dimension and not config.pad_rank:
@@ -90,4 +97,5 @@ def spectral_arrays(config: EncoderConfig, source: ItemSource) -> tuple[np.ndarr
             f"The item text has rank {u.shape[1]}, below --dimension={config.dimension} of --item_encoder="
             f"{config.item_encoder}. Take --dimension={u.shape[1]} or less, or --pad_rank to fill up with zeros."
         )
-    return u, sigma
+    arrays = {"u": u, "sigma": np.asarray(source.spectrum.sigma, np.float32)}
+    return arrays if scale is None else {**arrays, "u_scale": np.asarray(scale, np.float32)}

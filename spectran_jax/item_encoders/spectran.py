@@ -39,7 +39,7 @@ class SpecTranEncoder(SemanticEncoder, kw_only=True):
             )
         adapter = SpecTranAdapter(
             dimension=config.dimension,
-            rank=len(spectral_arrays(config, source)[1]),
+            rank=len(spectral_arrays(config, source)["sigma"]),
             attention=config.attention,
             attention_dimension=config.attention_dimension,
             attention_live=config.attention_live,
@@ -54,9 +54,8 @@ class SpecTranEncoder(SemanticEncoder, kw_only=True):
 
     @classmethod
     def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
-        """`u [N, r]` and `sigma [r]`, float32, and `trained [N]`."""
-        u, sigma = spectral_arrays(config, source)
-        return {"u": u, "sigma": sigma, **super().frozen(source, config)}
+        """`u [N, r]`, `sigma [r]` and, for int8, `u_scale [r]` (see `spectral_arrays`), and `trained [N]`."""
+        return {**spectral_arrays(config, source), **super().frozen(source, config)}
 
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
         """`u [..., r]` beside the rows of the ID part."""
@@ -64,7 +63,7 @@ class SpecTranEncoder(SemanticEncoder, kw_only=True):
 
     def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
         """u W^T."""
-        return self.adapter(rows["u"], self._frozen("sigma"))
+        return self.adapter(rows["u"], self._frozen("sigma"), self.u_scale())
 
     def parts(self) -> SpectralParts:
         """phi(Z), the diagonal and W, for reports."""

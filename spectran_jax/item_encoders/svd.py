@@ -12,33 +12,33 @@ from spectran_jax.item_encoders.base import ItemSource, Rows
 from spectran_jax.item_encoders.semantic import SemanticEncoder, spectral_arrays
 
 
-class SvdEncoder(SemanticEncoder):
+class SvdEncoder(SemanticEncoder, kw_only=True):
     """`svd`: the frozen top-d spectral coordinates, whitened or weighted by sigma^power, plus a learned ID part.
 
-    Equals `spectran` without attention and with p = 1, at the cost of [N, d] frozen numbers. The coordinates
-    have mean variance 1 over their dimensions (see `component_weights`).
+    Equals `spectran` without attention and with p = 1, at the cost of N x d frozen numbers. The coordinates have
+    mean variance 1 over their dimensions (see `component_weights`), and are zero beyond the rank.
     """
 
     @classmethod
     def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
-        """`coordinates [N, d]` float32 (zero beyond the rank) and `trained [N]`."""
-        u, sigma = spectral_arrays(config, source)
+        """The first n = min(d, r) columns: `u [N, n]` and `u_scale [n]` as stored, `weights [n]`; and `trained [N]`."""
+        arrays = spectral_arrays(config, source)
+        sigma = arrays.pop("sigma")
         n = min(config.dimension, len(sigma))
         weights = component_weights(sigma, config.dimension, config.spectral_power)
-        coordinates = np.zeros((len(u), config.dimension), np.float32)
-        coordinates[:, :n] = u[:, :n] * weights[:n]
-        return {"coordinates": coordinates, **super().frozen(source, config)}
+        head = {name: array[..., :n] for name, array in arrays.items()}  # views: a memory-mapped u stays mapped
+        return {**head, "weights": weights[:n], **super().frozen(source, config)}
 
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`coordinates [..., d]` beside the rows of the ID part."""
-        return {"coordinates": self._frozen("coordinates", ids), **super().rows(ids)}
+        """`u [..., n]` beside the rows of the ID part."""
+        return {"u": self._frozen("u", ids), **super().rows(ids)}
 
     def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
-        """The coordinates as they are."""
-        return rows["coordinates"].astype(jnp.float32)
+        """The weighted coordinates, filled up with zeros."""
+        coordinates = rows["u"].astype(jnp.float32) * (self._frozen("weights") * self.u_scale())
+        missing = self.dimension - coordinates.shape[-1]
+        return jnp.pad(coordinates, [(0, 0)] * (coordinates.ndim - 1) + [(0, missing)])
 
     def semantic_rms(self) -> Float[Array, ""]:
-        """See the base class."""
-        coordinates = self._frozen("coordinates").astype(jnp.float32)
-        with_text = jnp.any(coordinates != 0, axis=-1).sum(dtype=jnp.float32)
-        return jnp.sqrt(jnp.sum(coordinates**2) / (jnp.maximum(with_text, 1) * self.dimension))
+        """From the weights alone: the columns of u have unit mean square."""
+        return jnp.sqrt(jnp.sum(self._frozen("weights") ** 2) / self.dimension)

@@ -13,13 +13,16 @@ import jax
 import numpy as np
 
 from spectran_jax import data
-from spectran_jax.config import Config
+from spectran_jax.config import Config, TrainingConfig
 from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
-from spectran_jax.training import partitioning
+from spectran_jax.recommender import ItemTable
+from spectran_jax.training import memory, partitioning
 from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.feed import Feed, row_reader
 from spectran_jax.training.phases import Phases
+from spectran_jax.training.profile import Profile
 from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.signals import StopRequest
@@ -58,7 +61,6 @@ class Trained:
 
     params: Any
     """The parameters that were best on validation, on the devices."""
-    initial_params: Any
     frozen: Frozen
     programs: Programs
     best_step: int
@@ -79,9 +81,47 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
     return min(steps, config.training.max_steps) if config.training.max_steps else steps
 
 
-def watch(programs: Programs, params: Any, frozen: Frozen) -> dict[str, Any]:
-    """What the item encoder wants watched, as JSON values."""
-    return {name: value.tolist() for name, value in jax.device_get(programs.diagnostics(params, frozen)).items()}
+def watch(programs: Programs, params: Any, frozen: Frozen, table: ItemTable) -> dict[str, Any]:
+    """What the item encoder wants watched, and the singular values of the item vectors, as JSON values."""
+    values = {name: value.tolist() for name, value in jax.device_get(programs.diagnostics(params, frozen)).items()}
+    return values | {"item_singular_values": singular_values(programs, table)}
+
+
+def singular_values(programs: Programs, table: ItemTable) -> list[float]:
+    """Of the centred vectors that are scored, descending, from their Gram matrix."""
+    total, gram = (np.asarray(x, np.float64) for x in jax.device_get(programs.gram(table)))
+    centred = gram - np.outer(total, total) / len(table.vectors)
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(centred)[::-1], 0)).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Calendar:
+    """What happens after which step."""
+
+    total: int
+    per_epoch: int
+    training: TrainingConfig
+
+    def reads(self, step: int) -> bool:
+        """Whether the validation set is read after this step."""
+        return step == self.total or (step % self.per_epoch == 0 and step // self.per_epoch % self.training.eval_every == 0)
+
+    def saves(self, step: int) -> bool:
+        """Whether the state is saved after this step."""
+        return self.reads(step) or step % self.training.checkpoint_every == 0
+
+    def logs(self, step: int) -> bool:
+        """Whether a training line is written after this step."""
+        return self.reads(step) or step % LOG_EVERY == 0
+
+    def steps_at(self, step: int) -> int:
+        """Updates of the dispatch after `step`: `--steps_per_dispatch`, or one where the host is needed earlier."""
+        several = self.training.steps_per_dispatch
+        if step + several > self.total or any(
+            self.saves(at) or self.logs(at) for at in range(step + 1, step + several)
+        ):
+            return min(1, self.total - step)
+        return several
 
 
 def train(
@@ -92,11 +132,11 @@ def train(
     Args:
       setup: data, model and mesh.
       workdir: an owned work directory (see `workdir.locked`).
-      stop: the signals to heed between two steps.
+      stop: the signals to heed between two dispatches.
       announce: called once with the parameters and the step to start from.
 
     Raises:
-      InputError: for a configuration that does not fit the data, or a checkpoint of other data.
+      InputError: for a configuration that does not fit the data or the device, or a checkpoint of other data.
       Interrupted: after saving, where a signal asked to stop.
       RunError: where the loss becomes NaN, or a save fails; the last sound checkpoint is kept.
     """
@@ -110,23 +150,25 @@ def train(
         config.data,
         batch_size=training.batch_size,
         seed=training.seed,
-        row_multiple=mesh.shape["data"],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         epochs=training.epochs,
+        plan=setup.plan,
+        extend=row_reader(setup),
     )
     per_epoch = batches.steps_per_epoch
     positions_per_step = batches.positions / per_epoch
     total = total_steps(config, per_epoch)
+    calendar = Calendar(total, per_epoch, training)
     valid = data.eval_batches(
         setup.split.valid, config.data, training.eval_batch_size, filter_seen=training.filter_seen
     )
 
     # Initial state.
     programs = build_programs(setup, total)
+    memory.require(setup, programs.state)
     frozen = setup.place()
-    state = programs.init(frozen)
-    initial_params = jax.tree.map(np.copy, jax.device_get(state.params))  # the state's own are donated
+    state = programs.init()
     step, record = 0, Record()
 
     # Resume.
@@ -138,14 +180,17 @@ def train(
         if step > total:
             raise InputError(f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}.")
         batches.set_state(record.data)
+    else:
+        record.data = batches.get_state()
     summaries = Summaries(workdir / "tensorboard") if training.tensorboard else None
     log = MetricsLog(workdir / "metrics.jsonl", step, also=summaries)
     if step == 0:
-        log.write({"kind": "start", "step": 0, "epoch": 0.0} | watch(programs, state.params, frozen))
+        table = programs.table(state.params, frozen)
+        log.write({"kind": "start", "step": 0, "epoch": 0.0} | watch(programs, state.params, frozen, table))
+        del table  # it would take its place beside the training state
     announce(state.params, step)
 
     def save() -> None:
-        record.data = batches.get_state()
         with phases("checkpoint"), jax.transfer_guard("allow"):  # a transfer that the loop asks for
             checkpoints.save(step, state, {"loop": dataclasses.asdict(record), "data": setup.inputs_digest})
 
@@ -153,51 +198,55 @@ def train(
         """The metrics of the newest step; stops at the first loss that is not finite."""
         with phases("step"):  # waits for the steps under way
             fetched = jax.device_get(pending)
-        for at, metrics in enumerate(fetched, step - len(fetched) + 1):
-            if not math.isfinite(metrics["loss"]):
+        losses = np.concatenate([np.atleast_1d(metrics["loss"]) for metrics in fetched])
+        for at, loss in enumerate(losses, step - len(losses) + 1):
+            if not math.isfinite(loss):
                 checkpoints.wait()  # what is being saved is from before
                 raise Diverged(
-                    f"The loss became {float(metrics['loss'])} at step {at}. Lower --learning_rate or raise "
+                    f"The loss became {float(loss)} at step {at}. Lower --learning_rate or raise "
                     f"--temperature; {checkpoints.kept()}."
                 )
-        record.losses.extend(float(metrics["loss"]) for metrics in fetched)
+        record.losses.extend(float(loss) for loss in losses)
         pending.clear()
-        return {name: float(value) for name, value in fetched[-1].items() if math.isfinite(value)}
+        latest = {name: float(np.atleast_1d(value)[-1]) for name, value in fetched[-1].items()}
+        return {name: value for name, value in latest.items() if math.isfinite(value)}
 
     # Train.
     stop.deferred = True
     started, resumed_at = time.perf_counter() - record.seconds, step
     pending: list[dict[str, jax.Array]] = []
-    with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"):
+    feed = Feed(batches, mesh, phases, step=step, steps_at=calendar.steps_at)
+    profile = Profile(workdir / "profile", training.profile, after=step)
+    with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"), profile:
         while step < total and not record.exhausted(training.patience):
-            with phases("input"):
-                batch = next(batches)
-            with phases("transfer"):
-                batch = partitioning.put_batch(mesh, batch)
+            dispatch = feed.take()
             with phases("step"):
-                state, metrics = programs.train_step(state, frozen, batch)
-            step += 1
+                run = programs.train_step if dispatch.steps == 1 else programs.train_steps
+                state, metrics = run(state, frozen, dispatch.batch)
+            step += dispatch.steps
+            record.data = dispatch.state
             pending.append(metrics)
+            feed.read_ahead()
+            profile.at(step, state)
 
-            reading = step == total or (step % per_epoch == 0 and step // per_epoch % training.eval_every == 0)
             stopping = stop.requested  # read once: a signal that comes later waits for the next step
-            saving = reading or step % training.checkpoint_every == 0 or stopping is not None
-            logging = reading or step % LOG_EVERY == 0
-            if logging or saving:
+            saving = calendar.saves(step) or stopping is not None
+            if calendar.logs(step) or saving:
                 latest = fetch(pending)
                 record.seconds = time.perf_counter() - started
                 speed = positions_per_step * (step - resumed_at) / max(phases.training(), 1e-9)
                 progress.update(step, loss=latest["loss"], examples_per_second=speed)
-            if logging:
+            if calendar.logs(step):
                 latest["loss"] = sum(record.losses) / len(record.losses)
                 record.losses.clear()
                 place = {"kind": "train", "step": step, "epoch": step / per_epoch}
                 log.write(place | latest | {"examples_per_second": round(speed, 1)})
-            if reading:
-                with phases("evaluation"):
+            if calendar.reads(step):
+                with phases("evaluation"), progress.task("Validation", len(valid)) as reading:
                     table = programs.table(state.params, frozen)
-                    values = metrics_from_ranks(programs.rank(state.params, frozen, table, valid))
-                    watched = watch(programs, state.params, frozen)
+                    values = metrics_from_ranks(programs.rank(state.params, table, valid, reading))
+                    watched = watch(programs, state.params, frozen, table)
+                    del table
                 place = {"kind": "valid", "step": step, "epoch": step / per_epoch}
                 log.write(place | values | watched)
                 better = values[SELECTION_METRIC] > record.best_value
@@ -216,6 +265,7 @@ def train(
     stop.deferred = False
     with phases("checkpoint"):
         checkpoints.wait()
+    del state
 
     # The best parameters, as they stand on disk.
     best = checkpoints.restore_best(programs.state.params, setup.inputs_digest)
@@ -225,7 +275,6 @@ def train(
         raise RunError(f"{workdir / 'checkpoints'} holds no sound copy of the best parameters; train in a new folder.")
     return Trained(
         params=best[1],
-        initial_params=jax.device_put(initial_params, jax.tree.map(lambda x: x.sharding, programs.state.params)),
         frozen=frozen,
         programs=programs,
         best_step=best[0],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from spectran_jax.config import OptimizerConfig
+from spectran_jax.training.catalogue import has_item_rows
+from spectran_jax.training.row_optimizers import scale_by_row_adam, scale_by_rowwise_adagrad
 
 SPECTRAL = ("query", "key", "threshold", "taylor")
 """Parameters of the spectral attention, the group of `--spectral_lr_multiplier`."""
@@ -50,21 +53,47 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def build_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, the rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule."""
-    rules = {
-        "adam": lambda: optax.scale_by_adam(),
-        "adamw": lambda: optax.scale_by_adam(),
-        "adagrad": lambda: optax.scale_by_rss(),
-        "sgd": lambda: optax.identity(),
-    }
+def build_optimizer(
+    config: OptimizerConfig, total_steps: int, item_params: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """Clipping, the rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule.
+
+    Args:
+      config: the optimiser section.
+      total_steps: where a cosine schedule ends.
+      item_params: names of the item encoder's parameters that have one row an item, which may have a rule of their own
+        (see `row_optimizers.py`).
+    """
     parts = []
     if config.clip_norm > 0:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(rules[config.optimizer]())
+    parts.append(_rule(config, item_params))
     if config.weight_decay > 0:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=is_decayed))
     if config.spectral_lr_multiplier != 1.0:
         parts.append(optax.masked(optax.scale(config.spectral_lr_multiplier), is_spectral))
     parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)))
     return optax.chain(*parts)
+
+
+def _rule(config: OptimizerConfig, item_params: Sequence[str]) -> optax.GradientTransformation:
+    rules: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "adam": optax.scale_by_adam,
+        "adamw": optax.scale_by_adam,
+        "adagrad": optax.scale_by_rss,
+        "sgd": optax.identity,
+    }
+    everywhere = rules[config.optimizer]()
+    if config.table_optimizer == "rowwise_adagrad":
+        items = scale_by_rowwise_adagrad()
+    elif config.table_bias_correction == "row" and config.optimizer in ("adam", "adamw"):
+        items = scale_by_row_adam()
+    else:
+        return everywhere
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "items" if has_item_rows(path, item_params) else "rest", params
+        )
+
+    return optax.partition({"items": items, "rest": everywhere}, labels)

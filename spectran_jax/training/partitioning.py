@@ -6,6 +6,7 @@ Arrays carry logical axis names; `RULES` maps these to mesh axes. Everyone who p
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import InputError
+from spectran_jax.recommender import ItemTable
+from spectran_jax.training.catalogue import has_item_rows, leaf_name
 
 AXES = ("data", "model")
 
@@ -79,30 +82,49 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return sharding(mesh)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of the leaves of a batch: rows over the data axis."""
-    return sharding(mesh, "batch")
-
-
-def frozen_shardings(mesh: Mesh, frozen: Any) -> Any:
+def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Sequence[str]) -> Any:
     """Shardings of the frozen arrays: those of one row an item by the rule of `item`, the rest replicated."""
-    items = len(frozen.candidates)
-    return jax.tree.map(lambda x: sharding(mesh, "item") if len(x) == items else replicated(mesh), frozen)
+    by_row = {"candidates", *item_arrays}
+
+    def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
+        return sharding(mesh, "item") if leaf_name(path) in by_row else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, frozen)
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: Mesh, state: Any, item_params: Sequence[str]) -> Any:
     """Shardings of the training state (shapes suffice): tables by rows, the rest replicated."""
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        table = any(getattr(key, "key", None) == "id_embedding" for key in path)
-        return sharding(mesh, "item", "embed") if table and leaf.ndim == 2 else replicated(mesh)
+        return sharding(mesh, "item", "embed") if has_item_rows(path, item_params) else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
+def table_sharding(mesh: Mesh) -> Any:
+    """Shardings of an `ItemTable`."""
+    return ItemTable(sharding(mesh, "item", "embed"), sharding(mesh, "item"))
+
+
+def batch_shardings(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:
+    """Shardings of a batch: rows over the data axis; item rows, which all devices read, on each of them.
+
+    Args:
+      mesh: the mesh.
+      batch: its leaves may be NumPy arrays or shapes.
+      steps: the leaves have a leading axis of steps.
+    """
+
+    def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
+        shared = any(leaf_name((key,)) == "rows" for key in path)
+        return replicated(mesh) if shared else sharding(mesh, *[None] * steps, "batch")
+
+    return jax.tree_util.tree_map_with_path(of, batch)
+
+
+def put_batch(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:
     """Copies a process-local NumPy batch to the devices, one global array a leaf; explicit, so the guard allows it."""
-    target = batch_sharding(mesh)
+    shardings = batch_shardings(mesh, batch, steps=steps)
     if jax.process_count() == 1:
-        return jax.device_put(batch, target)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(target, x), batch)
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, x), batch, shardings)

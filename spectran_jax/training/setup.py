@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import numpy as np
 from spectran_jax import backbones, data, item_encoders, objectives, text
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
+from spectran_jax.data import packing
 from spectran_jax.digest import json_digest
+from spectran_jax.errors import InputError
 from spectran_jax.progress import task
 from spectran_jax.recommender import Recommender
 from spectran_jax.spectral import Spectrum
@@ -32,8 +35,11 @@ class Setup:
     embeddings: text.TextEmbeddings | None
     spectrum: Spectrum | None
     model: Recommender
+    objective: objectives.Objective
     frozen: Frozen
     """NumPy arrays; `place` puts them on the mesh."""
+    host_arrays: dict[str, np.ndarray]
+    """Arrays of the item encoder that stay with the host, in its memory or on disk (`--spectrum_memory`)."""
     mesh: jax.sharding.Mesh
 
     @property
@@ -41,9 +47,33 @@ class Setup:
         """SHA-256 over the data and its text embeddings: a checkpoint fits these inputs and no others."""
         return json_digest([self.dataset.digest, None if self.embeddings is None else self.embeddings.digest])
 
+    @functools.cached_property
+    def plan(self) -> packing.Plan:
+        """How training histories fill the rows of batches."""
+        return packing.make_plan(
+            self.split.train.lengths,
+            self.config.data.max_length,
+            packed=self.config.data.packing,
+            batch_size=self.config.training.batch_size,
+            row_multiple=self.mesh.shape["data"],
+        )
+
+    @property
+    def touched(self) -> int | None:
+        """Distinct items that a training step touches at most; None where it takes all of them."""
+        if not self.objective.sampled or self.config.optimizer.table_updates == "dense":
+            return None
+        return min(self.plan.step_items + self.config.objective.negatives, self.dataset.num_items)
+
+    def item_arrays(self) -> dict[str, np.ndarray]:
+        """The frozen arrays with one row an item, wherever they live."""
+        names = self.model.item_encoder.item_arrays
+        return {k: v for k, v in (self.frozen.item_encoder | self.host_arrays).items() if k in names}
+
     def place(self) -> Frozen:
         """The frozen arrays on the devices, as the partitioning table says."""
-        return jax.device_put(self.frozen, partitioning.frozen_shardings(self.mesh, self.frozen))
+        names = self.model.item_encoder.item_arrays
+        return jax.device_put(self.frozen, partitioning.frozen_shardings(self.mesh, self.frozen, names))
 
 
 def prepare(config: Config) -> Setup:
@@ -54,12 +84,9 @@ def prepare(config: Config) -> Setup:
     """
     check(config)
     mesh = partitioning.build_mesh(config.training.mesh)
-    dtype = DTYPES[config.training.precision]
-    backbone = backbones.build(
-        config.backbone, dimension=config.encoder.dimension, max_length=config.data.max_length, dtype=dtype
-    )
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
     objectives.check_name(config.objective.loss)
+    build_backbone(config)
     dataset = data.load(config)
     split = data.split(dataset, config.data)
     cache = data.data_dir(config)
@@ -76,14 +103,61 @@ def prepare(config: Config) -> Setup:
             )
     if embeddings is not None and encoder_class.needs_spectrum:
         spectrum = text.load_or_decompose(config, embeddings, cache)
+    return assemble(config, dataset, split, embeddings, spectrum, mesh)
+
+
+def build_backbone(config: Config) -> Any:
+    """The backbone that the configuration names."""
+    return backbones.build(
+        config.backbone,
+        dimension=config.encoder.dimension,
+        max_length=config.data.max_length,
+        dtype=DTYPES[config.training.precision],
+    )
+
+
+def assemble(
+    config: Config,
+    dataset: data.Dataset,
+    split: data.Split,
+    embeddings: text.TextEmbeddings | None,
+    spectrum: Spectrum | None,
+    mesh: jax.sharding.Mesh,
+) -> Setup:
+    """The model and its arrays over data and a spectrum that are there already.
+
+    Raises:
+      InputError: for a configuration that does not fit them.
+    """
     source = item_encoders.ItemSource(
         num_items=dataset.num_items,
         counts=split.item_counts,
         spectrum=spectrum,
         text=None if embeddings is None else embeddings.matrix,
     )
-    encoder, arrays = item_encoders.build(config.encoder, source, dtype=dtype)
-    model = Recommender(item_encoder=encoder, backbone=backbone, score=config.objective.score)
-    trained = np.flatnonzero(split.item_counts > 0).astype(np.int32)
-    frozen = Frozen(item_encoder=arrays, trained_ids=trained, candidates=split.item_counts > 0)
-    return Setup(config, dataset, split, embeddings, spectrum, model, frozen, mesh)
+    encoder, arrays = item_encoders.build(config.encoder, source, dtype=DTYPES[config.training.precision])
+    objective = objectives.build(config.objective, split.item_counts)
+    sampler = {} if objective.sampler is None else objective.sampler.arrays(split.item_counts)
+    host: dict[str, np.ndarray] = {}
+    if config.spectrum.spectrum_memory != "device":
+        if not objective.sampled or config.optimizer.table_updates == "dense":
+            raise InputError(
+                f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "
+                f"--loss={config.objective.loss} with --table_updates={config.optimizer.table_updates} touches all; "
+                "take --spectrum_memory=device, or a sampled loss with sparse updates."
+            )
+        host = {name: arrays.pop(name) for name in encoder.wide_arrays}
+        if config.spectrum.spectrum_memory == "host":
+            host = {name: np.array(array) for name, array in host.items()}  # out of the file, into memory
+    return Setup(
+        config=config,
+        dataset=dataset,
+        split=split,
+        embeddings=embeddings,
+        spectrum=spectrum,
+        model=Recommender(item_encoder=encoder, backbone=build_backbone(config), score=config.objective.score),
+        objective=objective,
+        frozen=Frozen(item_encoder=arrays, sampler=sampler, candidates=split.item_counts > 0),
+        host_arrays=host,
+        mesh=mesh,
+    )

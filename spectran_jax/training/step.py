@@ -6,6 +6,7 @@ that a mesh shards, a benchmark times and a test compares.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,14 +15,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from spectran_jax.evaluation import rank_targets
+from spectran_jax import negatives
 from spectran_jax.layout import EvalBatch, SequenceLayout, TrainBatch
-from spectran_jax.objectives import Objective
-from spectran_jax.recommender import Recommender
+from spectran_jax.objectives import Negatives, Objective
+from spectran_jax.ranking import rank_targets
+from spectran_jax.recommender import ItemTable, Recommender
+from spectran_jax.training import catalogue
 
 Params = Any
+Scalars = dict[str, Float[jax.Array, ""]]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -39,63 +43,160 @@ class Frozen(NamedTuple):
     """All that training reads and never changes: an argument of every step, in no checkpoint."""
 
     item_encoder: dict[str, Any]
-    """The frozen arrays of the item encoder, e.g. u [N, r] and sigma [r]."""
-    trained_ids: Int[Any, "n"]
-    """int32 ids of the items that appear in training: the only negatives."""
-    candidates: Any
-    """bool [N]: True for those items; the denominator of the full softmax."""
+    """The frozen arrays of the item encoder, e.g. u [N, r] and sigma [r]; without those that the host keeps."""
+    sampler: dict[str, Any]
+    """What the sampler of negatives draws from; empty where there is none."""
+    candidates: Bool[Any, "N"]
+    """True for the items that appear in training: the denominator of the full softmax."""
 
     def collection(self) -> dict[str, Any]:
         """The model's collection "frozen"."""
         return {"item_encoder": self.item_encoder}
 
+    def of_items(self, model: Recommender, ids: Int[Array, "U"] | None, rows: dict[str, Any]) -> dict[str, Any]:
+        """The collection "frozen" over the items `ids` (over all if None).
+
+        Args:
+          model: whose encoder says which arrays have one row an item.
+          ids: int32; an id of N gives some row.
+          rows: arrays that the host keeps, over these items already.
+        """
+        per_item = model.item_encoder.item_arrays
+        arrays = {
+            name: array.at[ids].get(mode="clip") if ids is not None and name in per_item else array
+            for name, array in self.item_encoder.items()
+        }
+        return {"item_encoder": arrays | rows}
+
+
+class StepKeys(NamedTuple):
+    """The random keys of one step, from the run's key and the step's number alone."""
+
+    negatives: Any
+    dropout: Any
+    rounding: Any
+
+
+def run_keys(seed: int) -> tuple[Any, Any]:
+    """The run's key, that all steps fold their number into, and the key of the initialisation."""
+    key, init_key = jax.random.split(jax.random.PRNGKey(seed))
+    return key, init_key
+
+
+def step_keys(key: Any, step: Int[Array, ""] | int) -> StepKeys:
+    """The keys of the update that follows `step` others."""
+    return StepKeys(*jax.random.split(jax.random.fold_in(key, step), 3))
+
 
 def init_state(
-    model: Recommender, optimizer: optax.GradientTransformation, frozen: Frozen, seed: int, max_length: int
+    model: Recommender,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    max_length: int,
+    frozen: dict[str, Any],
+    table_dtype: Any = jnp.float32,
 ) -> TrainState:
-    """A new training state; run it under jit with output shardings, so that no host holds a whole table."""
-    key, init_key = jax.random.split(jax.random.PRNGKey(seed))
+    """A new training state; run it under jit with output shardings, so that no host holds a whole table.
+
+    Args:
+      model: gives the parameters.
+      optimizer: gives its state.
+      seed: of the run.
+      max_length: L.
+      frozen: the collection "frozen"; of arrays with one row an item, any rows will do.
+      table_dtype: how the item parameters are stored.
+    """
+    key, init_key = run_keys(seed)
     ones = jnp.ones((1, max_length), jnp.int32)
     layout = SequenceLayout(mask=ones > 0, segment=ones, position=ones * 0, timestamp=ones * 0)
     _, variables = model.apply(
-        {"frozen": frozen.collection()}, ones * 0, layout, rngs={"params": init_key}, mutable=["params", "losses"]
+        {"frozen": frozen}, ones * 0, layout, rngs={"params": init_key}, mutable=["params", "losses"]
     )
     params = variables["params"]
     params = params.unfreeze() if isinstance(params, FrozenDict) else params
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)
+    opt_state = optimizer.init(params)  # of the float32 parameters: moments stay float32
+    names = model.item_encoder.item_params
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, p: p.astype(table_dtype) if catalogue.has_item_rows(path, names) else p, params
+    )
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, key=key)
+
+
+def touched_items(batch: TrainBatch, negative_ids: Int[Array, "n"], num_items: int) -> Int[Array, "m"]:
+    """The ids that a step touches, with repetitions: inputs, targets, negatives; N for none.
+
+    A target is the next input or the last item of its history, so `plan.step_items` counts them all.
+    """
+    mask = batch.layout.mask
+    ids = [jnp.where(mask, batch.item_ids, num_items), jnp.where(mask, batch.targets, num_items)]
+    return jnp.concatenate([x.reshape(-1) for x in (*ids, negative_ids)])
 
 
 def make_train_step(
-    model: Recommender, objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, dict[str, Float[jax.Array, ""]]]]:
+    model: Recommender,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    touched: int | None = None,
+) -> Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]:
     """The update `train_step(state, frozen, batch) -> (state, metrics)`: pure, for jit with `state` donated.
 
     Negatives and dropout depend on the seed and the step alone. Metrics are float32 scalars: loss, grad_norm,
     learning_rate, auxiliary losses of the item encoder by name, and what the objective reports.
+
+    Args:
+      model: over the whole catalogue.
+      objective: the loss and its sampler.
+      optimizer: see `optimizer.build_optimizer`.
+      schedule: the learning rate, for the log.
+      touched: distinct items that a step touches at most; its cost follows them and not the catalogue (see
+        `catalogue.py`). None takes every item, with dense gradients: for a loss over all items, or to compare.
     """
+    num_items, names = model.item_encoder.num_items, model.item_encoder.item_params
+    touched = None if touched is None or touched >= num_items else touched
 
-    def train_step(
-        state: TrainState, frozen: Frozen, batch: TrainBatch
-    ) -> tuple[TrainState, dict[str, Float[jax.Array, ""]]]:
-        negative_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        negative_ids = objective.sample(negative_key, frozen.trained_ids)
+    def train_step(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
+        keys = step_keys(state.key, state.step)
+        targets, weight = batch.at_supervised(batch.targets), batch.weight()
+        sampler = objective.sampler
+        drawn = jnp.zeros(0, jnp.int32)
+        if sampler is not None:
+            drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=weight)
 
-        def total_loss(params: Params) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
-            def forward(module: Recommender) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
-                states = module.states(batch.item_ids, batch.layout, train=True)
+        # The items of this step as a catalogue of their own: `at` numbers them.
+        ids, at = None, lambda these: these
+        rows: dict[str, Any] = {}
+        if batch.rows is not None:
+            ids, rows = batch.rows.ids, batch.rows.arrays
+        elif touched is not None:
+            ids = catalogue.distinct(touched_items(batch, drawn, num_items), touched, num_items)
+        if ids is not None:
+            at = functools.partial(catalogue.place, ids)
+        part = model.of_items(num_items if ids is None else len(ids))
+        params = catalogue.take(state.params, ids, names)
+        opt_state = catalogue.take(state.opt_state, ids, names)
+        arrays = frozen.of_items(model, ids, rows)
+        item_at, positive_at = at(batch.item_ids), at(targets)
+        sampled = None
+        if sampler is not None:
+            sampled = _negatives(objective, frozen.sampler, batch, targets, drawn, at(drawn))
+
+        def total_loss(params: Params) -> tuple[Float[jax.Array, ""], Scalars]:
+            def forward(module: Recommender) -> tuple[Float[jax.Array, ""], Scalars]:
+                vectors = module.encode(train=True)  # each item once, however often it stands in the batch
+                states = module.read(vectors[item_at], batch.layout, train=True)
                 return objective.loss(
-                    states.reshape(-1, states.shape[-1]),
-                    positive_ids=batch.targets.reshape(-1),
-                    negative_ids=negative_ids,
-                    weight=batch.layout.mask.reshape(-1).astype(jnp.float32),
-                    items=lambda ids: module.items(ids, train=True),
-                    table=module.table,
+                    batch.at_supervised(states),
+                    module.scored(vectors),
+                    positive_ids=positive_at,
+                    weight=weight,
+                    negatives=sampled,
                     candidates=frozen.candidates,
                 )
 
-            (loss, extra), sown = model.apply(
-                {"params": params, "frozen": frozen.collection()},
-                rngs={"dropout": dropout_key},
+            (loss, extra), sown = part.apply(
+                {"params": params, "frozen": arrays},
+                rngs={"dropout": keys.dropout},
                 mutable=["losses"],
                 method=forward,
             )
@@ -105,52 +206,111 @@ def make_train_step(
             }
             return loss + sum(auxiliary.values(), jnp.zeros(())), {"loss": loss, **extra, **auxiliary}
 
-        grads, metrics = jax.grad(total_loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        grads, metrics = jax.grad(total_loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
         metrics |= {
             "grad_norm": optax.global_norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        state = state.replace(
+            step=state.step + 1,
+            params=catalogue.put(state.params, params, ids, names, keys.rounding),
+            opt_state=catalogue.put(state.opt_state, opt_state, ids, names, keys.rounding),
+        )
+        return state, metrics
 
     return train_step
 
 
-def _apply(model: Recommender, params: Params, frozen: Frozen, *arguments: Any, **options: Any) -> Any:
-    return model.apply({"params": params, "frozen": frozen.collection()}, *arguments, **options)
+def _negatives(
+    objective: Objective,
+    arrays: dict[str, Any],
+    batch: TrainBatch,
+    targets: Int[Array, "T"],
+    drawn: Int[Array, "n"],
+    drawn_at: Int[Array, "n"],
+) -> Negatives:
+    """What was drawn, with what does not count for each position."""
+    sampler = objective.sampler
+    assert sampler is not None
+    if objective.mask_negatives == "history":
+        excluded = batch.at_supervised(
+            negatives.exclude_history(batch.item_ids, batch.targets, batch.layout, drawn)
+        )
+        mass = batch.at_supervised(
+            negatives.history_mass(
+                batch.item_ids,
+                batch.targets,
+                batch.layout,
+                sampler.log_q(arrays, batch.item_ids),
+                sampler.log_q(arrays, batch.targets),
+            )
+        )
+    else:
+        excluded = negatives.exclude_positive(targets, drawn)
+        mass = jnp.exp(sampler.log_q(arrays, targets))
+    return Negatives(ids=drawn_at, log_q=sampler.log_q(arrays, drawn), excluded=excluded, excluded_mass=mass)
 
 
-def make_table(model: Recommender) -> Callable[[Params, Frozen], Float[jax.Array, "N d"]]:
-    """`table(params, frozen)`: the vectors that every ranking scores against, built once an evaluation."""
+def make_train_steps(
+    train_step: Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]],
+) -> Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]:
+    """Several updates in one dispatch: batches and metrics have a leading axis, one entry a step."""
 
-    def table(params: Params, frozen: Frozen) -> Float[jax.Array, "N d"]:
-        return _apply(model, params, frozen, method=model.table)
+    def train_steps(state: TrainState, frozen: Frozen, batches: TrainBatch) -> tuple[TrainState, Scalars]:
+        return jax.lax.scan(lambda state, batch: train_step(state, frozen, batch), state, batches)
 
-    return table
+    return train_steps
 
 
-def make_last_states(model: Recommender) -> Callable[[Params, Frozen, EvalBatch], Float[jax.Array, "B d"]]:
-    """`last_states(params, frozen, batch)`: the user state after the newest item of each history."""
+def make_encode_chunk(
+    model: Recommender, size: int
+) -> Callable[[Params, Frozen, dict[str, Any], ItemTable, Int[Array, ""]], ItemTable]:
+    """`encode_chunk(params, frozen, rows, table, start)`: the table with the vectors of `size` items from `start` on.
 
-    def last_states(params: Params, frozen: Frozen, batch: EvalBatch) -> Float[jax.Array, "B d"]:
-        states = _apply(model, params, frozen, batch.item_ids, batch.layout)
+    `rows` holds those items' rows of the arrays that the host keeps. Run with `table` donated, it is written in place.
+    """
+    names = model.item_encoder.item_params
+    part = model.of_items(size)
+
+    def encode_chunk(
+        params: Params, frozen: Frozen, rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
+    ) -> ItemTable:
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size)  # noqa: E731
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: cut(p).astype(jnp.float32) if catalogue.has_item_rows(path, names) else p, params
+        )
+        arrays = {
+            name: cut(array) if name in model.item_encoder.item_arrays else array
+            for name, array in frozen.item_encoder.items()
+        }
+        made = part.apply({"params": params, "frozen": {"item_encoder": arrays | rows}}, method=part.table)
+        return jax.tree.map(lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, start, 0), table, made)
+
+    return encode_chunk
+
+
+def make_last_states(
+    model: Recommender,
+) -> Callable[[Params, ItemTable, EvalBatch], Float[jax.Array, "B d"]]:
+    """`last_states(params, table, batch)`: the user state after the newest item of each history."""
+
+    def last_states(params: Params, table: ItemTable, batch: EvalBatch) -> Float[jax.Array, "B d"]:
+        inputs = table.inputs(batch.item_ids)
+        states = model.apply({"params": params}, inputs, batch.layout, method=model.read)
         return jnp.take_along_axis(states, batch.last[:, None, None], axis=1)[:, 0]
 
     return last_states
 
 
-def make_rank_step(
-    model: Recommender,
-) -> Callable[[Params, Frozen, Float[jax.Array, "N d"], EvalBatch], Int[jax.Array, "B"]]:
-    """`rank_step(params, frozen, table, batch)`: 0-based rank of each target among the whole catalogue."""
+def make_rank_step(model: Recommender) -> Callable[[Params, ItemTable, EvalBatch], Int[jax.Array, "B"]]:
+    """`rank_step(params, table, batch)`: 0-based rank of each target among the whole catalogue."""
     last_states = make_last_states(model)
 
-    def rank_step(
-        params: Params, frozen: Frozen, table: Float[jax.Array, "N d"], batch: EvalBatch
-    ) -> Int[jax.Array, "B"]:
+    def rank_step(params: Params, table: ItemTable, batch: EvalBatch) -> Int[jax.Array, "B"]:
         seen = batch.seen if batch.seen.shape[1] else None
-        return rank_targets(last_states(params, frozen, batch), table, batch.targets, seen)
+        return rank_targets(last_states(params, table, batch), table.vectors, batch.targets, seen)
 
     return rank_step
 
@@ -159,6 +319,6 @@ def make_diagnostics(model: Recommender) -> Callable[[Params, Frozen], dict[str,
     """`diagnostics(params, frozen)`: what the item encoder wants watched, at each reading of the validation set."""
 
     def diagnostics(params: Params, frozen: Frozen) -> dict[str, jax.Array]:
-        return _apply(model, params, frozen, method=model.diagnostics)
+        return model.apply({"params": params, "frozen": frozen.collection()}, method=model.diagnostics)
 
     return diagnostics

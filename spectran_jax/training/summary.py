@@ -46,6 +46,8 @@ class Ranked:
     """float32 [U, k] of the top items."""
     ids: np.ndarray
     """int32 [U, k], dense ids of the top items, best first."""
+    item_singular_values: list[float]
+    """Of the centred item vectors, descending."""
 
 
 def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], Ranked]:
@@ -76,15 +78,13 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
     filter_seen, k = config.training.filter_seen, min(TOP_K, setup.dataset.num_items)
     for name, targets in wanted.items():
         batches = data.eval_batches(targets, config.data, config.training.eval_batch_size, filter_seen=filter_seen)
-        ranks = trained.programs.rank(trained.params, trained.frozen, table, batches)
+        ranks = trained.programs.rank(trained.params, table, batches)
         metrics[name] = evaluation.metrics_from_ranks(ranks)
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
     # Of the set that was read last, the test set where there is one, also what is recommended.
-    scores, ids = recommend(
-        setup, trained.params, targets.history, k, filter_seen=filter_seen, frozen=trained.frozen, table=table
-    )
+    scores, ids = recommend(setup, trained.params, targets.history, k, filter_seen=filter_seen, table=table)
     metrics[name] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(k,))
-    return metrics, Ranked(targets, ranks, scores, ids)
+    return metrics, Ranked(targets, ranks, scores, ids, loop.singular_values(trained.programs, table))
 
 
 def dataset_summary(setup: Setup) -> dict[str, Any]:
@@ -144,6 +144,7 @@ def write_run_report(
         spectral["text_singular_values"] = np.asarray(setup.spectrum.sigma)
     if encoder == "spectran":
         spectral |= _spectral_parts(setup, trained)
+    start = next((line["item_singular_values"] for line in trained.lines if line["kind"] == "start"), None)
     data_ = ReportData(
         title=f"{encoder} on {config.backbone.backbone}, {setup.dataset.name}",
         command=command,
@@ -154,8 +155,8 @@ def write_run_report(
         parameters=parameter_rows(trained.params),
         examples=_examples(setup, ranked),
         timings=timings,
-        item_singular_values=_singular_values(trained, trained.params),
-        initial_item_singular_values=_singular_values(trained, trained.initial_params),
+        item_singular_values=np.asarray(ranked.item_singular_values),
+        initial_item_singular_values=None if start is None else np.asarray(start),
         **spectral,
     )
     write_report(data_, path)
@@ -180,18 +181,11 @@ def _examples(setup: Setup, ranked: Ranked) -> list[UserExample]:
     ]
 
 
-def _singular_values(trained: loop.Trained, params: Any) -> np.ndarray:
-    """Of the centred item vectors, descending, from the d x d Gram matrix in float64."""
-    table = np.asarray(jax.device_get(trained.programs.table(params, trained.frozen)), np.float64)
-    table -= table.mean(axis=0)
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(table.T @ table)[::-1], 0))
-
-
 def _spectral_parts(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
     """phi(Z), A, W, threshold and Taylor coefficients of the trained adapter."""
 
     def read(params: Any, frozen: Frozen) -> Any:
-        variables = {"params": params, "frozen": frozen.collection()}
+        variables = {"params": params, "frozen": frozen.collection()}  # of u, nothing is read
         return setup.model.apply(variables, method=lambda m: (m.item_encoder.parts(), m.item_encoder.diagnostics()))
 
     parts, values = jax.device_get(jax.jit(read)(trained.params, trained.frozen))

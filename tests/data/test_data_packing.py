@@ -110,6 +110,38 @@ def test_short_histories_pack_tightly():
     assert plan.fill > 0.95
 
 
+@settings(max_examples=100, deadline=None)
+@given(plans, st.integers(0, 5))
+def test_no_step_holds_more_than_the_plan_says(options, seed):
+    plan = make(options)
+    epoch = packing.draw_epoch(plan, seed, 0)
+    positions, items = plan.row_positions(), plan.row_items()
+    share = plan.rows_per_step // plan.groups
+    for first, last in zip(epoch.step_offsets[:-1], epoch.step_offsets[1:], strict=True):
+        rows = epoch.row_order[first:last]
+        assert items[rows].sum() <= plan.step_items
+        for start in range(0, len(rows), share):
+            assert positions[rows[start : start + share]].sum() <= plan.group_positions
+    assert plan.group_positions <= share * plan.max_length
+
+
+def test_capacities_are_tight_and_survive_a_heavy_tail():
+    """Short rows: far less than a full batch. A few long among many short: an order that fits is found at once."""
+    lengths = np.random.default_rng(0).geometric(1 / 6, 20_000) + 2
+    plan = packing.make_plan(lengths, 20, packed=False, batch_size=256)
+    assert plan.group_positions < 0.7 * 256 * 20
+    heavy = np.where(np.arange(20_000) % 1000 == 0, 200, 2)
+    plan = packing.make_plan(heavy, 200, packed=False, batch_size=4)
+    assert plan.group_positions < 800
+    for epoch in range(3):
+        packing.draw_epoch(plan, 0, epoch)
+
+
+def test_a_sequence_longer_than_the_window():
+    with pytest.raises(InputError, match=r"A sequence of 7 positions does not fit into rows of --max_length=5"):
+        packing.best_fit(np.array([0, 1, 0, 0, 0, 2, 0, 1]), 5)
+
+
 def test_nothing_to_learn_from():
     with pytest.raises(InputError, match="No user has two training items"):
         packing.make_plan(np.array([1, 0, 1]), 5, packed=True, batch_size=4)

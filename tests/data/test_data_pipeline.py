@@ -28,6 +28,11 @@ def sequences(batch):
     for padding in (batch.item_ids, batch.targets, layout.segment, layout.position):
         assert padding.dtype == np.int32
         assert not padding[~layout.mask].any()
+    # Every item has a target, and the loss is taken there and nowhere else.
+    groups = layout.mask.reshape(len(batch.supervised), -1)
+    for at, group in zip(batch.supervised, groups, strict=True):
+        np.testing.assert_array_equal(at[at < len(group)], np.flatnonzero(group))
+        assert np.all(np.diff(at[at < len(group)]) > 0)
     found = []
     for row in range(len(batch.item_ids)):
         segments = layout.segment[row]

@@ -1,0 +1,109 @@
+"""A step on the items that it touches, at a cost that does not follow the catalogue.
+
+The distinct items of a batch and its negatives are a small catalogue of their own: their rows are taken out of every
+array that has one row an item (parameters, optimiser state, frozen arrays), the model and the optimiser run on these
+as they would on the whole, and what changed goes back in place. `ItemEncoder.item_params` and `item_arrays` name the
+arrays, so no encoder, loss or optimiser knows that this happens.
+
+What it means for an optimiser: a row that no step touches keeps its parameters, its moments and, with a row count, its
+count; weight decay reaches it only when it is touched. Adam on dense gradients would also let its moments decay and
+let it drift along the old ones (see `row_optimizers.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def distinct(ids: Int[Array, "n"], size: int, num_items: int) -> Int[Array, "size"]:
+    """The distinct ids, ascending, so that `searchsorted` numbers them.
+
+    Args:
+      ids: int32 in [0, num_items); `num_items` stands for "no item".
+      size: rows of the result, at least the number of distinct items. What is left is filled with `num_items`.
+      num_items: N.
+    """
+    ordered = jnp.sort(ids)
+    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    place = jnp.cumsum(first, dtype=jnp.int32) - 1
+    # Equal ids have equal places, so it does not matter which of them is written last.
+    return jnp.full(size, num_items, jnp.int32).at[place].set(ordered, mode="drop", indices_are_sorted=True)
+
+
+def place(distinct_ids: Int[Array, "U"], ids: Int[Array, "*b"]) -> Int[Array, "*b"]:
+    """Where each id stands among the distinct ones: `distinct_ids[place] == ids`; somewhere, for one that does not."""
+    return jnp.minimum(jnp.searchsorted(distinct_ids, ids), len(distinct_ids) - 1).astype(jnp.int32)
+
+
+def has_item_rows(path: Sequence[Any], item_params: Sequence[str]) -> bool:
+    """Whether the leaf at this path, of parameters or of an optimiser's state, has one row an item."""
+    return leaf_name(path) in item_params and any(leaf_name((key,)) == "item_encoder" for key in path)
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """The last name of a path: of a dictionary's entry, or a field."""
+    key = path[-1]
+    return str(getattr(key, "key", getattr(key, "name", key)))
+
+
+def _on_item_rows(change: Callable[..., Any], item_params: Sequence[str], tree: Any, *rest: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, *others: change(leaf, *others) if has_item_rows(path, item_params) else (*others, leaf)[0],
+        tree,
+        *rest,
+    )
+
+
+def take(tree: Any, ids: Int[Array, "U"] | None, item_params: Sequence[str]) -> Any:
+    """The tree over the items `ids`, floating rows in float32; over all items where `ids` is None.
+
+    An id of N gives some row, which `put` drops.
+    """
+
+    def rows(leaf: Array) -> Array:
+        chosen = leaf if ids is None else leaf.at[ids].get(mode="clip")
+        return chosen.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else chosen
+
+    return _on_item_rows(rows, item_params, tree)
+
+
+def put(tree: Any, changed: Any, ids: Int[Array, "U"] | None, item_params: Sequence[str], key: Array) -> Any:
+    """`tree` with the rows of `changed` at `ids`, and with its other leaves; undoes `take`.
+
+    Rows of a bfloat16 leaf are rounded stochastically (see `round_stochastically`).
+
+    Args:
+      tree: what `take` took from. Donated to the program that this is a part of, it is written in place.
+      changed: the tree over the items `ids`.
+      ids: distinct, ascending; those of N are dropped. None for all items.
+      item_params: see `has_item_rows`.
+      key: of the rounding.
+    """
+
+    def back(leaf: Array, rows: Array) -> Array:
+        if leaf.dtype == jnp.bfloat16:
+            rows = round_stochastically(key, rows)
+        rows = rows.astype(leaf.dtype)
+        if ids is None:
+            return rows
+        return leaf.at[ids].set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    return _on_item_rows(back, item_params, tree, changed)
+
+
+def round_stochastically(key: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """float32 to bfloat16, up or down with the probability that makes the expectation exact.
+
+    Rounding to nearest loses every update below 2^-9 of a weight, which is most of them late in training. A value
+    that bfloat16 holds comes out as it is; so do infinities and NaN.
+    """
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    # The upper 16 bits are the bfloat16 below; a carry from the lower 16 makes it the one above.
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

@@ -1,0 +1,95 @@
+"""What a run keeps in a device's memory, counted before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spectran_jax.errors import InputError
+from spectran_jax.training import partitioning
+from spectran_jax.training.catalogue import has_item_rows
+from spectran_jax.training.setup import Setup
+from spectran_jax.training.step import TrainState
+
+_GIB = 2**30
+
+_SMALLER = {
+    "text coordinates u": "--spectrum_dtype=int8, --max_rank, --spectrum_memory=host or disk",
+    "ID table": "--table_dtype=bfloat16, --dimension",
+    "optimiser state of the ID table": "--table_optimizer=rowwise_adagrad, --dimension",
+    "gradients of the ID table": "--loss=sampled_softmax or infonce with --table_updates=sparse, --dimension",
+    "item table of an evaluation": "--dimension",
+    "backbone with its optimiser state": "--blocks, --dimension, --max_length",
+}
+
+
+def needed(setup: Setup, state: TrainState) -> dict[str, int]:
+    """Bytes that each kind of array takes on each device, by name. `state` may be shapes with shardings."""
+    names = setup.model.item_encoder.item_params
+    bytes_of = {name: 0 for name in _SMALLER}
+    for tree, table in ((state.params, "ID table"), (state.opt_state, "optimiser state of the ID table")):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            kind = table if has_item_rows(path, names) else "backbone with its optimiser state"
+            bytes_of[kind] += _shard_bytes(leaf, leaf.sharding)
+    if setup.touched is None:  # dense gradients and updates, one each
+        rows = [p for path, p in jax.tree_util.tree_leaves_with_path(state.params) if has_item_rows(path, names)]
+        bytes_of["gradients of the ID table"] = 2 * sum(4 * int(np.prod(p.shape)) for p in rows)
+    shardings = partitioning.frozen_shardings(setup.mesh, setup.frozen, setup.model.item_encoder.item_arrays)
+    for leaf, sharding in zip(jax.tree.leaves(setup.frozen), jax.tree.leaves(shardings), strict=True):
+        bytes_of["text coordinates u"] += _shard_bytes(leaf, sharding)
+    if setup.config.spectrum.spectrum_memory == "host" and _is_host(setup.mesh):
+        bytes_of["text coordinates u"] += sum(array.nbytes for array in setup.host_arrays.values())
+    table = jax.ShapeDtypeStruct((setup.dataset.num_items, setup.config.encoder.dimension + 1), np.float32)
+    bytes_of["item table of an evaluation"] = _shard_bytes(table, partitioning.table_sharding(setup.mesh).vectors)
+    return bytes_of
+
+
+def require(setup: Setup, state: TrainState, available: Callable[[jax.sharding.Mesh], int | None] | None = None) -> None:
+    """Refuses a run whose arrays alone are larger than a device's memory.
+
+    Args:
+      setup: the run.
+      state: shapes, dtypes and shardings of its training state.
+      available: gives the bytes of a device's memory, None where they are unknown; asks the device by default.
+
+    Raises:
+      InputError: naming the bytes of each kind of array, and the flags that shrink the largest.
+    """
+    limit = (available or device_bytes)(setup.mesh)
+    arrays = needed(setup, state)
+    total = sum(arrays.values())
+    if limit is None or total <= limit:
+        return
+    largest = sorted((name for name in arrays if arrays[name]), key=lambda name: -arrays[name])
+    sizes = ", ".join(f"{name} {arrays[name] / _GIB:.2f} GiB" for name in largest)
+    flags = "; ".join(f"{name}: {_SMALLER[name]}" for name in largest[:2])
+    raise InputError(
+        f"{setup.dataset.num_items:,} items need {total / _GIB:.2f} GiB on each device, which has "
+        f"{limit / _GIB:.2f} GiB: {sizes}. What makes them smaller: {flags}."
+    )
+
+
+def device_bytes(mesh: jax.sharding.Mesh) -> int | None:
+    """Memory of a device of the mesh: what an accelerator says, what is free of the host's for a CPU; None if unknown."""
+    device = mesh.devices.flat[0]
+    if not _is_host(mesh):
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return None if free is None else free // len(mesh.local_devices)
+
+
+def _is_host(mesh: jax.sharding.Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def _shard_bytes(leaf: Any, sharding: jax.sharding.Sharding) -> int:
+    shape = sharding.shard_shape(np.shape(leaf))
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize

@@ -1,0 +1,120 @@
+"""Row-sparse optimisers against NumPy written from the formulas, and against Optax where they must agree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spectran_jax.config import OptimizerConfig
+from spectran_jax.training import catalogue
+from spectran_jax.training.optimizer import build_optimizer
+from spectran_jax.training.row_optimizers import scale_by_row_adam, scale_by_rowwise_adagrad
+
+N, D, STEPS = 7, 3, 6
+B1, B2, EPS = 0.9, 0.999, 1e-8
+
+
+def gradients(seed=0):
+    """A step touches some rows; the others have no gradient."""
+    rng = np.random.default_rng(seed)
+    for _ in range(STEPS):
+        ids = np.sort(rng.choice(N, 3, replace=False))
+        yield ids, rng.normal(size=(3, D)).astype(np.float32)
+
+
+def run_sparse(optimizer, rows, **params):
+    """The steps of `gradients` on taken rows, as a training step does it."""
+    tree = {"item_encoder": {"id_embedding": jnp.asarray(rows), **params}}
+    state = optimizer.init(tree)
+    names = ("id_embedding",)
+    for ids, grad in gradients():
+        ids = jnp.asarray(ids, jnp.int32)
+        part, part_state = (catalogue.take(t, ids, names) for t in (tree, state))
+        grads = jax.tree.map(jnp.zeros_like, part)
+        grads["item_encoder"]["id_embedding"] = jnp.asarray(grad)
+        updates, part_state = optimizer.update(grads, part_state, part)
+        part = optax.apply_updates(part, updates)
+        key = jax.random.key(0)
+        tree, state = (catalogue.put(t, p, ids, names, key) for t, p in ((tree, part), (state, part_state)))
+    return np.asarray(tree["item_encoder"]["id_embedding"])
+
+
+def lazy_adam(rows, rate, by_row):
+    rows, mu, nu = rows.astype(np.float64), np.zeros((N, D)), np.zeros((N, D))
+    count = np.zeros((N, 1))
+    for step, (ids, grad) in enumerate(gradients(), 1):
+        mu[ids] = B1 * mu[ids] + (1 - B1) * grad
+        nu[ids] = B2 * nu[ids] + (1 - B2) * grad.astype(np.float64) ** 2
+        count[ids] += 1
+        times = count[ids] if by_row else step
+        rows[ids] -= rate * (mu[ids] / (1 - B1**times)) / (np.sqrt(nu[ids] / (1 - B2**times)) + EPS)
+    return rows
+
+
+@pytest.mark.parametrize("correction", ["step", "row"])
+def test_adam_on_touched_rows_is_the_formula(correction):
+    rows = np.random.default_rng(1).normal(size=(N, D)).astype(np.float32)
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0, table_bias_correction=correction)
+    got = run_sparse(build_optimizer(config, 100, ("id_embedding",)), rows)
+    np.testing.assert_allclose(got, lazy_adam(rows, 0.1, correction == "row"), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(got, lazy_adam(rows, 0.1, correction != "row"), rtol=1e-5, atol=1e-6)
+
+
+def test_rowwise_adagrad_is_the_formula_with_one_number_a_row():
+    rows = np.random.default_rng(1).normal(size=(N, D)).astype(np.float32)
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0, table_optimizer="rowwise_adagrad")
+    optimizer = build_optimizer(config, 100, ("id_embedding",))
+    expected, total = rows.astype(np.float64), np.full((N, 1), 1e-8)
+    for ids, grad in gradients():
+        total[ids] += np.mean(grad.astype(np.float64) ** 2, axis=1, keepdims=True)
+        expected[ids] -= 0.1 * grad / (np.sqrt(total[ids]) + 1e-8)
+    np.testing.assert_allclose(run_sparse(optimizer, rows), expected, rtol=1e-5, atol=1e-6)
+    state = scale_by_rowwise_adagrad().init({"a": jnp.zeros((N, D))})
+    assert state.mean_square["a"].shape == (N, 1)
+
+
+def test_row_adam_on_all_rows_is_optax_adam():
+    params = {"a": jnp.asarray(np.random.default_rng(2).normal(size=(N, D)), jnp.float32)}
+    ours, theirs = scale_by_row_adam(), optax.scale_by_adam()
+    state, reference = ours.init(params), theirs.init(params)
+    for seed in range(4):
+        grads = {"a": jax.random.normal(jax.random.key(seed), (N, D))}
+        got, state = ours.update(grads, state)
+        want, reference = theirs.update(grads, reference)
+        np.testing.assert_allclose(got["a"], want["a"], rtol=2e-6)
+
+
+def test_a_row_touched_late_starts_as_the_first_one_did_only_with_its_own_count():
+    """By the step, its first update is (1 - b1) / sqrt(1 - b2) = 3.16 times as long."""
+
+    def first_update(transform, waiting):
+        params = {"a": jnp.ones((2, D))}
+        state = transform.init(params)
+        one = jnp.asarray([0])
+        for _ in range(waiting):  # the other row is touched, and the count goes on
+            part = jax.tree.map(lambda x: x[one] if x.ndim else x, state)
+            _, part = transform.update({"a": jnp.ones((1, D))}, part)
+            state = jax.tree.map(lambda x, p: x.at[one].set(p) if x.ndim else p, state, part)
+        part = jax.tree.map(lambda x: x[jnp.asarray([1])] if x.ndim else x, state)
+        return float(transform.update({"a": jnp.ones((1, D))}, part)[0]["a"][0, 0])
+
+    assert first_update(scale_by_row_adam(), 2000) == pytest.approx(1, rel=1e-4)
+    # After n steps by which nothing has decayed yet: (1 - b1) / sqrt((1 - b2) / (1 - b2^n)).
+    expected = 0.1 / np.sqrt(0.001 / (1 - 0.999**2001))
+    assert first_update(optax.scale_by_adam(), 2000) == pytest.approx(expected, rel=1e-3)
+
+
+def test_weight_decay_reaches_touched_rows_only():
+    rows = np.ones((N, D), np.float32)
+    config = OptimizerConfig(
+        optimizer="sgd", learning_rate=0.1, warmup_steps=0, clip_norm=0.0, weight_decay=0.5, table_updates="sparse"
+    )
+    touched = np.zeros(N)
+    for ids, _ in gradients():
+        touched[ids] += 1
+    optimizer = build_optimizer(config, 100, ("id_embedding",))
+    without = run_sparse(build_optimizer(OptimizerConfig(optimizer="sgd", learning_rate=0.1, warmup_steps=0, clip_norm=0.0), 100), rows)
+    got = run_sparse(optimizer, rows)
+    np.testing.assert_array_equal(got[touched == 0], 1)
+    assert np.all(np.abs(got - without)[touched > 0] > 0.01)

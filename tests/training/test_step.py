@@ -1,0 +1,218 @@
+"""One update: on the touched items or on all, packed or padded, from the device or the host, one at a time or many."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import REPO
+
+from spectran_jax import data
+from spectran_jax.errors import InputError
+from spectran_jax.training import memory, partitioning
+from spectran_jax.training.feed import row_reader
+from spectran_jax.training.optimizer import build_optimizer
+from spectran_jax.training.programs import build_programs
+from spectran_jax.training.setup import prepare
+
+# Where every update is proportional to its gradient, an untouched row does not move under dense updates either.
+SGD = {"optimizer": "sgd", "learning_rate": 0.3, "warmup_steps": 0, "dropout": 0.0, "clip_norm": 1.0}
+
+
+class Run:
+    """Some updates of a configuration, by hand."""
+
+    def __init__(self, config):
+        self.setup = prepare(config)
+        self.programs = build_programs(self.setup, 100)
+        self.frozen = self.setup.place()
+        self.state = self.programs.init()
+        self.batches = data.train_iterator(
+            self.setup.split.train,
+            config.data,
+            batch_size=config.training.batch_size,
+            seed=config.training.seed,
+            epochs=9,
+            plan=self.setup.plan,
+            extend=row_reader(self.setup),
+        )
+
+    def steps(self, count):
+        metrics = []
+        for _ in range(count):
+            batch = partitioning.put_batch(self.setup.mesh, next(self.batches))
+            self.state, found = self.programs.train_step(self.state, self.frozen, batch)
+            metrics.append(jax.device_get(found))
+        return metrics
+
+
+def params(run):
+    return jax.device_get(run.state.params)
+
+
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("encoder", ["id", "svd", "spectran"])
+@pytest.mark.parametrize("options", [{}, {"packing": False, "mask_negatives": "history", "loss": "sampled_softmax"}])
+def test_touched_rows_alone_give_the_dense_step(tiny_config, encoder, options):
+    config = tiny_config.replace(item_encoder=encoder, **SGD, **options)
+    sparse, dense = Run(config), Run(config.replace(table_updates="dense"))
+    assert sparse.setup.touched is not None
+    assert sparse.setup.touched < sparse.setup.dataset.num_items + 10
+    for ours, theirs in zip(sparse.steps(4), dense.steps(4), strict=True):
+        assert set(ours) == set(theirs)
+        for name in ours:
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-4, abs=1e-6), name
+    assert_close(params(sparse), params(dense), rtol=1e-3, atol=1e-5)
+    moved = np.abs(params(sparse)["item_encoder"]["id_embedding"] - jax.device_get(sparse.programs.init().params)["item_encoder"]["id_embedding"])
+    assert (moved.max(axis=1) > 0).any()
+
+
+def test_rows_that_no_step_touches_stay_as_they_are(tiny_config):
+    run = Run(tiny_config.replace(weight_decay=0.1, negatives=2, batch_size=4))
+    before = params(run)["item_encoder"]["id_embedding"]
+    batch = next(run.batches)
+    run.state, _ = run.programs.train_step(run.state, run.frozen, partitioning.put_batch(run.setup.mesh, batch))
+    moved = (params(run)["item_encoder"]["id_embedding"] != before).any(axis=1)
+    mask = batch.layout.mask
+    seen = set(batch.item_ids[mask]) | set(batch.targets[mask])
+    assert seen <= set(np.flatnonzero(moved))
+    assert len(set(np.flatnonzero(moved)) - seen) <= 2  # the negatives
+    moments = run.state.opt_state[1].mu["item_encoder"]["id_embedding"]
+    np.testing.assert_array_equal(np.asarray(moments)[~moved], 0)
+
+
+def test_the_dense_step_is_optax_to_the_last_bit(tiny_config):
+    """The gradient of the loss, `optax.adam`'s rule and nothing else."""
+    config = tiny_config.replace(table_updates="dense", clip_norm=0.0, warmup_steps=0, dropout=0.0)
+    run = Run(config)
+    start, batch = params(run), jax.device_put(next(run.batches))
+    gradient = build_programs(run.setup, 100)  # SGD with rate 1 reads the gradient off
+    sgd = config.replace(optimizer="sgd", learning_rate=1.0)
+    reader = Run(sgd)
+    assert gradient is not None
+    reader.state, _ = reader.programs.train_step(reader.state, reader.frozen, batch)
+    run.state, _ = run.programs.train_step(run.state, run.frozen, batch)
+    grads = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), start, params(reader))
+    # Adam's first step is rate * sign(g) where |g| is well above eps.
+    rate = config.optimizer.learning_rate
+    moved = jax.tree.map(lambda a, b: np.asarray(b, np.float64) - np.asarray(a, np.float64), start, params(run))
+    jax.tree.map(
+        lambda m, g: np.testing.assert_allclose(m[np.abs(g) > 1e-4], -rate * np.sign(g[np.abs(g) > 1e-4]), rtol=1e-2),
+        moved,
+        grads,
+    )
+    # To the last bit: the very transformation that Optax builds.
+    ours = build_optimizer(config.optimizer, 100, run.setup.model.item_encoder.item_params)
+    theirs = optax.adam(rate)
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(3), p.shape), start)
+    mine, reference = ours.init(start), theirs.init(start)
+    for _ in range(3):
+        got, mine = jax.jit(ours.update)(grads, mine, start)
+        want, reference = jax.jit(theirs.update)(grads, reference, start)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_packed_and_padded_histories_give_one_loss_and_one_gradient(tiny_config):
+    """All users in one batch, so that both see the same sequences."""
+    config = tiny_config.replace(batch_size=64, **SGD)
+    packed, padded = Run(config), Run(config.replace(packing=False))
+    assert packed.setup.plan.steps_per_epoch == padded.setup.plan.steps_per_epoch == 1
+    assert packed.setup.plan.rows_per_step < 0.8 * padded.setup.plan.rows_per_step
+    (ours,), (theirs,) = packed.steps(1), padded.steps(1)
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert_close(params(packed), params(padded), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory_kind", ["host", "disk"])
+@pytest.mark.parametrize("options", [{"item_encoder": "spectran"}, {"item_encoder": "svd", "sampling": "in_batch"}])
+def test_a_spectrum_off_the_device_gives_the_same_run(tiny_config, memory_kind, options):
+    config = tiny_config.replace(**options)
+    on, off = Run(config), Run(config.replace(spectrum_memory=memory_kind))
+    assert set(off.setup.host_arrays) == {"u"}
+    assert "u" not in off.setup.frozen.item_encoder
+    for ours, theirs in zip(off.steps(3), on.steps(3), strict=True):
+        assert ours == theirs
+    jax.tree.map(np.testing.assert_array_equal, params(off), params(on))
+    tables = [jax.device_get(run.programs.table(run.state.params, run.frozen)) for run in (on, off)]
+    jax.tree.map(np.testing.assert_array_equal, *tables)
+
+
+def test_a_spectrum_off_the_device_needs_a_step_that_touches_some_rows(tiny_config):
+    with pytest.raises(InputError, match=r"--spectrum_memory=host reads the rows that a step touches, and --loss=soft"):
+        prepare(tiny_config.replace(spectrum_memory="host", loss="softmax"))
+
+
+def test_several_steps_in_one_dispatch_are_the_same_steps(tiny_config):
+    one, many = Run(tiny_config), Run(tiny_config)
+    losses = [metrics["loss"] for metrics in one.steps(3)]
+    batches = [next(many.batches) for _ in range(3)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    put = partitioning.put_batch(many.setup.mesh, stacked, steps=True)
+    many.state, metrics = many.programs.train_steps(many.state, many.frozen, put)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    assert_close(params(many), params(one), rtol=1e-3, atol=1e-5)
+    assert int(many.state.step) == 3
+
+
+def test_the_table_is_built_in_chunks(tiny_config, monkeypatch):
+    from spectran_jax.training import programs
+
+    run = Run(tiny_config)
+    whole = jax.device_get(run.programs.table(run.state.params, run.frozen))
+    monkeypatch.setattr(programs, "_CHUNK_BYTES", 4 * 7 * 60)  # some rows at a time, the last chunk overlapping
+    chunked = jax.device_get(programs.build_table(run.setup)(run.state.params, run.frozen))
+    assert_close(chunked, whole, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(whole.vectors, axis=1), 1, rtol=1e-5)
+    items = jax.jit(
+        lambda p, f: run.setup.model.apply(
+            {"params": p, "frozen": f.collection()}, jnp.arange(5), method=lambda m, i: m.item_encoder(i)
+        )
+    )(run.state.params, run.frozen)
+    np.testing.assert_allclose(whole.vectors[:5] * whole.lengths[:5, None], items, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_bfloat16_table_learns(tiny_config, precision):
+    run = Run(tiny_config.replace(table_dtype="bfloat16", precision=precision))
+    assert run.state.params["item_encoder"]["id_embedding"].dtype == jnp.bfloat16
+    assert run.state.params["backbone"]["position_embedding"].dtype == jnp.float32
+    losses = [metrics["loss"] for metrics in run.steps(12)]
+    assert run.state.params["item_encoder"]["id_embedding"].dtype == jnp.bfloat16
+    assert run.state.opt_state[1].mu["item_encoder"]["id_embedding"].dtype == jnp.float32
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_no_array_of_the_catalogues_size_is_made_in_a_step():
+    """Of the real, optimised programs: nothing as long as the catalogue but what is given and written in place."""
+    done = subprocess.run(
+        [sys.executable, str(REPO / "tests" / "training" / "compiled_step.py")],
+        cwd=REPO,
+        env={**__import__("os").environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+def test_a_catalogue_too_large_for_the_device_is_refused_before_anything_is_compiled(tiny_config):
+    run = Run(tiny_config)
+    sizes = memory.needed(run.setup, run.programs.state)
+    items, d = run.setup.dataset.num_items, 16
+    assert sizes["ID table"] == 4 * items * d
+    assert sizes["optimiser state of the ID table"] == 2 * 4 * items * d
+    assert sizes["item table of an evaluation"] == 4 * items * (d + 1)
+    assert sizes["gradients of the ID table"] == 0
+    memory.require(run.setup, run.programs.state, lambda mesh: sum(sizes.values()))
+    message = r"40 items need 0.00 GiB on each device, which has 0.00 GiB: .*What makes them smaller: .*--"
+    with pytest.raises(InputError, match=message):
+        memory.require(run.setup, run.programs.state, lambda mesh: sum(sizes.values()) - 1)
+    memory.require(run.setup, run.programs.state, lambda mesh: None)
+    assert memory.device_bytes(run.setup.mesh) > 2**20
