@@ -45,7 +45,7 @@ class Run:
         for _ in range(count):
             batch = partitioning.put_batch(self.setup.mesh, next(self.batches))
             self.state, found = self.programs.train_step(self.state, self.frozen, batch)
-            metrics.append(jax.device_get(found))
+            metrics.append({name: float(value) for name, value in jax.device_get(found).items()})
         return metrics
 
 
@@ -138,10 +138,10 @@ def test_a_spectrum_off_the_device_gives_the_same_run(tiny_config, memory_kind, 
     assert set(off.setup.host_arrays) == {"u"}
     assert "u" not in off.setup.frozen.item_encoder
     for ours, theirs in zip(off.steps(3), on.steps(3), strict=True):
-        assert ours == theirs
-    jax.tree.map(np.testing.assert_array_equal, params(off), params(on))
+        assert ours == pytest.approx(theirs, rel=1e-5)  # two programs: the same ids and rows, other rounding
+    assert_close(params(off), params(on), rtol=1e-4, atol=1e-6)
     tables = [jax.device_get(run.programs.table(run.state.params, run.frozen)) for run in (on, off)]
-    jax.tree.map(np.testing.assert_array_equal, *tables)
+    assert_close(*tables, rtol=1e-4, atol=1e-6)
 
 
 def test_a_spectrum_off_the_device_needs_a_step_that_touches_some_rows(tiny_config):
