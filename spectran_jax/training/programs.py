@@ -55,7 +55,7 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     config, mesh, model = setup.config, setup.mesh, setup.model
     optimizer = optimizers.build_optimizer(config.optimizer, total_steps)
     schedule = optimizers.learning_rate_schedule(config.optimizer, total_steps)
-    objective = objectives.build(config.objective, num_candidates=len(setup.frozen.trained_ids))
+    objective = objectives.build(config.objective, setup.split.item_counts)
 
     def init(frozen: Frozen) -> TrainState:
         return init_state(model, optimizer, frozen, config.training.seed, config.data.max_length)

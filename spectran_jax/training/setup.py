@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from spectran_jax import backbones, data, item_encoders, objectives, text
 from spectran_jax.config import Config
@@ -84,6 +83,10 @@ def prepare(config: Config) -> Setup:
     )
     encoder, arrays = item_encoders.build(config.encoder, source, dtype=dtype)
     model = Recommender(item_encoder=encoder, backbone=backbone, score=config.objective.score)
-    trained = np.flatnonzero(split.item_counts > 0).astype(np.int32)
-    frozen = Frozen(item_encoder=arrays, trained_ids=trained, candidates=split.item_counts > 0)
+    sampler = objectives.build(config.objective, split.item_counts).sampler
+    frozen = Frozen(
+        item_encoder=arrays,
+        sampler={} if sampler is None else sampler.arrays(split.item_counts),
+        candidates=split.item_counts > 0,
+    )
     return Setup(config, dataset, split, embeddings, spectrum, model, frozen, mesh)

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 
 from spectran_jax.evaluation import rank_targets
 from spectran_jax.layout import EvalBatch, SequenceLayout, TrainBatch
-from spectran_jax.objectives import Objective
+from spectran_jax.negatives import exclude_history, exclude_positive, history_mass
+from spectran_jax.objectives import Negatives, Objective
 from spectran_jax.recommender import Recommender
 
 Params = Any
@@ -40,8 +41,8 @@ class Frozen(NamedTuple):
 
     item_encoder: dict[str, Any]
     """The frozen arrays of the item encoder, e.g. u [N, r] and sigma [r]."""
-    trained_ids: Int[Any, "n"]
-    """int32 ids of the items that appear in training: the only negatives."""
+    sampler: dict[str, Any]
+    """What the objective's sampler of negatives reads; empty without one."""
     candidates: Any
     """bool [N]: True for those items; the denominator of the full softmax."""
 
@@ -78,18 +79,26 @@ def make_train_step(
         state: TrainState, frozen: Frozen, batch: TrainBatch
     ) -> tuple[TrainState, dict[str, Float[jax.Array, ""]]]:
         negative_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        negative_ids = objective.sample(negative_key, frozen.trained_ids)
+        targets = batch.targets.reshape(-1)
+        weight = batch.layout.mask.reshape(-1).astype(jnp.float32)
+        drawn = _draw(objective, negative_key, frozen, batch)
 
         def total_loss(params: Params) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
             def forward(module: Recommender) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
                 states = module.states(batch.item_ids, batch.layout, train=True)
+                states = states.reshape(-1, states.shape[-1])
+                if drawn is None:
+                    items, positive_ids, negatives = module.table(), targets, None
+                else:
+                    items = module.items(jnp.concatenate([targets, drawn.ids]), train=True)
+                    positive_ids = jnp.arange(len(targets))
+                    negatives = drawn._replace(ids=len(targets) + jnp.arange(len(drawn.ids)))
                 return objective.loss(
-                    states.reshape(-1, states.shape[-1]),
-                    positive_ids=batch.targets.reshape(-1),
-                    negative_ids=negative_ids,
-                    weight=batch.layout.mask.reshape(-1).astype(jnp.float32),
-                    items=lambda ids: module.items(ids, train=True),
-                    table=module.table,
+                    states,
+                    items,
+                    positive_ids=positive_ids,
+                    weight=weight,
+                    negatives=negatives,
                     candidates=frozen.candidates,
                 )
 
@@ -115,6 +124,24 @@ def make_train_step(
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
+
+
+def _draw(objective: Objective, key: jax.Array, frozen: Frozen, batch: TrainBatch) -> Negatives | None:
+    """The negatives of an update, by their global ids; None for a loss over all items."""
+    sampler = objective.sampler
+    if sampler is None:
+        return None
+    targets, weight = batch.targets.reshape(-1), batch.layout.mask.reshape(-1).astype(jnp.float32)
+    ids = sampler.draw(key, frozen.sampler, targets=targets, weight=weight)
+    log_q = sampler.log_q(frozen.sampler, ids)
+    log_q_of_target = sampler.log_q(frozen.sampler, batch.targets)
+    if objective.mask_negatives == "history":
+        excluded = exclude_history(batch.item_ids, batch.targets, batch.layout, ids).reshape(-1, len(ids))
+        log_q_of_item = sampler.log_q(frozen.sampler, batch.item_ids)
+        mass = history_mass(batch.item_ids, batch.targets, batch.layout, log_q_of_item, log_q_of_target)
+    else:
+        excluded, mass = exclude_positive(targets, ids), jnp.exp(log_q_of_target)
+    return Negatives(ids, log_q, excluded, mass.reshape(-1))
 
 
 def _apply(model: Recommender, params: Params, frozen: Frozen, *arguments: Any, **options: Any) -> Any:
