@@ -133,13 +133,27 @@ class BackboneConfig:
 class ObjectiveConfig:
     """The score and the loss."""
 
-    loss: str = _field("infonce", "Loss: infonce (sampled negatives) or softmax (whole catalogue).")
+    loss: str = _field(
+        "infonce",
+        "Loss: infonce or sampled_softmax (sampled negatives; the latter undoes what sampling favours), "
+        "or softmax (whole catalogue).",
+    )
     score: str = _field(
         "cosine", "Score of a user state and an item vector; training and ranking share it.", choices=("cosine", "dot")
     )
     temperature: float = _field(0.07, "Scores are divided by this before the softmax.")
-    negatives: int = _field(
-        512, "Negatives per step, shared by all positions of the batch, uniform over the trained items."
+    negatives: int = _field(512, "Negatives per step, shared by all positions of the batch.")
+    sampling: str = _field(
+        "uniform",
+        "Negatives: uniform over the items in training; popularity, in proportion to count^popularity_power; or in_batch, "
+        "targets of the batch.",
+        choices=("uniform", "popularity", "in_batch"),
+    )
+    popularity_power: float = _field(0.75, "With --sampling=popularity: 0 is uniform, 1 in proportion to the counts.")
+    mask_negatives: str = _field(
+        "positive",
+        "Negatives that don't count for a position: its own target (positive), or all items of its user (history).",
+        choices=("positive", "history"),
     )
 
 

@@ -22,6 +22,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "heads": (1, None),
     "ffn_multiplier": (1, None),
     "negatives": (1, None),
+    "popularity_power": (0, 2),
     "learning_rate": (0, None),
     "spectral_lr_multiplier": (0, None),
     "weight_decay": (0, None),

@@ -192,7 +192,8 @@ BAD = {
     ),
     "unknown backbone": Bad(("Unknown backbone 'sasrek'", "Did you mean 'sasrec'?"), {"backbone": "sasrek"}),
     "unknown loss": Bad(
-        ("Unknown loss 'infonse'. Known: infonce, softmax. Did you mean 'infonce'?",), {"loss": "infonse"}
+        ("Unknown loss 'infonse'. Known: infonce, sampled_softmax, softmax. Did you mean 'infonce'?",),
+        {"loss": "infonse"},
     ),
     "unknown data set": Bad(
         ("Unknown data set 'movielens'. Known: files, movielens_100k. Did you mean 'movielens_100k'?",),

@@ -1,0 +1,190 @@
+"""Where negatives come from: uniform, by popularity, or the batch's own targets; a registry of samplers.
+
+A sampler says how probable each item is (`log_q`), so that a loss can undo what its draws favour. What it reads is
+frozen: `arrays` builds it once on the host, and every call under jit gets it as an argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from spectran_jax.config import ObjectiveConfig
+from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.negatives import alias
+
+Arrays = dict[str, Any]
+
+
+class Sampler(Protocol):
+    """A distribution over items to draw negatives from."""
+
+    def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
+        """What `draw` and `log_q` read: frozen, handed back as an argument of every call.
+
+        Raises:
+          InputError: for counts that are negative, not finite or all zero.
+        """
+
+    def draw(
+        self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
+    ) -> Int[jax.Array, "n"]:
+        """Independent global int32 ids, with replacement; of items that occur in training only. Under jit; n is static.
+
+        Args:
+          key: the draws depend on it and, `in_batch`, on the targets; on nothing else.
+          arrays: what `arrays` returned.
+          targets: int32 global id of each position's target.
+          weight: above 0 on supervised positions, 0 on padding.
+        """
+
+    def log_q(self, arrays: Arrays, ids: Int[Any, "*b"]) -> Float[Any, "*b"]:
+        """Float32 log-probability of each id under the sampler.
+
+        Ids in a JAX array, so also under jit: -inf for an item that never occurs in training and for an id outside
+        the catalogue, as it must be on padding. Ids in NumPy are looked at:
+
+        Raises:
+          InputError: for such an id in a NumPy array.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tabled:
+    """A sampler whose log-probabilities are one float32 an item, -inf for items that never occur in training."""
+
+    count: int
+
+    def log_q(self, arrays: Arrays, ids: Int[Any, "*b"]) -> Float[Any, "*b"]:
+        """See `Sampler.log_q`."""
+        table = arrays["log_q"]
+        if isinstance(ids, np.ndarray | np.generic | int) and not isinstance(table, jax.core.Tracer):
+            return _log_q_on_host(np.asarray(table), np.asarray(ids))
+        return jnp.asarray(table).at[ids].get(mode="fill", fill_value=-jnp.inf, wrap_negative_indices=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(_Tabled):
+    """Every item that occurs in training alike; a draw costs one look-up, whatever the size of the catalogue."""
+
+    def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
+        """`ids`, int32: the items of the training set; `log_q` [N]. See `Sampler.arrays`."""
+        counts = checked_counts(counts)
+        return {"ids": np.flatnonzero(counts > 0).astype(np.int32), "log_q": _log(counts > 0)}
+
+    def draw(
+        self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
+    ) -> Int[jax.Array, "n"]:
+        """See `Sampler.draw`; targets and weight are not used."""
+        return arrays["ids"][jax.random.randint(key, (self.count,), 0, len(arrays["ids"]), jnp.int32)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Popularity(_Tabled):
+    """Items in proportion to count^power, as word2vec draws its negatives (Mikolov et al., 2013, section 2.2)."""
+
+    power: float
+
+    def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
+        """`threshold` uint32 and `alias` int32 of the alias method, `log_q`, each [N]. See `Sampler.arrays`."""
+        counts = checked_counts(counts)
+        powers = np.power(counts, self.power, out=np.zeros(len(counts)), where=counts > 0)
+        table = alias.alias_table(powers / powers.sum())
+        return {"threshold": table.threshold, "alias": table.alias, "log_q": _log(table.weight)}
+
+    def draw(
+        self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
+    ) -> Int[jax.Array, "n"]:
+        """See `Sampler.draw`; targets and weight are not used."""
+        return alias.draw(key, arrays["threshold"], arrays["alias"], self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class InBatch(_Tabled):
+    """The targets of the batch's supervised positions, uniformly: items by how often they are targets.
+
+    Over many batches an item is drawn as often as its share of the training targets. `log_q` is the logarithm of its
+    share of the training occurrences, the best estimate that the counts allow: the first item of each history is
+    counted, yet is no target. Draws of one batch stem from its targets alone, so that a sampled softmax nears the
+    full one as the batch grows, not as the number of draws does.
+    """
+
+    def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
+        """`log_q` [N]. See `Sampler.arrays`."""
+        return {"log_q": _log(checked_counts(counts))}
+
+    def draw(
+        self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
+    ) -> Int[jax.Array, "n"]:
+        """See `Sampler.draw`; a batch without supervision gives ids of its padding, which no position counts."""
+        supervised = jnp.cumsum(weight > 0, dtype=jnp.int32)
+        nth = jax.random.randint(key, (self.count,), 0, jnp.maximum(supervised[-1], 1), jnp.int32)
+        return targets[jnp.searchsorted(supervised, nth, side="right")].astype(jnp.int32)
+
+
+def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Sampler:
+    """The sampler that `config` names, of `config.negatives` draws.
+
+    Raises:
+      InputError: for an unknown name, a power that is not finite or below zero, counts that `checked_counts` refuses,
+        a number of negatives below one or, where they are uniform, above the number of items in training.
+    """
+    if config.sampling not in SAMPLERS:
+        raise unknown_name("sampling", config.sampling, SAMPLERS)
+    trained = int(np.count_nonzero(checked_counts(counts)))
+    if config.sampling == "uniform" and not 1 <= config.negatives <= trained:
+        raise InputError(
+            f"--negatives must lie between 1 and the number of items in training, {trained}, got {config.negatives}."
+        )
+    if config.negatives < 1:
+        raise InputError(f"--negatives must be at least 1, got {config.negatives}.")
+    if not 0 <= config.popularity_power < np.inf:
+        raise InputError(f"--popularity_power must be at least 0, got {config.popularity_power}.")
+    return SAMPLERS[config.sampling](config)
+
+
+SAMPLERS: dict[str, Callable[[ObjectiveConfig], Sampler]] = {
+    "uniform": lambda config: Uniform(config.negatives),
+    "popularity": lambda config: Popularity(config.negatives, config.popularity_power),
+    "in_batch": lambda config: InBatch(config.negatives),
+}
+
+
+def checked_counts(counts: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Training occurrences of each item in float64, after a look at them.
+
+    Raises:
+      InputError: for counts that are no vector, negative or not finite, naming the first such item, or all zero.
+    """
+    counts = np.asarray(counts, np.float64)
+    if counts.ndim != 1:
+        raise InputError(f"Counts must be one number an item, got the shape {counts.shape}.")
+    bad = np.flatnonzero(~((counts >= 0) & (counts < np.inf)))
+    if len(bad):
+        raise InputError(f"Counts must be finite and at least 0, item {bad[0]} has {counts[bad[0]]}.")
+    if not counts.any():
+        raise InputError(f"None of the {len(counts)} items occurs in training, so there are no negatives to draw.")
+    return counts
+
+
+def _log(weight: np.ndarray) -> Float[np.ndarray, "N"]:
+    """Float32 logarithm of each weight's share of them all; -inf for zero."""
+    with np.errstate(divide="ignore"):
+        return (np.log(weight.astype(np.float64)) - np.log(weight.sum(dtype=np.float64))).astype(np.float32)
+
+
+def _log_q_on_host(table: Float[np.ndarray, "N"], ids: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+    outside = ids[(ids < 0) | (ids >= len(table))]
+    if outside.size:
+        raise InputError(f"Items are numbered from 0 to {len(table) - 1}, got {outside.flat[0]}.")
+    values = table[ids]
+    cold = ids[np.isneginf(values)]
+    if cold.size:
+        raise InputError(f"Item {cold.flat[0]} never occurs in training: no sampler draws it, it has no log_q.")
+    return values

@@ -1,0 +1,29 @@
+"""Losses over the scores of user states and items: pure functions, and a registry of objectives.
+
+An `Objective` says where its negatives come from (`sampler`), so that a training step knows every item that it touches
+before it computes the first vector, and turns states and item vectors into a loss.
+"""
+
+from spectran_jax.objectives.base import Aux, Negatives, Objective, weighted_mean
+from spectran_jax.objectives.full import Softmax, softmax
+from spectran_jax.objectives.registry import build, check_name
+from spectran_jax.objectives.sampled import InfoNCE, SampledSoftmax, infonce, sampled_softmax
+from spectran_jax.objectives.scores import check_score, normalize, score_vectors
+
+__all__ = [
+    "Aux",
+    "InfoNCE",
+    "Negatives",
+    "Objective",
+    "SampledSoftmax",
+    "Softmax",
+    "build",
+    "check_name",
+    "check_score",
+    "infonce",
+    "normalize",
+    "sampled_softmax",
+    "score_vectors",
+    "softmax",
+    "weighted_mean",
+]

@@ -1,0 +1,66 @@
+"""Objectives by the name of their loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int
+
+from spectran_jax import negatives
+from spectran_jax.config import ObjectiveConfig
+from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.objectives.base import Objective
+from spectran_jax.objectives.full import Softmax
+from spectran_jax.objectives.sampled import InfoNCE, SampledSoftmax
+from spectran_jax.objectives.scores import check_score
+
+MASKS = ("positive", "history")
+
+
+def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
+    """The objective that `config` names.
+
+    Args:
+      config: loss, score, temperature, and how many negatives come from where.
+      counts: training occurrences of each item; one of 0 is never a negative and in no denominator.
+
+    Raises:
+      InputError: for an unknown loss, score, sampler or mask, a temperature that is not above zero, counts that no
+        item can be drawn by (`negatives.checked_counts`), or a number of negatives below one or, where they are
+        uniform, above the number of trained items.
+    """
+    check_name(config.loss)
+    check_score(config.score)
+    if not 0 < config.temperature < math.inf:
+        raise InputError(f"--temperature must be above 0, got {config.temperature}.")
+    if config.mask_negatives not in MASKS:
+        raise unknown_name("mask_negatives", config.mask_negatives, MASKS)
+    return _LOSSES[config.loss](config, counts)
+
+
+def _softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
+    negatives.checked_counts(counts)
+    return Softmax(config.temperature)
+
+
+def _infonce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
+    return InfoNCE(config.temperature, negatives.build(config, counts), config.mask_negatives)
+
+
+def _sampled_softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
+    return SampledSoftmax(config.temperature, negatives.build(config, counts), config.mask_negatives)
+
+
+_LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]] = {
+    "infonce": _infonce,
+    "sampled_softmax": _sampled_softmax,
+    "softmax": _softmax,
+}
+
+
+def check_name(loss: str) -> None:
+    """Raises `InputError` for an unknown loss."""
+    if loss not in _LOSSES:
+        raise unknown_name("loss", loss, _LOSSES)
