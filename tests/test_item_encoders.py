@@ -29,7 +29,7 @@ def make_source(order=None):
     counts = rng.integers(1, 9, N).astype(np.int32)
     counts[COLD] = 0
     order = np.arange(N) if order is None else order
-    spectrum = types.SimpleNamespace(u=u[order], sigma=(np.arange(1, R + 1) ** -0.6).astype(np.float32))
+    spectrum = types.SimpleNamespace(u=u[order], u_scale=None, sigma=(np.arange(1, R + 1) ** -0.6).astype(np.float32))
     return ItemSource(num_items=N, counts=counts[order], spectrum=spectrum)
 
 

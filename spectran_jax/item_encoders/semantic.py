@@ -14,6 +14,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.fusion import Fusion
 from spectran_jax.item_encoders.base import ItemSource, Rows
 from spectran_jax.item_encoders.id import IdEncoder
+from spectran_jax.spectral import dequantise
 
 
 class SemanticEncoder(IdEncoder):
@@ -81,7 +82,7 @@ def spectral_arrays(config: EncoderConfig, source: ItemSource) -> tuple[np.ndarr
             f"--item_encoder={config.item_encoder} needs item text, and the data set has none. Give --embeddings or "
             "text columns in --items, or take --item_encoder=id."
         )
-    u = np.asarray(source.spectrum.u, np.float32)
+    u = np.asarray(dequantise(source.spectrum.u, source.spectrum.u_scale))
     sigma = np.asarray(source.spectrum.sigma, np.float32)
     if len(u) != source.num_items:
         raise InputError(f"The spectrum has {len(u)} rows, the catalogue {source.num_items} items; they must agree.")
