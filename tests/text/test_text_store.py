@@ -177,3 +177,15 @@ def test_digest_of_ids():
     for other in (["ab", "c", 12], ["bc", "a", 12], ["a", "bc", "12"], ["a", "bc", 12, ""]):
         assert digests.digest_of(other) != same
     assert len(digests.digest_of(["\ud800"])) == 64  # a lone surrogate is text too
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", ">f2"])
+def test_scan_knows_every_special_number(dtype):
+    info = np.finfo(np.dtype(dtype))
+    numbers = [0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal, info.max, info.min, 1, np.inf, -np.inf]
+    x = np.zeros((len(numbers) + 2, 3), dtype)
+    x[: len(numbers), 1] = numbers
+    x[-2:, 2] = [np.nan, -np.nan]
+    found = digests.scan(x)
+    np.testing.assert_array_equal(found.finite, np.isfinite(x).all(axis=1))
+    np.testing.assert_array_equal(found.nonzero, x.any(axis=1))
