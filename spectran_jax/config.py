@@ -83,8 +83,15 @@ class SpectrumConfig:
     )
     decomposition: str = _field(
         "auto",
-        "Route: exact thin SVD, or Gram (cost linear in the number of items).",
-        choices=("auto", "exact", "gram"),
+        "Route: exact thin SVD, Gram (cost linear in the number of items; two readings of the embeddings), or randomized "
+        "(the --max_rank leading components, approximately).",
+        choices=("auto", "exact", "gram", "randomized"),
+    )
+    spectrum_dtype: str = _field(
+        "float32",
+        "How spectral coordinates are stored: float32; bfloat16, half of it, off by 0.4 % at most; int8, a quarter, "
+        "off by 1/254 of a component's largest coordinate.",
+        choices=("float32", "bfloat16", "int8"),
     )
 
 

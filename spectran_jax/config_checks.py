@@ -58,6 +58,10 @@ def check(config: Config) -> None:
         raise InputError(f"--temperature must be above 0, got {config.objective.temperature}.")
     if not 0 < config.encoder.attention_live < 1:
         raise InputError(f"--attention_live must lie between 0 and 1, got {config.encoder.attention_live}.")
+    if config.spectrum.decomposition == "randomized" and not config.spectrum.max_rank:
+        raise InputError(
+            "--decomposition=randomized finds the leading components only: give their number with --max_rank."
+        )
     files = config.data.dataset == "files"
     for name, value in (("interactions", config.data.interactions), ("items", config.data.items)):
         if files and not value:

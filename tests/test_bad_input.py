@@ -164,6 +164,11 @@ BAD = {
     "too few rows": Bad(
         ("embeddings.npy: text embeddings have 39 rows, but the items file has 40 items",), embeddings=lambda x: x[1:]
     ),
+    "too many rows beside a k-core": Bad(
+        ("embeddings.npy: text embeddings have 41 rows, but the items file has 40 items",),
+        {"k_core": 2},
+        embeddings=lambda x: np.concatenate([x, x[:1]]),
+    ),
     "NaN": Bad(("1 of 40 items have NaN or inf", "'item-5'"), embeddings=cell(5, np.nan)),
     "inf": Bad(("1 of 40 items have NaN or inf", "'item-0'"), embeddings=cell(0, -np.inf)),
     "a vector": Bad(("must have shape [items, dimension]", "got (40,)"), embeddings=lambda x: x[:, 0]),

@@ -108,6 +108,8 @@ def test_configuration_is_frozen():
         ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"rtol": 2.0}, "--rtol must be between 0 and 1"),
+        ({"decomposition": "randomized"}, "--decomposition=randomized .* --max_rank"),
+        ({"spectrum_dtype": "float16"}, "--spectrum_dtype must be one of float32, bfloat16, int8, got 'float16'"),
         ({"split": "random"}, "--split must be one of leave_one_out, temporal, got 'random'"),
         ({"attention_live": 0.0}, "--attention_live must lie between 0 and 1"),
         ({"dataset": "files"}, "--dataset=files needs --interactions=FILE"),

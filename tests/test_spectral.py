@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectran_jax import spectral
 from spectran_jax.errors import InputError
-from spectran_jax.spectral import decompose, effective_rank, project
+from spectran_jax.spectral import decompose, effective_rank, project, routes, rows
 
 SHAPES = [(60, 20), (20, 60), (33, 33)]
 ROUTES = ["exact", "gram"]
@@ -210,14 +209,14 @@ def test_rank_by_rtol_and_max_rank():
 def test_auto_takes_the_cheap_route(monkeypatch):
     x = text_like(30, 10)
     used = []
-    for name in ("_exact", "_gram_of_columns"):
-        original = getattr(spectral, name)
-        monkeypatch.setattr(spectral, name, lambda *a, _f=original, _n=name, **k: used.append(_n) or _f(*a, **k))
+    for name in ("exact", "gram_of_columns"):
+        original = getattr(routes, name)
+        monkeypatch.setattr(routes, name, lambda *a, _f=original, _n=name, **k: used.append(_n) or _f(*a, **k))
     decompose(x)
-    monkeypatch.setattr(spectral, "_EXACT_COST", 10)
+    monkeypatch.setattr(routes, "EXACT_COST", 10)
     decompose(x)
     decompose(x, rtol=1e-9)  # more than Gram keeps
-    assert used == ["_exact", "_gram_of_columns", "_exact"]
+    assert used == ["exact", "gram_of_columns", "exact"]
 
 
 @pytest.mark.parametrize("method", ROUTES)
@@ -226,7 +225,7 @@ def test_chunks_change_nothing(shape, method, monkeypatch):
     x = text_like(*shape)
     has_text = np.arange(shape[0]) % 5 != 1
     want = decompose(x, has_text, method=method)
-    monkeypatch.setattr(spectral, "_CHUNK_BYTES", 8 * 7 * 20)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 8 * 7 * 20)
     got = decompose(x, has_text, method=method)
     np.testing.assert_allclose(got.u, want.u, atol=1e-6)
 
@@ -235,7 +234,7 @@ def test_gram_never_copies_a_memory_mapped_matrix(tmp_path, monkeypatch):
     n, m = 40_000, 64
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(n, m)).astype(np.float16))
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
-    monkeypatch.setattr(spectral, "_CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 2**20)
     tracemalloc.start()
     spectrum = decompose(x, method="gram", max_rank=4)
     peak = tracemalloc.get_traced_memory()[1]
@@ -264,7 +263,7 @@ def test_spectrum_is_a_pytree():
         (np.zeros((5, 4)), {"normalize_rows": False}, ["no spectrum", "the same"]),
         (np.full((5, 4), 0.3), {}, ["no spectrum", "the same"]),
         (np.ones((5, 4)), {"has_text": np.ones(4, bool)}, ["one entry per item, 5", "(4,)"]),
-        (np.ones((5, 4)), {"method": "qr"}, ["auto, exact, gram", "'qr'"]),
+        (np.ones((5, 4)), {"method": "qr"}, ["auto, exact, gram, randomized", "'qr'"]),
         (np.ones((5, 4)), {"rtol": 1.0}, ["rtol", "1.0"]),
         (np.ones((5, 4)), {"max_rank": -1}, ["max_rank", "-1"]),
     ],

@@ -110,6 +110,11 @@ class Dataset:
         return len(self.item_ids)
 
     @property
+    def items_file_rows(self) -> int:
+        """Rows of the items file, those that a k-core left out among them."""
+        return self.num_items + self.dropped.get("k_core_items", 0)
+
+    @property
     def num_interactions(self) -> int:
         """Number of interactions."""
         return len(self.histories.items)

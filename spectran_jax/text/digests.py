@@ -32,8 +32,13 @@ def scan(matrix: Float[np.ndarray, "N m"]) -> Scan:
     for where in row_chunks(matrix):
         chunk = np.ascontiguousarray(matrix[where])
         digest.update(chunk.view(np.uint8).data)
-        finite[where] = np.isfinite(chunk).all(axis=1)
-        nonzero[where] = chunk.any(axis=1)
+        # Without the sign, IEEE numbers order like their bits: one maximum tells NaN, inf and zero, at a tenth of the
+        # cost of asking each half-precision number.
+        native = chunk.astype(chunk.dtype.newbyteorder("="), copy=False)
+        bits = np.dtype(f"u{native.dtype.itemsize}")
+        largest = (native.view(bits) & np.array(~np.array(-0.0, native.dtype).view(bits))).max(axis=1)
+        finite[where] = largest < np.array(np.inf, native.dtype).view(bits)
+        nonzero[where] = largest > 0
     return Scan(digest.hexdigest(), finite, nonzero)
 
 

@@ -130,8 +130,8 @@ def _encoded(
         with store.sealed_folder(folder, identity) as draft:
             # float32: a model's own rounding, where float16 would add noise at 5e-4 of every number.
             blocks = _blocks(encoder, item_ids, item_text, has_text, progress)
-            store.write_array(draft / "embeddings.npy", blocks, shape=shape, dtype=np.float32)
-            store.write_array(draft / "has_text.npy", [has_text], shape=has_text.shape, dtype=np.bool_)
+            draft.write("embeddings", blocks, shape=shape, dtype=np.float32)
+            draft.write("has_text", [has_text], shape=has_text.shape, dtype=np.bool_)
         stored = store.reopen(folder, identity, names)
     has_text = np.array(stored.arrays["has_text"])
     return TextEmbeddings(stored.arrays["embeddings"], has_text, stored.digest, encoder.name)

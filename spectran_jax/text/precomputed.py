@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spectran_jax import npy
 from spectran_jax.errors import InputError
 from spectran_jax.text import store
 from spectran_jax.text.digests import checksum, digest_of, row_chunks, scan
@@ -69,7 +70,7 @@ def _open(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"--embeddings: file not found: {path}; it must be a .npy file.")
     try:
-        matrix = store.open_array(path)
+        matrix = npy.open_array(path)
     except (OSError, ValueError, EOFError) as error:
         reason = "it holds pickled Python objects" if "object" in str(error).lower() else str(error).rstrip(".")
         raise InputError(
@@ -96,6 +97,6 @@ def _pick(matrix: np.ndarray, items_row: np.ndarray, identity: store.Identity, c
         shape, dtype = (len(items_row), matrix.shape[1]), matrix.dtype.newbyteorder("=")
         picked = (matrix[items_row[where]] for where in row_chunks(np.broadcast_to(matrix[:1], shape)))
         with store.sealed_folder(folder, identity) as draft:
-            store.write_array(draft / "embeddings.npy", picked, shape=shape, dtype=dtype)
+            draft.write("embeddings", picked, shape=shape, dtype=dtype)
         stored = store.reopen(folder, identity, ["embeddings"])
     return stored.arrays["embeddings"]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from spectran_jax import spectral
-from spectran_jax.config import Config
+from spectran_jax.config import Config, SpectrumConfig
+from spectran_jax.errors import InputError
 from spectran_jax.text import store
 from spectran_jax.text.digests import digest_of, row_chunks
 from spectran_jax.text.embeddings import TextEmbeddings
 
-_NAMES = tuple(field.name for field in dataclasses.fields(spectral.Spectrum))
+_OPTIONAL = ("u_scale",)
+_NAMES = tuple(field.name for field in dataclasses.fields(spectral.Spectrum) if field.name not in _OPTIONAL)
 
 
 def save(folder: Path, spectrum: spectral.Spectrum, identity: store.Identity) -> None:
@@ -25,10 +28,7 @@ def save(folder: Path, spectrum: spectral.Spectrum, identity: store.Identity) ->
       InputError: `folder` can't be written to.
     """
     with store.sealed_folder(folder, identity) as draft:
-        for name in _NAMES:
-            array = np.asarray(getattr(spectrum, name))
-            rows = [array] if array.ndim == 0 else (array[where] for where in row_chunks(array))
-            store.write_array(draft / f"{name}.npy", rows, shape=array.shape, dtype=array.dtype)
+        _write(draft, spectrum, (*_NAMES, *_OPTIONAL))
 
 
 def load(folder: Path, identity: store.Identity) -> spectral.Spectrum | None:
@@ -36,45 +36,76 @@ def load(folder: Path, identity: store.Identity) -> spectral.Spectrum | None:
 
     None where there is nothing; None and a warning where it is damaged or of another identity.
     """
-    sealed = store.open_sealed(folder, identity, _NAMES)
+    sealed = store.open_sealed(folder, identity, _NAMES, _OPTIONAL)
     return None if sealed is None else _spectrum(sealed)
 
 
 def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Path) -> spectral.Spectrum:
     """The spectrum of a catalogue's text embeddings: read from `cache_dir`, or decomposed and written there.
 
-    Keyed by the digest of the embeddings, every field of `config.spectrum` and the code's version, so
-    that changed text, items or options never meet an old spectrum.
+    `u` goes to disk as it is computed: neither it nor the embeddings need fit in memory. Keyed by the digest of the
+    embeddings, every field of `config.spectrum` and the code's version, so that changed text, items or options never
+    meet an old spectrum.
 
     Returns:
       A `Spectrum` over the N items, `u` memory-mapped.
 
     Raises:
-      InputError: as `spectral.decompose`, or `cache_dir` can't be written to.
+      InputError: as `spectral.decompose`, `cache_dir` can't be written to, or its disk has too little space left,
+        which is said before anything is computed.
       RunError: the disk is full.
     """
-    options = dataclasses.asdict(config.spectrum)
+    options = config.spectrum
     identity = {
         "embeddings": embeddings.digest,
-        "options": json.dumps(options, sort_keys=True),
+        "options": json.dumps(dataclasses.asdict(options), sort_keys=True),
         "version": str(spectral.VERSION),
     }
     folder = cache_dir / "spectrum" / digest_of(identity.values())[:32]
     spectrum = load(folder, identity)
     if spectrum is None:
-        spectrum = spectral.decompose(
-            embeddings.matrix,
-            embeddings.has_text,
-            normalize_rows=config.spectrum.normalize_rows,
-            center=config.spectrum.center,
-            rtol=config.spectrum.rtol,
-            max_rank=config.spectrum.max_rank,
-            method=config.spectrum.decomposition,
-        )
-        save(folder, spectrum, identity)
+        with store.sealed_folder(folder, identity) as draft:
+            _check_space(draft.folder, embeddings.matrix.shape, options, cache_dir)
+            spectrum, sha256 = spectral.decompose_to(
+                draft.path("u"),
+                embeddings.matrix,
+                embeddings.has_text,
+                normalize_rows=options.normalize_rows,
+                center=options.center,
+                rtol=options.rtol,
+                max_rank=options.max_rank,
+                method=options.decomposition,
+                dtype=options.spectrum_dtype,
+            )
+            draft.adopt("u", shape=spectrum.u.shape, dtype=spectrum.u.dtype, sha256=sha256)
+            _write(draft, spectrum, [name for name in (*_NAMES, *_OPTIONAL) if name != "u"])
         # From disk from the first run on: the same mapped `u` as in every later one.
-        spectrum = _spectrum(store.reopen(folder, identity, _NAMES))
+        spectrum = _spectrum(store.reopen(folder, identity, _NAMES, _OPTIONAL))
     return spectrum
+
+
+def _check_space(draft: Path, shape: tuple[int, ...], options: SpectrumConfig, cache_dir: Path) -> None:
+    """Refuses a disk that `u` would fill up; how many components it has is not known yet, only how many at most."""
+    items, m = shape
+    rank = min(items, m, options.max_rank or m)
+    item_size = 2 if options.spectrum_dtype == "bfloat16" else 4  # int8 is float32 until its scales are known
+    needed, free = items * rank * item_size + 8 * m * rank, shutil.disk_usage(draft).free
+    if needed > free:
+        raise InputError(
+            f"The spectrum of {items} items with up to {rank} components needs {needed} bytes ({needed / 2**30:.1f} "
+            f"GiB) on disk, but {cache_dir} has {free} bytes ({free / 2**30:.1f} GiB) free. Choose another --data_dir, "
+            "keep fewer components with --max_rank, or take --spectrum_dtype=bfloat16, which halves it "
+            "(--spectrum_dtype=int8 quarters what stays, but needs as much as float32 while it is made)."
+        )
+
+
+def _write(draft: store.Draft, spectrum: spectral.Spectrum, names: tuple[str, ...] | list[str]) -> None:
+    for name in names:
+        value = getattr(spectrum, name)
+        if value is not None:
+            array = np.asarray(value)
+            rows = [array] if array.ndim == 0 else (array[where] for where in row_chunks(array))
+            draft.write(name, rows, shape=array.shape, dtype=array.dtype)
 
 
 def _spectrum(sealed: store.Sealed) -> spectral.Spectrum:

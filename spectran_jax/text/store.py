@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from spectran_jax.errors import InputError, RunError
+from spectran_jax import npy
 from spectran_jax.text.digests import checksum, digest_of
 
 logger = logging.getLogger(__name__)
@@ -44,38 +44,45 @@ class Sealed:
     """SHA-256 over the identity and each array's shape, dtype and checksum, 64 hex digits."""
 
 
-def write_array(
-    path: Path, chunks: Iterable[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.generic]
-) -> None:
-    """Writes a .npy file from consecutive blocks of its rows; no more than a block is held.
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A folder that is being filled."""
 
-    Raises:
-      RunError: the disk is full.
-      InputError: the place can't be written to.
-      ValueError: the blocks do not add up to `shape`.
-    """
-    dtype = np.dtype(dtype)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    written = 0
-    with _write_errors(path.parent):
-        file = path.open("wb")
-    with file:
-        with _write_errors(path.parent):
-            np.lib.format.write_array_header_1_0(file, header)
-        for chunk in chunks:
-            data = np.ascontiguousarray(chunk, dtype).tobytes()
-            with _write_errors(path.parent):
-                # A plain write reports a full disk; a memory-map would be killed by a bus error.
-                written += file.write(data)
-        with _write_errors(path.parent):
-            file.flush()
-    if written != int(np.prod(shape)) * dtype.itemsize:
-        raise ValueError(f"{path}: wrote {written} bytes, which is not an array of shape {shape} and dtype {dtype}.")
+    folder: Path
+    _arrays: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """The file of an array."""
+        return self.folder / f"{name}.npy"
+
+    def write(
+        self,
+        name: str,
+        chunks: Iterable[np.ndarray],
+        *,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any] | type[np.generic],
+    ) -> None:
+        """Writes an array from consecutive blocks of its rows; no more than a block is held.
+
+        Raises:
+          RunError: the disk is full.
+          InputError: the place can't be written to.
+          ValueError: the blocks do not add up to `shape`.
+        """
+        with npy.ArrayWriter(self.path(name), shape=shape, dtype=dtype) as writer:
+            for chunk in chunks:
+                writer.write(chunk)
+        self.adopt(name, shape=shape, dtype=dtype, sha256=writer.sha256)
+
+    def adopt(self, name: str, *, shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.generic], sha256: str) -> None:
+        """Takes an array that lies at `path(name)` already, with the checksum of its bytes."""
+        self._arrays[name] = _description(shape, np.dtype(dtype), sha256)
 
 
 @contextlib.contextmanager
-def sealed_folder(folder: Path, identity: Identity) -> Iterator[Path]:
-    """A new folder to write .npy files into; sealed, and put in place of `folder`, when the block ends well.
+def sealed_folder(folder: Path, identity: Identity) -> Iterator[Draft]:
+    """A new folder to write arrays into; sealed, and put in place of `folder`, when the block ends well.
 
     Where the block fails, nothing is left and an older `folder` stays as it was.
 
@@ -83,52 +90,42 @@ def sealed_folder(folder: Path, identity: Identity) -> Iterator[Path]:
       RunError: the disk is full.
       InputError: the place can't be written to.
     """
-    with _write_errors(folder):
+    with npy.write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        draft = Draft(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)))
     try:
         yield draft
-        with _write_errors(folder):
-            _seal(draft, identity)
-            _put_in_place(draft, folder)
+        with npy.write_errors(folder):
+            meta = {"format": _FORMAT, "identity": dict(identity), "arrays": dict(sorted(draft._arrays.items()))}
+            (draft.folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+            _put_in_place(draft.folder, folder)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft.folder, ignore_errors=True)
 
 
-def open_sealed(folder: Path, identity: Identity, names: Sequence[str]) -> Sealed | None:
+def open_sealed(folder: Path, identity: Identity, names: Sequence[str], optional: Sequence[str] = ()) -> Sealed | None:
     """The arrays of a sealed folder, memory-mapped and checked; None where there is none or it can't be trusted.
 
-    A folder that is damaged or stands for something else is reported by a warning, and is to be written anew.
+    `optional` arrays are given where the folder has them. A folder that is damaged or stands for something else is
+    reported by a warning, and is to be written anew.
     """
     if not folder.exists():
         return None
     try:
-        return _open(folder, identity, names, verify=True)
+        return _open(folder, identity, names, optional, verify=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         reason = f"{_META} lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         logger.warning("%s can't be trusted and is made anew: %s.", folder, reason)
         return None
 
 
-def reopen(folder: Path, identity: Identity, names: Sequence[str]) -> Sealed:
+def reopen(folder: Path, identity: Identity, names: Sequence[str], optional: Sequence[str] = ()) -> Sealed:
     """The arrays of a folder that this process has just sealed: no second look at their checksums."""
-    return _open(folder, identity, names, verify=False)
+    return _open(folder, identity, names, optional, verify=False)
 
 
-def open_array(path: Path) -> np.ndarray:
-    """A read-only memory-map of a .npy file; never unpickles.
-
-    Raises:
-      ValueError, OSError, EOFError: not a .npy file, truncated, or of Python objects.
-    """
-    with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
-
-
-def _open(folder: Path, identity: Identity, names: Sequence[str], *, verify: bool) -> Sealed:
+def _open(folder: Path, identity: Identity, names: Sequence[str], optional: Sequence[str], *, verify: bool) -> Sealed:
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     if meta["format"] != _FORMAT:
         raise ValueError(f"its format is {meta['format']}, not {_FORMAT}")
@@ -136,23 +133,19 @@ def _open(folder: Path, identity: Identity, names: Sequence[str], *, verify: boo
         if meta["identity"].get(key) != identity.get(key):
             raise ValueError(f"it was made for another {key!r}")
     arrays = {}
-    for name in names:
-        array, sealed = open_array(folder / f"{name}.npy"), meta["arrays"][name]
-        if verify and _description(array) != sealed:
+    for name in [*names, *(name for name in optional if name in meta["arrays"])]:
+        sealed = meta["arrays"][name]
+        array = npy.open_array(folder / f"{name}.npy", npy.BFLOAT16 if sealed["dtype"] == "bfloat16" else None)
+        if verify and _description(array.shape, array.dtype, checksum(array)) != sealed:
             raise ValueError(f"{name}.npy does not match the shape, dtype and checksum in {_META}")
         arrays[name] = array
     digest = digest_of([json.dumps([meta["identity"], meta["arrays"]], sort_keys=True)])
     return Sealed(arrays, digest)
 
 
-def _seal(draft: Path, identity: Identity) -> None:
-    arrays = {path.stem: _description(open_array(path)) for path in sorted(draft.glob("*.npy"))}
-    meta = {"format": _FORMAT, "identity": dict(identity), "arrays": arrays}
-    (draft / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-
-
-def _description(array: np.ndarray) -> dict[str, Any]:
-    return {"shape": list(array.shape), "dtype": array.dtype.str, "sha256": checksum(array)}
+def _description(shape: tuple[int, ...], dtype: np.dtype[Any], sha256: str) -> dict[str, Any]:
+    name = "bfloat16" if dtype == npy.BFLOAT16 else dtype.str
+    return {"shape": list(shape), "dtype": name, "sha256": sha256}
 
 
 def _put_in_place(draft: Path, folder: Path) -> None:
@@ -177,17 +170,3 @@ def _remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - draft.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _write_errors(place: Path) -> Iterator[None]:
-    """Turns a failure to write into a message for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"The disk is full: {place} could not be written. Free some space, or choose another --data_dir."
-            ) from error
-        reason = error.strerror or str(error)
-        raise InputError(f"{place} can't be written ({reason}); choose another folder with --data_dir.") from error

@@ -98,6 +98,7 @@ def prepare(config: Config) -> Setup:
                 item_ids=dataset.item_ids,
                 item_text=dataset.item_text,
                 items_row=dataset.items_row,
+                items_file_rows=dataset.items_file_rows,
                 cache_dir=cache,
                 progress=progress,
             )

@@ -90,6 +90,7 @@ def test_a_changed_file_is_read_again_and_a_moved_one_is_not(config, preparation
 def test_filters_are_part_of_the_digest_and_the_choice_of_text_is_not(config, preparations):
     plain = data.load(config)
     assert data.load(config.replace(k_core=2)).num_items == 5
+    assert data.load(config.replace(k_core=2)).items_file_rows == plain.items_file_rows == plain.num_items
     assert data.load(config.replace(k_core=2)).digest != plain.digest
     chosen = data.load(config.replace(text_columns="title,year"))
     assert chosen.digest == plain.digest

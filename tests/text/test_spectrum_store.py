@@ -1,11 +1,15 @@
 import dataclasses
+import json
+import types
 
 import numpy as np
 import pytest
 
 from spectran_jax import spectral
 from spectran_jax.config import Config
+from spectran_jax.errors import InputError
 from spectran_jax.text import TextEmbeddings, load_or_decompose, spectrum_store
+from spectran_jax.text.digests import checksum
 
 
 def make(digest="d" * 64, seed=0):
@@ -17,19 +21,22 @@ def make(digest="d" * 64, seed=0):
 @pytest.fixture
 def decompositions(monkeypatch):
     """What was passed on to each decomposition."""
-    calls, original = [], spectral.decompose
+    calls, original = [], spectral.decompose_to
 
-    def counted(x, has_text, **options):
+    def counted(path, x, has_text, **options):
         calls.append(options)
-        return original(x, has_text, **options)
+        return original(path, x, has_text, **options)
 
-    monkeypatch.setattr(spectral, "decompose", counted)
+    monkeypatch.setattr(spectral, "decompose_to", counted)
     return calls
 
 
 def equal(one, two):
     for field in dataclasses.fields(spectral.Spectrum):
         a, b = getattr(one, field.name), getattr(two, field.name)
+        if a is None or b is None:
+            assert a is b
+            continue
         np.testing.assert_array_equal(a, b)
         assert a.dtype == b.dtype
         assert a.shape == b.shape
@@ -66,6 +73,7 @@ def test_options_reach_the_decomposition_and_the_key(tmp_path, decompositions):
         {"rtol": 0.5},
         {"max_rank": 3},
         {"decomposition": "gram"},
+        {"spectrum_dtype": "int8"},
     ]
     for change in changes:
         load_or_decompose(Config().replace(**change), embeddings, tmp_path)
@@ -76,6 +84,7 @@ def test_options_reach_the_decomposition_and_the_key(tmp_path, decompositions):
     assert decompositions[3]["rtol"] == 0.5
     assert decompositions[4]["max_rank"] == 3
     assert decompositions[5]["method"] == "gram"
+    assert decompositions[6]["dtype"] == "int8"
     load_or_decompose(Config().replace(dropout=0.1), embeddings, tmp_path)  # no business of the spectrum
     assert len(decompositions) == len(changes) + 1
 
@@ -98,3 +107,53 @@ def test_damage_is_mended(tmp_path, decompositions, name, caplog):
     equal(load_or_decompose(Config(), make(), tmp_path), want)
     assert "made anew" in caplog.text
     assert len(decompositions) == 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_small_dtypes_come_back(tmp_path, decompositions, dtype, caplog):
+    config = Config().replace(spectrum_dtype=dtype)
+    embeddings = make()
+    want = spectral.decompose(embeddings.matrix, embeddings.has_text, dtype=dtype)
+    for _ in range(2):
+        got = load_or_decompose(config, embeddings, tmp_path)
+        equal(got, want)
+        assert isinstance(got.u, np.memmap)
+    assert len(decompositions) == 1
+    spectrum_store.save(tmp_path / "s", want, {"a": "1"})
+    equal(spectrum_store.load(tmp_path / "s", {"a": "1"}), want)
+    for file in [*tmp_path.rglob("u_scale.npy"), *tmp_path.rglob("u.npy")]:
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        equal(load_or_decompose(config, embeddings, tmp_path), want)
+    assert "made anew" in caplog.text
+
+
+def test_seal_is_of_what_lies_on_disk(tmp_path):
+    for dtype in spectral.DTYPES:
+        load_or_decompose(Config().replace(spectrum_dtype=dtype), make(), tmp_path)
+    metas = list(tmp_path.rglob("meta.json"))
+    assert len(metas) == 3
+    for meta in metas:
+        for name, sealed in json.loads(meta.read_text())["arrays"].items():
+            assert checksum(np.load(meta.parent / f"{name}.npy")) == sealed["sha256"]
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("int8", 4)])
+@pytest.mark.parametrize(("max_rank", "rank"), [(0, 8), (3, 3)])
+def test_a_disk_too_small_is_said_first(tmp_path, decompositions, monkeypatch, dtype, size, max_rank, rank):
+    config = Config().replace(spectrum_dtype=dtype, max_rank=max_rank)
+    needed = 30 * rank * size + 8 * 8 * rank
+    free = [needed - 1]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=free[0]))
+    with pytest.raises(InputError) as error:
+        load_or_decompose(config, make(), tmp_path)
+    for word in (f"needs {needed} bytes", f"has {needed - 1} bytes", str(tmp_path), "--data_dir", "--max_rank"):
+        assert word in str(error.value)
+    assert "--spectrum_dtype=bfloat16" in str(error.value)
+    assert not decompositions
+    assert not list((tmp_path / "spectrum").iterdir())
+    free[0] = needed
+    assert load_or_decompose(config, make(), tmp_path).rank == len(
+        spectral.decompose(make().matrix, make().has_text, max_rank=max_rank).sigma
+    )
