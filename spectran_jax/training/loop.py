@@ -119,7 +119,11 @@ def train(
     positions_per_step = batches.positions / per_epoch
     total = total_steps(config, per_epoch)
     valid = data.eval_batches(
-        setup.split.valid, config.data, training.eval_batch_size, filter_seen=training.filter_seen
+        setup.split.valid,
+        config.data,
+        training.eval_batch_size,
+        filter_seen=training.filter_seen,
+        longest=setup.dataset.longest,
     )
 
     # Initial state.
