@@ -35,6 +35,12 @@ _UNTIL = flags.DEFINE_enum(
 _FILTER_SEEN = flags.DEFINE_bool(
     "filter_seen", None, "Leave out the items of the history; as the run did if not given."
 )
+_RECALL = flags.DEFINE_float(
+    "recall",
+    0.0,
+    "Expected share of the true k best that suffices, up to 1, for a quicker search where the hardware has one (TPU); "
+    "0 is exact.",
+)
 _OUTPUT = flags.DEFINE_string("output", "", "JSONL file to write; recommendations.jsonl in --workdir if empty.")
 
 
@@ -53,6 +59,7 @@ def main() -> None:
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
         unknown_items=_UNKNOWN_ITEMS.value,
+        recall=_RECALL.value or None,
     )
     print(f"{count} users: {output}")
 
@@ -61,6 +68,6 @@ if __name__ == "__main__":
     run(
         main,
         SYNOPSIS,
-        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "output"),
+        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "recall", "output"),
         with_config=False,
     )

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 FETCH_EVERY = 16
-"""Batches whose results stay on the device until they are fetched together."""
+"""Batches whose results are fetched together, while at least as many more are under way."""
 
 RULES: dict[str, Any] = {"candidates": "whole catalogue", "ties": "pessimistic", "target_filtered": False, "ks": KS}
 """The rules that hold in every evaluation of this package; part of every protocol fingerprint."""
@@ -74,16 +74,19 @@ def per_user(
     *,
     put: Callable[[EvalBatch], EvalBatch],
     progress: Callable[[int], None] | None = None,
+    fetch_every: int = FETCH_EVERY,
 ) -> tuple[Int[np.ndarray, "U"], Any]:
     """Runs `step` on every batch; returns the users and, for each of them, what `step` gave, as NumPy.
 
-    Results stay on the device while the next batches are under way, and are fetched many at a time.
+    The results of `fetch_every` batches are fetched together, when as many more have been handed to the device: it
+    never waits for the host.
 
     Args:
       step: a jitted function from a batch on the device to an array, or a pytree of arrays, of B rows.
       batches: NumPy batches, all of one shape.
       put: copies a batch to the device, explicitly.
       progress: called with the number of batches done, now and then.
+      fetch_every: batches fetched together; few where a batch takes long.
 
     Returns:
       int32 users, and the same pytree as `step` gives with one row a user; both in the order of the batches' rows,
@@ -98,9 +101,12 @@ def per_user(
     done = 0
 
     def fetch() -> None:
-        for real, result in zip([r for r, _ in pending], jax.device_get([r for _, r in pending]), strict=True):
+        nonlocal done
+        oldest = pending[:fetch_every]
+        del pending[:fetch_every]
+        for (real, _), result in zip(oldest, jax.device_get([result for _, result in oldest]), strict=True):
             results.append(jax.tree.map(lambda rows, real=real: rows[real], result))
-        pending.clear()
+        done += len(oldest)
         if progress is not None:
             progress(done)
 
@@ -109,10 +115,9 @@ def per_user(
         real = numbers >= 0
         users.append(numbers[real])
         pending.append((real, step(put(batch))))
-        done += 1
-        if len(pending) == FETCH_EVERY:
+        if len(pending) == 2 * fetch_every:
             fetch()
-    if pending:
+    while pending:
         fetch()
     if not sum(map(len, users)):
         raise InputError("There is no user to evaluate; the batches are empty.")

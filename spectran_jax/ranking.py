@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,21 @@ from spectran_jax.errors import InputError
 
 Carry = TypeVar("Carry")
 
-CHUNK_BYTES = 4 * 2**20
-"""Scores held at once. Small enough to stay in a cache near the cores, large enough to hide the loop."""
+CHUNK_BYTES = 2 * 2**20
+"""Scores held at once by `rank_targets`: small enough to stay in a cache near the cores, which counts them at the
+speed of the product; large enough to hide the loop."""
+
+TOP_CHUNK_BYTES = 4 * CHUNK_BYTES
+"""The same for `top_k`, whose merge costs as much for a small chunk as for a large one."""
+
+_NAN = 2**16
+"""One NaN in a count of items, so that one pass counts both; chunks hold fewer items than this."""
+
+_BLOCK = 16
+"""Neighbouring items of which `top_k` first looks at the maximum alone."""
+
+_FEW = (8, 32)
+"""Blocks of a chunk that `top_k` can merge without looking at the others."""
 
 
 def rank_targets(
@@ -37,10 +50,10 @@ def rank_targets(
       targets: int32 ids of the targets.
       seen: int32 ids that do not compete, padded with -1, repetitions allowed. The target's own id has no effect: a
         target is never filtered.
-      chunk: items scored at once; by default as many as `CHUNK_BYTES` holds.
+      chunk: items scored at once, at most 65,535; by default as many as `CHUNK_BYTES` holds.
 
     Returns:
-      int32 ranks in [0, N); -1 for a state with a score that is NaN.
+      int32 ranks in [0, N); -1 for a state with a score that is NaN, or whose target's score is infinite.
 
     Raises:
       InputError: for arrays whose shapes do not fit together.
@@ -51,20 +64,29 @@ def rank_targets(
     states = states.astype(jnp.float32)
     target_vectors = table[targets].astype(jnp.float32)
     own = jnp.einsum("bd,bd->b", states, target_vectors, precision="highest")
-    bar = (own - tie_tolerance(states, target_vectors))[:, None]
-    excluded = targets[:, None] if seen is None else jnp.concatenate([targets[:, None], seen], axis=1)
+    bar = own - tie_tolerance(states, target_vectors)
+    rivals = None if seen is None else _distinct_rivals(seen, targets)
 
+    # Scores are [items, users] here: sums over items then run along the vector units, for many users at once.
     def count(
         carry: tuple[Int[jax.Array, "B"], Bool[jax.Array, "B"]], vectors: Float[jax.Array, "C d"], start: jax.Array
     ) -> tuple[Int[jax.Array, "B"], Bool[jax.Array, "B"]]:
         ranks, broken = carry
-        scores = _scores(states, vectors)
-        broken |= jnp.isnan(scores).any(axis=1)
-        scores = _leave_out(scores, excluded, start)
-        return ranks + jnp.sum(scores >= bar, axis=1, dtype=jnp.int32), broken
+        scores = jnp.einsum("cd,bd->cb", vectors.astype(jnp.float32), states, precision="highest")
+        # The target's column is left out by its id: its score here may differ from `own` in the last bits.
+        ahead = (scores >= bar) & ((start + jnp.arange(len(vectors)))[:, None] != targets)
+        counts = jnp.sum(ahead.astype(jnp.uint32) + jnp.where(jnp.isnan(scores), _NAN, 0).astype(jnp.uint32), axis=0)
+        ranks += (counts % _NAN).astype(jnp.int32)
+        if rivals is not None:
+            place = rivals - start
+            inside = (place >= 0) & (place < len(vectors))
+            values = jnp.take_along_axis(scores, jnp.where(inside, place, 0), axis=0)
+            ranks -= jnp.sum(inside & (values >= bar), axis=0, dtype=jnp.int32)
+        return ranks, broken | (counts >= _NAN)
 
     zeros = jnp.zeros(len(states), jnp.int32)
-    ranks, broken = _over_chunks(count, (zeros, jnp.isnan(own)), table, chunk or chunk_items(len(states)))
+    chunk = min(chunk or chunk_items(len(states), CHUNK_BYTES), _NAN - 1)
+    ranks, broken = _over_chunks(count, (zeros, jnp.isnan(bar)), table, chunk)
     return jnp.where(broken, -1, ranks)
 
 
@@ -75,50 +97,93 @@ def top_k(
     seen: Int[jax.Array, "B S"] | None = None,
     *,
     chunk: int | None = None,
+    recall: float | None = None,
 ) -> tuple[Float[jax.Array, "B k"], Int[jax.Array, "B k"]]:
     """The k items of highest score, best first; of equal scores the lower id first.
+
+    Chunks are merged into the best found so far. Of a chunk only those blocks of neighbouring items are looked at
+    whose maximum beats the k-th best: in a long catalogue few or none, so that the product is what it costs.
+
+    With `recall`, `jax.lax.approx_max_k` reduces each chunk to the maxima of L bins before the merge, where the
+    hardware can (TPU; elsewhere XLA sorts, exactly and slowly). A bin keeps one item, so an item of the true top k
+    is lost if a better one shares its bin, and a lesser one takes its place. For items in random order
+    `expected_recall` gives the expected share that is found; its lower bound ((L - 1) / L)^(k - 1), about
+    exp(-(k - 1) / L), is what XLA solves for L, chunk by chunk, so that over several chunks more is found than asked.
 
     Args:
       states: user states, ready to score.
       table: vectors of the whole catalogue, ready to score.
       k: number of items.
       seen: int32 ids to leave out, padded with -1, repetitions allowed.
-      chunk: items scored at once; by default as many as `CHUNK_BYTES` holds.
+      chunk: items scored at once; by default as many as `TOP_CHUNK_BYTES` holds.
+      recall: expected share of the true top k that suffices, in (0, 1]; None or 1 is exact.
 
     Returns:
       float32 scores and int32 ids. Where fewer than k items are left, the rest has id -1 and score -inf. A state with
       a score that is NaN has id -1 and score NaN throughout.
 
     Raises:
-      InputError: for arrays whose shapes do not fit together, or k outside [1, N].
+      InputError: for arrays whose shapes do not fit together, k outside [1, N], or `recall` outside (0, 1].
+
+    References:
+      Chern et al., TPU-KNN: K nearest neighbor search at peak FLOP/s, NeurIPS 2022.
     """
     _check(states, table, seen, chunk)
     if not 1 <= k <= len(table):
         raise InputError(f"k must lie between 1 and the number of items, {len(table)}, got {k}.")
+    check_recall(recall)
     states = states.astype(jnp.float32)
 
-    def merge(
-        carry: tuple[Float[jax.Array, "B k"], Int[jax.Array, "B k"], Bool[jax.Array, "B"]],
-        vectors: Float[jax.Array, "C d"],
-        start: jax.Array,
-    ) -> tuple[Float[jax.Array, "B k"], Int[jax.Array, "B k"], Bool[jax.Array, "B"]]:
-        best, ids, broken = carry
-        scores = _scores(states, vectors)
-        broken |= jnp.isnan(scores).any(axis=1)
+    def merge(carry: _Top, vectors: Float[jax.Array, "C d"], start: jax.Array) -> _Top:
+        # Accelerators round the factors of a float32 product by default, which would make ties where there are none.
+        scores = jnp.einsum("bd,cd->bc", states, vectors.astype(jnp.float32), precision="highest")
+        broken = carry.broken | jnp.isnan(scores).any(axis=1)
         if seen is not None:
             scores = _leave_out(scores, seen, start)
-        values, columns = jax.lax.top_k(scores, min(k, len(vectors)))
-        # What was found before stands first: its ids are lower, and top_k keeps the order of equal values.
-        values = jnp.concatenate([best, values], axis=1)
-        found = jnp.concatenate([ids, columns.astype(jnp.int32) + start], axis=1)
-        best, order = jax.lax.top_k(values, k)
-        return best, jnp.take_along_axis(found, order, axis=1), broken
+        if recall is not None and recall < 1:
+            values, columns = jax.lax.approx_max_k(scores, min(k, len(vectors)), recall_target=recall)
+            best, ids = _merge(carry.best, carry.ids, values, columns + start)
+        else:
+            best, ids = _merge_chunk(carry.best, carry.ids, scores, start)
+        return _Top(best, ids, broken)
 
     shape = (len(states), k)
-    empty = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32), jnp.zeros(len(states), bool)
-    best, ids, broken = _over_chunks(merge, empty, table, chunk or chunk_items(len(states)))
+    empty = _Top(jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32), jnp.zeros(len(states), bool))
+    best, ids, broken = _over_chunks(merge, empty, table, chunk or chunk_items(len(states), TOP_CHUNK_BYTES))
     best = jnp.where(broken[:, None], jnp.nan, best)
     return best, jnp.where(broken[:, None] | (best == -jnp.inf), -1, ids)
+
+
+def expected_recall(num_items: int, k: int, bins: int) -> float:
+    """Expected share of the true top k among the maxima of `bins` bins of equally many items in random order.
+
+    The j-th best item is found if none of the j - 1 better ones is among the N / L - 1 others of its bin, which has
+    the probability prod_{i < j - 1} (1 - (N / L - 1) / (N - 1 - i)); the recall is the mean over j = 1, ..., k. For
+    N >> k it tends to L / k (1 - (1 - 1 / L)^k), and it never falls below the bound ((L - 1) / L)^(k - 1) that
+    Chern et al. (2022) give.
+
+    Args:
+      num_items: N.
+      k: length of the list.
+      bins: L, a divisor of N for bins of equal size.
+
+    Raises:
+      InputError: for k or `bins` outside [1, N].
+    """
+    for name, value in (("k", k), ("bins", bins)):
+        if not 1 <= value <= num_items:
+            raise InputError(f"{name} must lie between 1 and the number of items, {num_items}, got {value}.")
+    found = total = 1.0
+    for better in range(k - 1):
+        found *= max(1 - (num_items / bins - 1) / (num_items - 1 - better), 0.0)
+        total += found
+    return total / k
+
+
+def check_recall(recall: float | None, name: str = "recall") -> None:
+    """Raises InputError where `recall` is given and lies outside (0, 1]."""
+    if recall is not None and not 0 < recall <= 1:
+        raise InputError(f"{name} must lie above 0 and be at most 1, got {recall}.")
 
 
 def tie_tolerance(states: Float[jax.Array, "B d"], vectors: Float[jax.Array, "B d"]) -> Float[jax.Array, "B"]:
@@ -132,9 +197,9 @@ def tie_tolerance(states: Float[jax.Array, "B d"], vectors: Float[jax.Array, "B 
     return 2 * (2 + states.shape[-1] ** 0.5) * unit * lengths
 
 
-def chunk_items(batch: int) -> int:
-    """Items scored at once for `batch` states: a multiple of 128 whose scores fill `CHUNK_BYTES`."""
-    return max(CHUNK_BYTES // (4 * max(batch, 1)) // 128, 1) * 128
+def chunk_items(batch: int, budget: int) -> int:
+    """Items scored at once for `batch` states: a multiple of 128 whose float32 scores fill `budget` bytes."""
+    return max(budget // (4 * max(batch, 1)) // 128, 1) * 128
 
 
 def _over_chunks(
@@ -158,9 +223,67 @@ def _over_chunks(
     return body(carry, table[whole * chunk :], jnp.int32(whole * chunk)) if rest else carry
 
 
-def _scores(states: Float[jax.Array, "B d"], vectors: Float[jax.Array, "C d"]) -> Float[jax.Array, "B C"]:
-    # Accelerators round the factors of a float32 product by default, which would make ties where there are none.
-    return jnp.einsum("bd,cd->bc", states, vectors.astype(jnp.float32), precision="highest")
+def _distinct_rivals(seen: Int[jax.Array, "B S"], targets: Int[jax.Array, "B"]) -> Int[jax.Array, "S B"]:
+    """The ids that lose their place in the count, each once: without the target, -1 instead of what is left out."""
+    ordered = jnp.sort(seen.T, axis=0)
+    again = jnp.concatenate([jnp.zeros_like(ordered[:1], bool), ordered[1:] == ordered[:-1]])
+    return jnp.where(again | (ordered == targets), -1, ordered)
+
+
+class _Top(NamedTuple):
+    best: Float[jax.Array, "B k"]
+    ids: Int[jax.Array, "B k"]
+    broken: Bool[jax.Array, "B"]
+
+
+_Best = tuple[Float[jax.Array, "B k"], Int[jax.Array, "B k"]]
+
+
+def _merge(
+    best: Float[jax.Array, "B k"],
+    ids: Int[jax.Array, "B k"],
+    values: Float[jax.Array, "B m"],
+    found: Int[jax.Array, "B m"],
+) -> _Best:
+    """The k best of both. Equal values keep their order; what was found before stands first: its ids are lower."""
+    best, order = jax.lax.top_k(jnp.concatenate([best, values], axis=1), best.shape[1])
+    return best, jnp.take_along_axis(jnp.concatenate([ids, found.astype(jnp.int32)], axis=1), order, axis=1)
+
+
+def _merge_chunk(
+    best: Float[jax.Array, "B k"], ids: Int[jax.Array, "B k"], scores: Float[jax.Array, "B C"], start: jax.Array
+) -> _Best:
+    """Merges the scores of items `start`, `start` + 1, ...: as little of them as can matter.
+
+    An item enters if it beats the k-th best; ties lose, since its id is higher. So does only an item of a block
+    whose maximum beats it. Where no row has more than q such blocks, the q blocks of highest maximum hold them all.
+    """
+    users, items = scores.shape
+    k = best.shape[1]
+
+    def everything(best: jax.Array, ids: jax.Array) -> _Best:
+        values, columns = jax.lax.top_k(scores, min(k, items))
+        return _merge(best, ids, values, columns + start)
+
+    sizes = [q for q in _FEW if 2 * q * _BLOCK <= items]
+    if not sizes or items % _BLOCK:
+        return everything(best, ids)
+    blocks = scores.reshape(users, -1, _BLOCK)
+    maxima = blocks.max(axis=2)
+
+    def some(q: int) -> Callable[[jax.Array, jax.Array], _Best]:
+        def merge(best: jax.Array, ids: jax.Array) -> _Best:
+            # In the order of their ids, so that of equal values the lower id stands first.
+            which = jnp.sort(jax.lax.top_k(maxima, q)[1], axis=1)
+            values = jnp.take_along_axis(blocks, which[:, :, None], axis=1)
+            found = start + which[:, :, None] * _BLOCK + jnp.arange(_BLOCK)
+            return _merge(best, ids, values.reshape(users, -1), found.reshape(users, -1))
+
+        return merge
+
+    most = jnp.sum(maxima > best[:, -1:], axis=1).max()
+    branch = sum((most > q).astype(jnp.int32) for q in [0, *sizes])
+    return jax.lax.switch(branch, [lambda best, ids: (best, ids), *map(some, sizes), everything], best, ids)
 
 
 def _leave_out(

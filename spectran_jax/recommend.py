@@ -10,17 +10,20 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from spectran_jax import data
+from spectran_jax import data, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.progress import task
-from spectran_jax.ranking import top_k
+from spectran_jax.ranking import check_recall, top_k
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import partitioning
 from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params, make_last_states
 from spectran_jax.training.workdir import write_text
+
+FETCH_EVERY = 4
+"""Batches whose lists are fetched together: few, since over millions of items each takes seconds."""
 
 
 def recommend(
@@ -30,6 +33,7 @@ def recommend(
     k: int,
     *,
     filter_seen: bool = False,
+    recall: float | None = None,
     table: ItemTable | None = None,
 ) -> tuple[Float[np.ndarray, "U k"], Int[np.ndarray, "U k"]]:
     """Scores (float32) and dense item ids (int32) of the k best items after each history, best first.
@@ -42,14 +46,16 @@ def recommend(
       histories: none may be empty.
       k: items a history, at most the size of the catalogue.
       filter_seen: leave out the items of the history.
+      recall: expected share of the true k best that suffices, in (0, 1]; None is exact (see `top_k`).
       table: the table of all item vectors where it is built already.
 
     Raises:
-      InputError: k out of range, or an empty history.
+      InputError: k or recall out of range, or an empty history.
     """
     items = setup.dataset.num_items
     if not 1 <= k <= items:
         raise InputError(f"--k must be between 1 and the {items} items of the catalogue, got {k}.")
+    check_recall(recall, "--recall")
     if (histories.lengths == 0).any():
         raise InputError(f"History {int(np.flatnonzero(histories.lengths == 0)[0])} is empty: nothing to go on from.")
     table = build_table(setup)(params, setup.place()) if table is None else table
@@ -58,7 +64,7 @@ def recommend(
     @jax.jit
     def best(params: Params, table: ItemTable, batch: Any) -> Any:
         seen = batch.seen if filter_seen else None
-        return top_k(last_states(params, table, batch), table.vectors, k, seen)
+        return top_k(last_states(params, table, batch), table.vectors, k, seen, recall=recall)
 
     users = np.arange(len(histories), dtype=np.int32)
     # The run may have been trained on fewer devices: rows must be a multiple of those that are here.
@@ -69,14 +75,14 @@ def recommend(
         -(-setup.config.training.eval_batch_size // devices) * devices,
         filter_seen=filter_seen,
     )
-    scores = np.empty((len(users), k), np.float32)
-    ids = np.empty((len(users), k), np.int32)
     with task("Recommending", len(batches)) as progress:
-        for batch in batches:
-            real = batch.user >= 0
-            found = jax.device_get(best(params, table, partitioning.put_batch(setup.mesh, batch)))
-            scores[batch.user[real]], ids[batch.user[real]] = found[0][real], found[1][real]
-            progress.advance()
+        _, (scores, ids) = evaluation.per_user(
+            lambda batch: best(params, table, batch),
+            batches,
+            put=lambda batch: partitioning.put_batch(setup.mesh, batch),
+            progress=progress,
+            fetch_every=FETCH_EVERY,
+        )
     if np.isnan(scores).any():
         raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
     return scores, ids
@@ -91,6 +97,7 @@ def write_recommendations(
     until: str = "test",
     filter_seen: bool | None = None,
     unknown_items: str = "error",
+    recall: float | None = None,
 ) -> int:
     """Writes the k best items as JSONL, `{"user_id": ..., "items": [...], "scores": [...]}` a line, in original ids.
 
@@ -103,12 +110,13 @@ def write_recommendations(
         does, "now" from all that is known.
       filter_seen: leave out the items of the history; as the run did if None.
       unknown_items: "drop" passes over items of `histories` that the run does not know, "error" refuses them.
+      recall: expected share of the true k best that suffices, in (0, 1]; None is exact (see `top_k`).
 
     Returns:
       The number of lines.
 
     Raises:
-      InputError: no trained run, k out of range, or a bad file of histories.
+      InputError: no trained run, k or recall out of range, or a bad file of histories.
     """
     from spectran_jax.data.history_files import read_histories
     from spectran_jax.training.restore import load_run
@@ -127,7 +135,7 @@ def write_recommendations(
     else:
         user_ids, known = list(dataset.user_ids), dataset.histories
     filter_seen = setup.config.training.filter_seen if filter_seen is None else filter_seen
-    scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen)
+    scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen, recall=recall)
     lines = []
     for user, row_scores, row_ids in zip(user_ids, scores, ids, strict=True):
         found = row_ids >= 0

@@ -193,6 +193,30 @@ def test_results_are_fetched_many_batches_at_a_time(model, monkeypatch):
     assert fetched == [16, 7]
 
 
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_batches_are_under_way_while_results_are_fetched(model, monkeypatch, every):
+    started, fetched, done = [], [], []
+    get = jax.device_get
+
+    def fetch(tree):
+        fetched.append((len(started), len(tree)))
+        return get(tree)
+
+    monkeypatch.setattr(jax, "device_get", fetch)
+    step = rank_step(model)
+    users, _ = evaluation.per_user(
+        lambda batch: started.append(0) or step(batch),
+        batches(model, 5),  # nine
+        put=jax.device_put,
+        progress=done.append,
+        fetch_every=every,
+    )
+    np.testing.assert_array_equal(users, model.numbers)
+    expected = {1: [(n, 1) for n in (*range(2, 10), 9)], 3: [(6, 3), (9, 3), (9, 3)], 100: [(9, 9)]}
+    assert fetched == expected[every]
+    assert done == np.cumsum([count for _, count in fetched]).tolist()
+
+
 def test_nan_scores_are_an_error_that_names_the_user(model):
     model.states[[4, 9]] = np.nan
     with pytest.raises(RunError, match=r"The scores of 2 of 45 users are NaN, the first of them user 22"):

@@ -1,17 +1,21 @@
 """Ranks and top items against brute force, with ties, NaN, filters and chunks that do not divide."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectran_jax.errors import InputError
 from spectran_jax.metrics import metrics_from_ranks
-from spectran_jax.ranking import chunk_items, rank_targets, tie_tolerance, top_k
+from spectran_jax.ranking import CHUNK_BYTES, chunk_items, expected_recall, rank_targets, tie_tolerance, top_k
 
 USERS, ITEMS, DIMENSION, SEEN = 9, 53, 4, 6
 
@@ -82,6 +86,38 @@ def test_top_k_with_many_ties(seed, how):
     assert (scores.dtype, ids.dtype) == (jnp.float32, jnp.int32)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("order", ["random", "rising", "falling"])
+@pytest.mark.parametrize(("k", "chunk"), [(3, 1024), (40, 1024), (40, 512), (300, 256), (3, 1000)])
+def test_what_is_passed_over_does_not_matter(order, k, chunk):
+    """However many blocks of a chunk beat the k-th best, and with ties between blocks and chunks."""
+    rng = np.random.default_rng(k)
+    states = rng.integers(-3, 4, size=(USERS, DIMENSION)).astype(np.float32)
+    states[:, 0] = 1 + np.abs(states[:, 0])
+    table = rng.integers(-9, 10, size=(4099, DIMENSION)).astype(np.float32)
+    if order != "random":  # the first component decides
+        table[:, 0] = np.sort(rng.integers(-500, 500, size=4099))[:: 1 if order == "rising" else -1]
+    seen = rng.integers(-1, 4099, size=(USERS, 900)).astype(np.int32)
+    for filtered in (None, seen):
+        scores, ids = top_of(states, table, k, filtered, chunk=chunk)
+        expected_scores, expected_ids = brute_top(states, table, k, filtered)
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("better", [1, 7, 8, 9, 31, 32, 33, 64])
+def test_each_block_that_holds_something_better_is_looked_at(better):
+    """As many blocks of the second chunk as `better` hold one better item each, for one user of two."""
+    rng = np.random.default_rng(better)
+    table = np.zeros((2048, 2), np.float32)
+    table[:1024, 0] = 1
+    table[1024 + 16 * rng.permutation(64)[:better] + rng.integers(16, size=better), 0] = 2 + np.arange(better)
+    states = np.eye(2, dtype=np.float32)
+    scores, ids = top_of(states, table, 70, chunk=1024)
+    expected_scores, expected_ids = brute_top(states, table, 70)
+    np.testing.assert_array_equal(scores, expected_scores)
+    np.testing.assert_array_equal(ids, expected_ids)
 
 
 def unit(x):
@@ -156,6 +192,22 @@ def test_nan_is_told_not_ranked(chunk, where):
     np.testing.assert_array_equal(ids == -1, np.repeat(broken[:, None], 5, axis=1))
 
 
+def test_all_scores_of_a_large_chunk_are_nan():
+    """As many NaN as a chunk can hold do not run over."""
+    table = np.full((70_000, 1), np.nan, np.float32)
+    states, targets = np.ones((2, 1), np.float32), np.array([0, 69_999], np.int32)
+    np.testing.assert_array_equal(ranks_of(states, table, targets, chunk=10**6), -1)
+    np.testing.assert_array_equal(ranks_of(states, np.ones_like(table), targets, chunk=10**6), 69_999)
+    np.testing.assert_array_equal(ranks_of(states, table * 0 + np.inf, targets), -1)
+
+
+def test_a_target_whose_score_is_infinite_has_no_rank():
+    table = np.array([[1e30], [1.0], [2e30]], np.float32)
+    np.testing.assert_array_equal(
+        ranks_of(np.full((3, 1), 1e30, np.float32), table, np.arange(3, dtype=np.int32)), [-1, 2, -1]
+    )
+
+
 def test_a_target_is_never_filtered():
     states, table, targets, _ = integers(4)
     everything = np.tile(np.arange(ITEMS, dtype=np.int32), (USERS, 1))
@@ -195,15 +247,67 @@ def test_scores_are_held_a_chunk_at_a_time():
     )
     compiled = jax.jit(rank_targets).lower(*arguments).compile()
     used = compiled.memory_analysis().temp_size_in_bytes
-    chunk_bytes = 4 * chunk_items(batch) * batch
+    chunk_bytes = 4 * chunk_items(batch, CHUNK_BYTES) * batch
     assert 4 * chunk_bytes < 4 * batch * items
     assert used < 4 * chunk_bytes
 
 
+def test_the_best_of_millions_take_no_more_memory():
+    """With the optimisations that people run with: temporaries of top_k do not follow the number of items."""
+    code = """
+import jax
+from spectran_jax.ranking import TOP_CHUNK_BYTES, top_k
+def used(items, k):
+    states, table = (jax.ShapeDtypeStruct((n, 64), "float32") for n in (256, items))
+    return jax.jit(lambda s, t: top_k(s, t, k)).lower(states, table).compile().memory_analysis().temp_size_in_bytes
+small, large = used(200_000, 100), used(2_000_000, 100)
+assert large <= 1.01 * small < 4 * TOP_CHUNK_BYTES, (small, large)
+"""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("items", "k", "bins"), [(960, 40, 60), (960, 100, 480), (96, 96, 8), (64, 1, 1), (50, 9, 50)])
+def test_expected_recall_by_simulation(items, k, bins):
+    rng = np.random.default_rng(items + k)
+    places = rng.permuted(np.tile(np.arange(items), (2000, 1)), axis=1)  # of the items, best first
+    bin_of = np.sort(places[:, :k] % bins, axis=1)
+    found = 1 + (bin_of[:, 1:] != bin_of[:, :-1]).sum(axis=1)  # one item a bin
+    recall = found / k
+    expected = expected_recall(items, k, bins)
+    assert abs(recall.mean() - expected) <= 4 * recall.std() / 2000**0.5 + 1e-12
+    assert expected >= (1 - 1 / bins) ** (k - 1) - 1e-12
+
+
+def test_expected_recall_of_a_large_catalogue():
+    expected = 500 / 100 * (1 - (1 - 1 / 500) ** 100)
+    assert expected_recall(50_000_000, 100, 500) == pytest.approx(expected, rel=1e-5)
+    for k, bins in ((0, 1), (1, 0), (11, 1), (1, 11)):
+        with pytest.raises(InputError, match=r"must lie between 1 and the number of items, 10, got (0|11)"):
+            expected_recall(10, k, bins)
+
+
+def test_approximate_search_is_exact_on_cpu():
+    """XLA sorts there. On all hardware the list is sorted, without repetitions, and its scores are those of its ids."""
+    states, table, _, seen = integers(9)
+    exact, _ = top_of(states, table, 8, seen)
+    scores, ids = jax.jit(lambda s, t, e: top_k(s, t, 8, e, chunk=20, recall=0.9))(states, table, seen)
+    np.testing.assert_array_equal(scores, exact)
+    np.testing.assert_array_equal(scores, np.einsum("bd,bkd->bk", states, table[ids]))
+    assert all(len(set(row)) == 8 for row in np.asarray(ids).tolist())
+
+
+@pytest.mark.parametrize("recall", [0.0, -0.5, 1.01, float("nan")])
+def test_recall_outside_its_range(recall):
+    with pytest.raises(InputError, match=f"recall must lie above 0 and be at most 1, got {recall}"):
+        top_k(np.ones((2, 3)), np.ones((5, 3)), 2, recall=recall)
+
+
 def test_chunks_follow_the_batch():
-    assert chunk_items(256) % 128 == 0
-    assert chunk_items(512) == chunk_items(256) // 2
-    assert chunk_items(10**9) == 128
+    assert chunk_items(256, CHUNK_BYTES) % 128 == 0
+    assert chunk_items(512, CHUNK_BYTES) == chunk_items(256, CHUNK_BYTES) // 2
+    assert chunk_items(10**9, CHUNK_BYTES) == 128
 
 
 @pytest.mark.parametrize("k", [0, 6])

@@ -177,6 +177,16 @@ def test_k_out_of_range(write, tmp_path, k):
     assert not (tmp_path / "top.jsonl").exists()
 
 
+def test_recall_is_passed_on_and_checked(write, tmp_path):
+    assert write(recall=1.0) == write()
+    scores = [[line["scores"] for line in lines] for lines in (write(recall=0.9), write())]
+    assert scores[0] == scores[1]  # XLA sorts on CPU
+    (tmp_path / "top.jsonl").unlink()
+    with pytest.raises(InputError, match=r"--recall must lie above 0 and be at most 1, got 1\.5"):
+        write(recall=1.5)
+    assert not (tmp_path / "top.jsonl").exists()
+
+
 def test_output_that_can_not_be_written(run, tmp_path):
     with pytest.raises(InputError, match=r"--output=.*the folder .*none does not exist"):
         write_recommendations(run, tmp_path / "none" / "top.jsonl", k=1)

@@ -119,6 +119,11 @@ class Dataset:
         """Number of interactions."""
         return len(self.histories.items)
 
+    @property
+    def longest(self) -> int:
+        """Interactions of the user who has most."""
+        return int(self.histories.lengths.max(initial=0))
+
     @functools.cached_property
     def item_index(self) -> dict[str, int]:
         """Dense id by the written form of the original id, so that 12 and "12" name the same item."""

@@ -187,6 +187,7 @@ class EvalBatches:
     filter_seen: bool = False
     process_index: int = 0
     process_count: int = 1
+    longest: int = 0
 
     def __len__(self) -> int:
         return -(-len(self.targets) // self.batch_size)
@@ -194,7 +195,7 @@ class EvalBatches:
     @functools.cached_property
     def seen_width(self) -> int:
         """Columns of `EvalBatch.seen`: the longest history rounded up, or 0 where nothing is filtered."""
-        longest = int(self.targets.history.lengths.max(initial=0)) if self.filter_seen else 0
+        longest = int(self.targets.history.lengths.max(initial=self.longest)) if self.filter_seen else 0
         return -(-longest // _SEEN_MULTIPLE) * _SEEN_MULTIPLE
 
     def __iter__(self) -> Iterator[EvalBatch]:
@@ -237,6 +238,7 @@ def eval_batches(
     filter_seen: bool = False,
     process_index: int = 0,
     process_count: int = 1,
+    longest: int = 0,
 ) -> EvalBatches:
     """Batches of fixed shape for ranking: the last `max_length` items of each history, from column 0 on.
 
@@ -249,6 +251,8 @@ def eval_batches(
       filter_seen: fill `EvalBatch.seen` with the whole history; else it has no columns.
       process_index: which contiguous slice of each batch this process takes.
       process_count: number of processes; must divide `batch_size`.
+      longest: `EvalBatch.seen` has room for this many items at least. The longest history of the data set gives all
+        parts of a split one shape, and so one compiled program.
 
     Raises:
       InputError: where `batch_size` is below one, or can't be shared evenly between processes.
@@ -256,7 +260,7 @@ def eval_batches(
     if batch_size < 1:
         raise InputError(f"--eval_batch_size must be at least 1, got {batch_size}.")
     _process_slice(batch_size, process_index, process_count, "evaluation batch rows")
-    return EvalBatches(targets, data_config.max_length, batch_size, filter_seen, process_index, process_count)
+    return EvalBatches(targets, data_config.max_length, batch_size, filter_seen, process_index, process_count, longest)
 
 
 class _Placer:

@@ -161,7 +161,11 @@ def train(
     total = total_steps(config, per_epoch)
     calendar = Calendar(total, per_epoch, training)
     valid = data.eval_batches(
-        setup.split.valid, config.data, training.eval_batch_size, filter_seen=training.filter_seen
+        setup.split.valid,
+        config.data,
+        training.eval_batch_size,
+        filter_seen=training.filter_seen,
+        longest=setup.dataset.longest,
     )
 
     # Initial state.

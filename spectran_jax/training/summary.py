@@ -77,7 +77,13 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
     table = trained.programs.table(trained.params, trained.frozen)
     filter_seen, k = config.training.filter_seen, min(TOP_K, setup.dataset.num_items)
     for name, targets in wanted.items():
-        batches = data.eval_batches(targets, config.data, config.training.eval_batch_size, filter_seen=filter_seen)
+        batches = data.eval_batches(
+            targets,
+            config.data,
+            config.training.eval_batch_size,
+            filter_seen=filter_seen,
+            longest=setup.dataset.longest,
+        )
         ranks = trained.programs.rank(trained.params, table, batches)
         metrics[name] = evaluation.metrics_from_ranks(ranks)
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)

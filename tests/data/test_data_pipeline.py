@@ -244,6 +244,14 @@ def test_eval_batches_can_be_read_twice_and_hold_no_seen_items_unless_asked():
     assert first.seen.shape == (2, 0)
 
 
+def test_seen_has_one_width_for_all_parts_of_a_split():
+    valid, test = make_targets([3, 63]), make_targets([3, 65])
+    widths = [eval_batches(t, DataConfig(), 2, filter_seen=True, longest=66).seen_width for t in (valid, test)]
+    assert widths == [128, 128]
+    assert eval_batches(valid, DataConfig(), 2, filter_seen=True).seen_width == 64
+    assert eval_batches(valid, DataConfig(), 2, longest=66).seen_width == 0
+
+
 def test_eval_batch_size_below_one():
     with pytest.raises(InputError, match="--eval_batch_size must be at least 1"):
         eval_batches(make_targets([3]), DataConfig(), 0)
