@@ -13,46 +13,37 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Float
 
+from spectran_jax.backbones.layers import Dropout, LayerNorm, attention, causal_mask, gelu
 from spectran_jax.layout import SequenceLayout
 
 _INIT = nn.initializers.normal(0.02)
-
-
-def causal_mask(layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
-    """True where a query (third axis) may attend to a key (fourth): not later, and of the same history.
-
-    Every position may attend to itself, padding included, so that no softmax is over nothing.
-    """
-    segment = jnp.asarray(layout.segment)
-    length = segment.shape[1]
-    same = (segment[:, :, None] == segment[:, None, :]) & jnp.asarray(layout.mask)[:, None, :]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return ((same & causal) | jnp.eye(length, dtype=bool))[:, None]
 
 
 class Block(nn.Module):
     """Pre-norm self-attention and feed-forward, each with a residual."""
 
     heads: int
-    dropout: float
     ffn_multiplier: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "B L d"], mask: Bool[jax.Array, "B 1 L L"], *, train: bool
-    ) -> Float[jax.Array, "B L d"]:
-        """Returns the block's output; `mask` is True where attention may look."""
+        self, x: Float[jax.Array, "n d"], mask: Bool[jax.Array, "B 1 L L"], drop: Dropout, site: int
+    ) -> Float[jax.Array, "n d"]:
+        """Returns the block's output, n = B * L.
+
+        `mask` is True where attention may look; `site` and `site + 1` are the block's own places to drop.
+        """
         d = x.shape[-1]
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        h = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=_INIT, name="qkv")(h)
-        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, d // self.heads), 3, axis=2)
-        h = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape)
-        x = x + drop(nn.Dense(d, dtype=self.dtype, kernel_init=_INIT, name="attention_out")(h))
-        h = nn.LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
-        h = nn.gelu(nn.Dense(self.ffn_multiplier * d, dtype=self.dtype, kernel_init=_INIT, name="ffn_in")(h))
-        return x + drop(nn.Dense(d, dtype=self.dtype, kernel_init=_INIT, name="ffn_out")(h))
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
+
+        h = dense(3 * d, "qkv")(LayerNorm(name="attention_norm")(x))
+        h = attention(h, mask, heads=self.heads)
+        x = x + drop(dense(d, "attention_out")(h), site)
+        h = gelu(dense(self.ffn_multiplier * d, "ffn_in")(LayerNorm(name="ffn_norm")(x)))
+        return x + drop(dense(d, "ffn_out")(h), site + 1)
 
 
 class SASRec(nn.Module):
@@ -77,12 +68,10 @@ class SASRec(nn.Module):
         """
         d = self.dimension
         positions = self.param("position_embedding", _INIT, (self.max_length, d), jnp.float32)
-        x = item_vectors.astype(self.dtype) * d**0.5 + positions.astype(self.dtype)[layout.position]
-        x = nn.LayerNorm(dtype=self.dtype, name="input_norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        drop = Dropout(self.dropout, self.make_rng("dropout") if train and self.dropout else None)
         mask = causal_mask(layout)
+        x = item_vectors.astype(self.dtype) * d**0.5 + positions.astype(self.dtype)[layout.position]
+        x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
         for index in range(self.blocks):
-            x = Block(self.heads, self.dropout, self.ffn_multiplier, self.dtype, name=f"block_{index}")(
-                x, mask, train=train
-            )
-        return nn.LayerNorm(dtype=self.dtype, name="output_norm")(x)
+            x = Block(self.heads, self.ffn_multiplier, self.dtype, name=f"block_{index}")(x, mask, drop, 2 * index + 1)
+        return LayerNorm(name="output_norm")(x).reshape(item_vectors.shape)

@@ -62,6 +62,23 @@ def test_packed_equals_padded(model):
     np.testing.assert_allclose(packed[0, 3:], second[0, :5], atol=1e-5)
 
 
+def test_packed_and_padded_give_the_same_gradients(model):
+    _, module, params, x = model
+    cotangent = jax.random.normal(jax.random.PRNGKey(5), (8, D))
+
+    def loss(params, vectors, lay):
+        """The same two histories' states times fixed numbers, in one row or in two."""
+        states = module.apply({"params": params}, vectors, lay, train=False)
+        return jnp.sum(states[jnp.asarray(lay.mask)] * cotangent)
+
+    padded = jnp.zeros((2, L, D)).at[0, :3].set(x[0, :3]).at[1, :5].set(x[0, 3:])
+    in_one = jax.grad(loss, argnums=(0, 1))(params, x[:1], layout([[3, 5]]))
+    in_two = jax.grad(loss, argnums=(0, 1))(params, padded, layout([[3], [5]]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), in_one[0], in_two[0])
+    two = jnp.concatenate([in_two[1][0, :3], in_two[1][1, :5]])
+    np.testing.assert_allclose(in_one[1][0], two, atol=1e-3, rtol=1e-3)
+
+
 def test_no_row_is_nan_even_when_all_of_it_is_padding(model):
     run, _, _, x = model
     assert np.isfinite(run(x, layout([[], [8]]))).all()
@@ -77,40 +94,92 @@ def test_dropout_only_in_training(model):
     assert np.abs(np.asarray(drop[0]) - np.asarray(drop[1])).max() > 1e-3
 
 
-def test_attention_agrees_with_the_formula():
-    """One block against NumPy float64 written from the definition."""
-    module = backbones.build(BackboneConfig(blocks=1, heads=2, dropout=0.0), dimension=D, max_length=L)
-    x = np.random.default_rng(0).normal(size=(1, L, D)).astype(np.float32)
-    lay = layout([[8]])
-    params = module.init(jax.random.PRNGKey(1), x, lay, train=False)["params"]
-    params = jax.tree.map(lambda p: p * 4 if p.ndim == 2 else p, params)
-    got = np.asarray(module.apply({"params": params}, x, lay, train=False))[0]
+def reference(xp, x, p, lay, *, heads=2, d=D):
+    """The model from its formulas, one history and one head at a time, in `xp` (NumPy, or jax.numpy to differentiate).
 
-    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    Returns the states of the first row's histories, [sum of lengths, d].
+    """
 
     def norm(h, q):
-        h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+        h = (h - h.mean(-1, keepdims=True)) / xp.sqrt(h.var(-1, keepdims=True) + 1e-6)
         return h * q["scale"] + q["bias"]
 
     def dense(h, q):
         return h @ q["kernel"] + q["bias"]
 
     def gelu(h):
-        return 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        return 0.5 * h * (1 + xp.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
 
-    h = norm(x[0].astype(np.float64) * D**0.5 + p["position_embedding"], p["input_norm"])
-    b = p["block_0"]
-    q, k, v = np.split(dense(norm(h, b["attention_norm"]), b["qkv"]), 3, axis=-1)
-    heads = []
-    for i in range(2):
-        s = slice(i * D // 2, (i + 1) * D // 2)
-        z = q[:, s] @ k[:, s].T / np.sqrt(D // 2)
-        z[np.triu_indices(L, 1)] = -np.inf
-        w = np.exp(z - z.max(-1, keepdims=True))
-        heads.append(w / w.sum(-1, keepdims=True) @ v[:, s])
-    h = h + dense(np.concatenate(heads, -1), b["attention_out"])
-    h = h + dense(gelu(dense(norm(h, b["ffn_norm"]), b["ffn_in"])), b["ffn_out"])
-    np.testing.assert_allclose(got, norm(h, p["output_norm"]), atol=2e-4)
+    def history(h):
+        n = len(h)
+        h = norm(h * d**0.5 + p["position_embedding"][:n], p["input_norm"])
+        for index in range(sum(name.startswith("block_") for name in p)):
+            b = p[f"block_{index}"]
+            q, k, v = xp.split(dense(norm(h, b["attention_norm"]), b["qkv"]), 3, axis=-1)
+            outputs = []
+            for i in range(heads):
+                s = slice(i * d // heads, (i + 1) * d // heads)
+                z = q[:, s] @ k[:, s].T / np.sqrt(d // heads) + np.triu(np.full((n, n), -1e30), 1)
+                w = xp.exp(z - z.max(-1, keepdims=True))
+                outputs.append(w / w.sum(-1, keepdims=True) @ v[:, s])
+            h = h + dense(xp.concatenate(outputs, -1), b["attention_out"])
+            h = h + dense(gelu(dense(norm(h, b["ffn_norm"]), b["ffn_in"])), b["ffn_out"])
+        return norm(h, p["output_norm"])
+
+    segment = np.asarray(lay.segment)[0]
+    return xp.concatenate([history(x[0, segment == number]) for number in range(1, segment.max() + 1)])
+
+
+@pytest.mark.parametrize("lengths", [[8], [3, 4]])
+def test_states_agree_with_the_formula(model, lengths):
+    run, _, params, x = model
+    lay = layout([lengths])
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    want = reference(np, np.asarray(x[:1], np.float64), wide, lay)
+    np.testing.assert_allclose(run(x[:1], lay)[lay.mask], want, atol=2e-4)
+
+
+def test_gradients_agree_with_those_of_the_plain_formula(model):
+    _, module, params, x = model
+    lay = layout([[3, 5]])
+    cotangent = jax.random.normal(jax.random.PRNGKey(3), (8, D))
+    ours = jax.grad(
+        lambda p, x: jnp.sum(module.apply({"params": p}, x, lay, train=False)[0] * cotangent), argnums=(0, 1)
+    )(params, x[:1])
+    plain = jax.grad(lambda p, x: jnp.sum(reference(jnp, x, p, lay) * cotangent), argnums=(0, 1))(params, x[:1])
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(b).max()) + 1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_near_float32(model):
+    run, _, params, x = model
+    lay = layout([[3, 5], [8]])
+    module = backbones.build(BackboneConfig(blocks=2, heads=2), dimension=D, max_length=L, dtype=jnp.bfloat16)
+    states = module.apply({"params": params}, x, lay, train=False)
+    assert states.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(states, np.float32) - run(x, lay)).max() < 0.1
+
+
+def test_parameters_keep_their_names_and_shapes(model):
+    """Checkpoints depend on them."""
+    _, _, params, _ = model
+    norm = {"scale": (D,), "bias": (D,)}
+    block = {"attention_norm": norm, "ffn_norm": norm}
+    for name, rows, columns in (
+        ("qkv", D, 3 * D),
+        ("attention_out", D, D),
+        ("ffn_in", D, 4 * D),
+        ("ffn_out", 4 * D, D),
+    ):
+        block[name] = {"kernel": (rows, columns), "bias": (columns,)}
+    want = {
+        "position_embedding": (L, D),
+        "input_norm": norm,
+        "block_0": block,
+        "block_1": block,
+        "output_norm": norm,
+    }
+    assert jax.tree.map(jnp.shape, params) == want
 
 
 def test_heads_must_divide_the_dimension():
