@@ -234,7 +234,8 @@ class TrainingConfig:
         1, "Updates that the device makes without asking the host, where steps are small.", resumable=True
     )
     profile: int = _field(
-        0, "Write a trace of this many steps to profile/ in --workdir, for Perfetto or XProf; 0 writes none.",
+        0,
+        "Write a trace of this many steps to profile/ in --workdir, for Perfetto or XProf; 0 writes none.",
         resumable=True,
     )
     tensorboard: bool = _field(False, "Also write TensorBoard summaries (extra [tensorboard]).", resumable=True)

@@ -104,7 +104,9 @@ class Calendar:
 
     def reads(self, step: int) -> bool:
         """Whether the validation set is read after this step."""
-        return step == self.total or (step % self.per_epoch == 0 and step // self.per_epoch % self.training.eval_every == 0)
+        return step == self.total or (
+            step % self.per_epoch == 0 and step // self.per_epoch % self.training.eval_every == 0
+        )
 
     def saves(self, step: int) -> bool:
         """Whether the state is saved after this step."""

@@ -48,7 +48,9 @@ def needed(setup: Setup, state: TrainState) -> dict[str, int]:
     return bytes_of
 
 
-def require(setup: Setup, state: TrainState, available: Callable[[jax.sharding.Mesh], int | None] | None = None) -> None:
+def require(
+    setup: Setup, state: TrainState, available: Callable[[jax.sharding.Mesh], int | None] | None = None
+) -> None:
     """Refuses a run whose arrays alone are larger than a device's memory.
 
     Args:

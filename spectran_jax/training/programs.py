@@ -115,7 +115,9 @@ def build_table(setup: Setup) -> Callable[[Any, Frozen], ItemTable]:
         made = empty()
         for start in range(0, items, size):
             start = min(start, items - size)  # the last chunk overlaps the one before it
-            rows = {name: np.ascontiguousarray(array[start : start + size]) for name, array in setup.host_arrays.items()}
+            rows = {
+                name: np.ascontiguousarray(array[start : start + size]) for name, array in setup.host_arrays.items()
+            }
             at = np.int32(start)
             rows, at = jax.device_put((rows, at), partitioning.replicated(mesh))
             made = encode_chunk(params, frozen, rows, made, at)

@@ -88,9 +88,7 @@ def scale_by_rowwise_adagrad(initial: float = 1e-8, eps: float = 1e-8) -> optax.
 
     def update(updates: Any, state: RowwiseAdagradState, params: Any = None) -> tuple[Any, RowwiseAdagradState]:
         del params
-        total = jax.tree.map(
-            lambda s, g: s + jnp.mean(g * g, axis=-1, keepdims=True), state.mean_square, updates
-        )
+        total = jax.tree.map(lambda s, g: s + jnp.mean(g * g, axis=-1, keepdims=True), state.mean_square, updates)
         return jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), updates, total), RowwiseAdagradState(total)
 
     return optax.GradientTransformation(init, update)

@@ -235,9 +235,7 @@ def _negatives(
     sampler = objective.sampler
     assert sampler is not None
     if objective.mask_negatives == "history":
-        excluded = batch.at_supervised(
-            negatives.exclude_history(batch.item_ids, batch.targets, batch.layout, drawn)
-        )
+        excluded = batch.at_supervised(negatives.exclude_history(batch.item_ids, batch.targets, batch.layout, drawn))
         mass = batch.at_supervised(
             negatives.history_mass(
                 batch.item_ids,

@@ -114,7 +114,9 @@ def test_weight_decay_reaches_touched_rows_only():
     for ids, _ in gradients():
         touched[ids] += 1
     optimizer = build_optimizer(config, 100, ("id_embedding",))
-    without = run_sparse(build_optimizer(OptimizerConfig(optimizer="sgd", learning_rate=0.1, warmup_steps=0, clip_norm=0.0), 100), rows)
+    without = run_sparse(
+        build_optimizer(OptimizerConfig(optimizer="sgd", learning_rate=0.1, warmup_steps=0, clip_norm=0.0), 100), rows
+    )
     got = run_sparse(optimizer, rows)
     np.testing.assert_array_equal(got[touched == 0], 1)
     assert np.all(np.abs(got - without)[touched > 0] > 0.01)

@@ -69,7 +69,10 @@ def test_touched_rows_alone_give_the_dense_step(tiny_config, encoder, options):
         for name in ours:
             assert ours[name] == pytest.approx(theirs[name], rel=2e-4, abs=1e-6), name
     assert_close(params(sparse), params(dense), rtol=1e-3, atol=1e-5)
-    moved = np.abs(params(sparse)["item_encoder"]["id_embedding"] - jax.device_get(sparse.programs.init().params)["item_encoder"]["id_embedding"])
+    moved = np.abs(
+        params(sparse)["item_encoder"]["id_embedding"]
+        - jax.device_get(sparse.programs.init().params)["item_encoder"]["id_embedding"]
+    )
     assert (moved.max(axis=1) > 0).any()
 
 
