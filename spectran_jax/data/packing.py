@@ -114,7 +114,8 @@ def make_plan(
     rows = len(slots_per_row)
     # A row may hold more users than a tiny batch: a step takes at least one row.
     steps = min(-(-len(users) // batch_size), rows)
-    rows_per_step = -(-(-(-rows // steps)) // row_multiple) * row_multiple
+    rows_per_step = -(-rows // steps)
+    rows_per_step = -(-rows_per_step // row_multiple) * row_multiple
     plan = Plan(
         users=users.astype(np.int32),
         slot_start=slot_start.astype(np.int32),

@@ -76,7 +76,7 @@ class TrainBatches:
             item_ids=place(histories.items[source]),
             targets=place(histories.items[source + 1]),
             layout=layout,
-            supervised=self._supervised(layout.mask),
+            supervised=self._supervised(np.asarray(layout.mask)),
         )
 
     def _supervised(self, mask: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "G T"]:

@@ -1,4 +1,4 @@
-"""Batches on their way to the device: read ahead, copied ahead, several at a time where one dispatch runs several steps."""
+"""Batches on their way to the device: read and copied ahead, several at a time where a dispatch runs several steps."""
 
 from __future__ import annotations
 

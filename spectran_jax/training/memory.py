@@ -30,10 +30,10 @@ _SMALLER = {
 def needed(setup: Setup, state: TrainState) -> dict[str, int]:
     """Bytes that each kind of array takes on each device, by name. `state` may be shapes with shardings."""
     names = setup.model.item_encoder.item_params
-    bytes_of = {name: 0 for name in _SMALLER}
-    for tree, table in ((state.params, "ID table"), (state.opt_state, "optimiser state of the ID table")):
+    bytes_of = dict.fromkeys(_SMALLER, 0)
+    for tree, where in ((state.params, "ID table"), (state.opt_state, "optimiser state of the ID table")):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            kind = table if has_item_rows(path, names) else "backbone with its optimiser state"
+            kind = where if has_item_rows(path, names) else "backbone with its optimiser state"
             bytes_of[kind] += _shard_bytes(leaf, leaf.sharding)
     if setup.touched is None:  # dense gradients and updates, one each
         rows = [p for path, p in jax.tree_util.tree_leaves_with_path(state.params) if has_item_rows(path, names)]
@@ -76,7 +76,7 @@ def require(
 
 
 def device_bytes(mesh: jax.sharding.Mesh) -> int | None:
-    """Memory of a device of the mesh: what an accelerator says, what is free of the host's for a CPU; None if unknown."""
+    """Memory of a device of the mesh: what an accelerator says, for a CPU what is free; None if unknown."""
     device = mesh.devices.flat[0]
     if not _is_host(mesh):
         return (device.memory_stats() or {}).get("bytes_limit")

@@ -103,7 +103,8 @@ def state_shardings(mesh: Mesh, state: Any, item_params: Sequence[str]) -> Any:
 
 def table_sharding(mesh: Mesh) -> Any:
     """Shardings of an `ItemTable`."""
-    return ItemTable(sharding(mesh, "item", "embed"), sharding(mesh, "item"))
+    shardings: tuple[Any, Any] = sharding(mesh, "item", "embed"), sharding(mesh, "item")
+    return ItemTable(*shardings)
 
 
 def batch_shardings(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -36,6 +35,8 @@ class Setup:
     spectrum: Spectrum | None
     model: Recommender
     objective: objectives.Objective
+    plan: packing.Plan
+    """How training histories fill the rows of batches."""
     frozen: Frozen
     """NumPy arrays; `place` puts them on the mesh."""
     host_arrays: dict[str, np.ndarray]
@@ -46,17 +47,6 @@ class Setup:
     def inputs_digest(self) -> str:
         """SHA-256 over the data and its text embeddings: a checkpoint fits these inputs and no others."""
         return json_digest([self.dataset.digest, None if self.embeddings is None else self.embeddings.digest])
-
-    @functools.cached_property
-    def plan(self) -> packing.Plan:
-        """How training histories fill the rows of batches."""
-        return packing.make_plan(
-            self.split.train.lengths,
-            self.config.data.max_length,
-            packed=self.config.data.packing,
-            batch_size=self.config.training.batch_size,
-            row_multiple=self.mesh.shape["data"],
-        )
 
     @property
     def touched(self) -> int | None:
@@ -130,6 +120,13 @@ def assemble(
     Raises:
       InputError: for a configuration that does not fit them.
     """
+    plan = packing.make_plan(
+        split.train.lengths,
+        config.data.max_length,
+        packed=config.data.packing,
+        batch_size=config.training.batch_size,
+        row_multiple=mesh.shape["data"],
+    )
     source = item_encoders.ItemSource(
         num_items=dataset.num_items,
         counts=split.item_counts,
@@ -158,6 +155,7 @@ def assemble(
         spectrum=spectrum,
         model=Recommender(item_encoder=encoder, backbone=build_backbone(config), score=config.objective.score),
         objective=objective,
+        plan=plan,
         frozen=Frozen(item_encoder=arrays, sampler=sampler, candidates=split.item_counts > 0),
         host_arrays=host,
         mesh=mesh,

@@ -153,7 +153,6 @@ def make_train_step(
         `catalogue.py`). None takes every item, with dense gradients: for a loss over all items, or to compare.
     """
     num_items, names = model.item_encoder.num_items, model.item_encoder.item_params
-    touched = None if touched is None or touched >= num_items else touched
 
     def train_step(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
         keys = step_keys(state.key, state.step)
@@ -296,7 +295,7 @@ def make_last_states(
 
     def last_states(params: Params, table: ItemTable, batch: EvalBatch) -> Float[jax.Array, "B d"]:
         inputs = table.inputs(batch.item_ids)
-        states = model.apply({"params": params}, inputs, batch.layout, method=model.read)
+        states = jnp.asarray(model.apply({"params": params}, inputs, batch.layout, method=model.read))
         return jnp.take_along_axis(states, batch.last[:, None, None], axis=1)[:, 0]
 
     return last_states
@@ -317,6 +316,7 @@ def make_diagnostics(model: Recommender) -> Callable[[Params, Frozen], dict[str,
     """`diagnostics(params, frozen)`: what the item encoder wants watched, at each reading of the validation set."""
 
     def diagnostics(params: Params, frozen: Frozen) -> dict[str, jax.Array]:
-        return model.apply({"params": params, "frozen": frozen.collection()}, method=model.diagnostics)
+        values: Any = model.apply({"params": params, "frozen": frozen.collection()}, method=model.diagnostics)
+        return values
 
     return diagnostics
