@@ -21,11 +21,11 @@ def scaling_1m(settings: Settings) -> Measured:
     """Both in one process, in turn; then the curves."""
     ratio, small, large = _pair(1_000_000, settings.repeats, rank=384)
     curves: Curves = {}
-    items = {f"{n}": synthetic_steps(n, rank=384) for n in (10_000, 30_000, 100_000, 300_000, 1_000_000)}
+    items = {f"{n}": Point(n, rank=384) for n in (10_000, 30_000, 100_000, 300_000, 1_000_000)}
     _curve(curves, "items", "Items N", items, "r 384, float32")
-    positions = {f"{b}": synthetic_steps(100_000, rank=384, batch_size=b) for b in (64, 128, 256, 512, 1024)}
+    positions = {f"{b}": Point(100_000, rank=384, batch_size=b) for b in (64, 128, 256, 512, 1024)}
     _curve(curves, "positions", "Positions a step", positions, "100,000 items", by_positions=True)
-    widths = {f"{d}": synthetic_steps(100_000, rank=384, dimension=d) for d in (16, 32, 64, 128, 256)}
+    widths = {f"{d}": Point(100_000, rank=384, dimension=d) for d in (16, 32, 64, 128, 256)}
     _curve(curves, "dimension", "Dimension d", widths, "100,000 items")
     return Measured(ratio.median, large, small, (ratio.low, ratio.high), "ms a step", curves=curves)
 
@@ -41,13 +41,13 @@ def scaling_10m(settings: Settings) -> Measured:
     peak = run_probe("step", items=10_000_000, **_TEN_MILLION)["peak_gib"]
     ratio, small, large = _pair(10_000_000, settings.repeats, **_TEN_MILLION)
     curves: Curves = {}
-    items = {f"{n}": synthetic_steps(n, **_TEN_MILLION) for n in (10_000, 100_000, 1_000_000, 10_000_000)}
+    items = {f"{n}": Point(n, **_TEN_MILLION) for n in (10_000, 100_000, 1_000_000, 10_000_000)}
     _curve(curves, "items_int8", "Items N", items, "r 128, int8")
     note = f"ms a step; peak resident memory {peak:.1f} GiB of {PEAK_GIB:g} allowed"
     return Measured(ratio.median, large, small, (ratio.low, ratio.high), note, peak < PEAK_GIB, curves)
 
 
-class synthetic_steps:  # noqa: N801
+class Point:
     """Steps on a synthetic catalogue, made when they are needed and not before: large ones do not fit side by side."""
 
     def __init__(self, items: int, **options: Any) -> None:
@@ -61,7 +61,7 @@ class synthetic_steps:  # noqa: N801
 
 def _pair(items: int, repeats: int, **options: Any) -> tuple[Ratio, float, float]:
     """Large over small, and the milliseconds of a step of both, small first."""
-    small, large = (synthetic_steps(n, **options).make() for n in (SMALL, items))
+    small, large = (Point(n, **options).make() for n in (SMALL, items))
     # The two differ by tens of percent at most: more and shorter turns than elsewhere keep a busy machine out.
     paired = alternate({"small": small, "large": large}, 4 * repeats, calls=2)
     ratio = paired.ratio("large", "small")
@@ -71,7 +71,7 @@ def _pair(items: int, repeats: int, **options: Any) -> tuple[Ratio, float, float
 
 
 def _curve(
-    curves: Curves, name: str, xlabel: str, points: dict[str, synthetic_steps], label: str, by_positions: bool = False
+    curves: Curves, name: str, xlabel: str, points: dict[str, Point], label: str, by_positions: bool = False
 ) -> None:
     """Step time and the compiled step's memory over one size, a point at a time, into `curves`."""
     times, memory = [], []

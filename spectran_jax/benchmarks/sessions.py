@@ -42,11 +42,21 @@ def dataset_config(settings: Settings, name: str, **options: Any) -> Config:
     return Config().replace(**(values | options))
 
 
-def synthetic(items: int, *, rank: int, spectrum_dtype: str = "float32", users: int = 1024, **options: Any) -> Setup:
-    """Random histories of about 6 positions over a catalogue of any size, with random spectral coordinates."""
+def synthetic(
+    items: int,
+    *,
+    rank: int,
+    spectrum_dtype: str = "float32",
+    users: int = 1024,
+    lengths: tuple[int, int] = (3, 12),
+    **options: Any,
+) -> Setup:
+    """Random histories over a catalogue of any size, with random spectral coordinates; 6 positions each, on average.
+
+    Lengths are drawn from `range(*lengths)`; a history has one position less.
+    """
     rng = np.random.default_rng(0)
-    lengths = rng.integers(3, 12, users)
-    train = Histories.from_lists([rng.integers(0, items, length) for length in lengths], None)
+    train = Histories.from_lists([rng.integers(0, items, n) for n in rng.integers(*lengths, users)], None)
     some = min(items, 10_000)
     if spectrum_dtype == "int8":
         block = rng.integers(-127, 128, (some, rank), np.int8)
