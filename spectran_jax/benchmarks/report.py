@@ -66,10 +66,10 @@ def benchmark(
             held = found.get(bar.name)
             if held is not None and not again and held.stands_for(bars.pending(bar, settings, machine)):
                 continue
-            console.print(f"{bar.name}: {bar.what}", markup=False, highlight=False)
+            console.print(f"{bar.name}: {bar.what}", markup=False, highlight=False, soft_wrap=True)
             found[bar.name] = row = bars.measure(bar, settings, machine)
             text = f"{bar.name}: {number(row.ratio)} ({row.bar}): {row.verdict}. {row.note}"
-            console.print(text, markup=False, highlight=False)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
             order = [name for name in registry if name in found] + [name for name in found if name not in registry]
             found = {name: found[name] for name in order}
             write_json(path, {"machine": machine, "rows": [dataclasses.asdict(row) for row in found.values()]})
