@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from spectran_jax.benchmarks import flops, losses, peers, probe, quality, report, rows, sessions, timing, training
 from spectran_jax.benchmarks import decomposition as decompositions
+from spectran_jax.benchmarks import flops, losses, peers, probe, quality, report, rows, sessions, timing, training
 from spectran_jax.benchmarks.rows import Measured, Settings, Unavailable
 from spectran_jax.errors import InputError, RunError
 
@@ -156,23 +156,21 @@ def test_exit_status(tmp_path, monkeypatch, capsys):
     from experiments import benchmark as command
     from spectran_jax import benchmarks
 
-    outcome = stub_bar("a", counting([], "a"))
+    outcomes = iter([2.0, 0.1])
+    registry = {"a": stub_bar("a", lambda _: Measured(next(outcomes)))}
     monkeypatch.setattr(
-        benchmarks, "benchmark", lambda s, names, again: report.benchmark(s, names, registry=registry_of(outcome))
+        benchmarks, "benchmark", lambda s, names, again: report.benchmark(s, names, again=again, registry=registry)
     )
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(workdir=str(tmp_path / "w")):
         command.main()
         assert "what a is" in re.sub(r"\s+", " ", capsys.readouterr().out)
-        outcome = stub_bar("a", counting([], "a", 0.1))
-        with flagsaver.flagsaver(again=True), pytest.raises(RunError, match="1 of 1 rows miss their bar: a") as error:
-            monkeypatch.setattr(
-                benchmarks,
-                "benchmark",
-                lambda s, names, again: report.benchmark(s, names, again=again, registry=registry_of(outcome)),
-            )
-            command.main()
+    with (
+        flagsaver.flagsaver(workdir=str(tmp_path / "w"), again=True),
+        pytest.raises(RunError, match="1 of 1 rows miss their bar: a") as error,
+    ):
+        command.main()
     assert error.value.exit_status == 1
     with flagsaver.flagsaver(workdir=""), pytest.raises(InputError, match="--workdir"):
         command.main()

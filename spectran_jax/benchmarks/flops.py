@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 
 class Product(NamedTuple):
-    """A matrix product [rows, inner] x [inner, columns], `count` times in a step.
+    """A matrix product [rows, inner] x [inner, columns], `times` times in a step.
 
     `contract` says how it is stored: "forward" a b, "input" a b^T, "weight" a^T b.
     """
@@ -18,21 +18,21 @@ class Product(NamedTuple):
     rows: int
     inner: int
     columns: int
-    count: int = 1
+    times: int = 1
     contract: str = "forward"
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition for each term, all `count` of them together."""
-        return 2 * self.rows * self.inner * self.columns * self.count
+        """A multiplication and an addition for each term, all `times` of them together."""
+        return 2 * self.rows * self.inner * self.columns * self.times
 
 
-def layer(name: str, tokens: int, inputs: int, outputs: int, count: int = 1) -> list[Product]:
+def layer(name: str, tokens: int, inputs: int, outputs: int, times: int = 1) -> list[Product]:
     """A product with a weight [inputs, outputs], its gradient to the input and that to the weight."""
     return [
-        Product(name, tokens, inputs, outputs, count, "forward"),
-        Product(f"{name} by input", tokens, outputs, inputs, count, "input"),
-        Product(f"{name} by weight", inputs, tokens, outputs, count, "weight"),
+        Product(name, tokens, inputs, outputs, times, "forward"),
+        Product(f"{name} by input", tokens, outputs, inputs, times, "input"),
+        Product(f"{name} by weight", inputs, tokens, outputs, times, "weight"),
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spectran_jax import objectives
-from spectran_jax.benchmarks.rows import Measured, Settings, bar
+from spectran_jax.benchmarks.rows import Measured, Settings, Unavailable, bar
 
 TEMPERATURE = 0.07
 
@@ -29,7 +29,10 @@ def softmax_memory(settings: Settings) -> Measured:
         shape((items,), jnp.bool_),
         shape((tokens,), jnp.float32),
     )
-    mebibytes = program.compile().memory_analysis().temp_size_in_bytes / 2**20
+    analysis = program.compile().memory_analysis()
+    if analysis is None:
+        raise Unavailable("the compiler of this platform does not tell its memory")
+    mebibytes = analysis.temp_size_in_bytes / 2**20
     plain = 4 * items * tokens / 2**20
     return Measured(ratio=mebibytes, ours=mebibytes, other=plain, note="MiB; other: one matrix of all logits")
 

@@ -100,6 +100,7 @@ class Steps:
         self.batches = [partitioning.put_batch(setup.mesh, next(iterator)) for _ in range(count)]
 
     def __call__(self) -> Any:
+        """One pass; returns what to wait for."""
         for batch in self.batches:
             self.state, metrics = self.programs.train_step(self.state, self.frozen, batch)
         return self.state.step, metrics

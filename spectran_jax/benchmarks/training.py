@@ -132,7 +132,7 @@ def utilisation(settings: Settings) -> Measured:
     per_step = [seconds / len(steps.batches) for seconds in paired.values["step"]]
     shares, rates = [], []
     for turn, seconds in enumerate(per_step):
-        machine = sum(p.count * paired.values[name][turn] for name, p in zip(bare, products, strict=True))
+        machine = sum(p.times * paired.values[name][turn] for name, p in zip(bare, products, strict=True))
         rates.append(sum(p.flops for p in products) / machine)
         shares.append(useful / seconds / rates[-1])
     return Measured(
@@ -140,8 +140,8 @@ def utilisation(settings: Settings) -> Measured:
         ours=float(np.median([useful / s for s in per_step])) / 1e9,
         other=float(np.median(rates)) / 1e9,
         spread=(min(shares), max(shares)),
-        note=f"GFLOP/s; {useful / 1e9:.2f} useful GFLOP a step of {1e3 * np.median(per_step):.1f} ms; {tokens} positions, "
-        f"{items} distinct items",
+        note=f"GFLOP/s; {useful / 1e9:.2f} useful GFLOP a step of {1e3 * np.median(per_step):.1f} ms; "
+        f"{tokens} positions, {items} distinct items",
     )
 
 
