@@ -17,9 +17,10 @@ from spectran_jax.progress import task
 from spectran_jax.ranking import check_recall, top_k
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import partitioning
+from spectran_jax.training.inference import make_last_states
 from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
-from spectran_jax.training.step import Params, make_last_states
+from spectran_jax.training.step import Params
 from spectran_jax.training.workdir import write_text
 
 FETCH_EVERY = 4

@@ -16,10 +16,10 @@ from spectran_jax.data.interactions import Histories
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.training import partitioning
 from spectran_jax.training.feed import Feed, row_reader
-from spectran_jax.training.loop import LOG_EVERY
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup, assemble
+from spectran_jax.training.timetable import LOG_EVERY
 
 MANY_EPOCHS = 10_000
 

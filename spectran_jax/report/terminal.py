@@ -85,6 +85,27 @@ def parameter_table(parameters: Sequence[Parameter]) -> Table:
     return table
 
 
+def phase_table(seconds: Mapping[str, float]) -> Table:
+    """Where the time of a run went.
+
+    Args:
+      seconds: wall-clock seconds of the host by phase. The device works while the host reads and copies ahead, so
+        `step` is what is left to wait for.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    total = sum(seconds.values())
+    table = Table(title="Time", box=box.SIMPLE_HEAVY, title_style="bold", show_footer=True)
+    table.add_column("Phase", footer="Total")
+    table.add_column("Seconds", justify="right", footer=f"{total:,.2f}")
+    table.add_column("Share", justify="right")
+    for name, value in seconds.items():
+        table.add_row(Text(name), f"{value:,.2f}", f"{value / total:.1%}" if total else "")
+    return table
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """`[3, 4]`, and `[]` for a scalar."""
     return "[" + ", ".join(str(n) for n in shape) + "]"

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from spectran_jax import data
-from spectran_jax.config import Config, TrainingConfig
 from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
@@ -28,10 +27,9 @@ from spectran_jax.training.setup import Setup
 from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.step import Frozen
 from spectran_jax.training.tensorboard import Summaries
+from spectran_jax.training.timetable import Timetable, total_steps
 from spectran_jax.training.workdir import MetricsLog
 
-LOG_EVERY = 50
-"""Steps between two training lines of metrics.jsonl."""
 SELECTION_METRIC = "ndcg@20"
 
 
@@ -75,12 +73,6 @@ class Trained:
     """Seconds of this start by phase."""
 
 
-def total_steps(config: Config, steps_per_epoch: int) -> int:
-    """Updates until `--epochs` or `--max_steps`, whichever comes first."""
-    steps = config.training.epochs * steps_per_epoch
-    return min(steps, config.training.max_steps) if config.training.max_steps else steps
-
-
 def watch(programs: Programs, params: Any, frozen: Frozen, table: ItemTable) -> dict[str, Any]:
     """What the item encoder wants watched, and the singular values of the item vectors, as JSON values."""
     values = {name: value.tolist() for name, value in jax.device_get(programs.diagnostics(params, frozen)).items()}
@@ -92,38 +84,6 @@ def singular_values(programs: Programs, table: ItemTable) -> list[float]:
     total, gram = (np.asarray(x, np.float64) for x in jax.device_get(programs.gram(table)))
     centred = gram - np.outer(total, total) / len(table.vectors)
     return np.sqrt(np.maximum(np.linalg.eigvalsh(centred)[::-1], 0)).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class Calendar:
-    """What happens after which step."""
-
-    total: int
-    per_epoch: int
-    training: TrainingConfig
-
-    def reads(self, step: int) -> bool:
-        """Whether the validation set is read after this step."""
-        return step == self.total or (
-            step % self.per_epoch == 0 and step // self.per_epoch % self.training.eval_every == 0
-        )
-
-    def saves(self, step: int) -> bool:
-        """Whether the state is saved after this step."""
-        return self.reads(step) or step % self.training.checkpoint_every == 0
-
-    def logs(self, step: int) -> bool:
-        """Whether a training line is written after this step."""
-        return self.reads(step) or step % LOG_EVERY == 0
-
-    def steps_at(self, step: int) -> int:
-        """Updates of the dispatch after `step`: `--steps_per_dispatch`, or one where the host is needed earlier."""
-        several = self.training.steps_per_dispatch
-        if step + several > self.total or any(
-            self.saves(at) or self.logs(at) for at in range(step + 1, step + several)
-        ):
-            return min(1, self.total - step)
-        return several
 
 
 def train(
@@ -161,7 +121,7 @@ def train(
     per_epoch = batches.steps_per_epoch
     positions_per_step = batches.positions / per_epoch
     total = total_steps(config, per_epoch)
-    calendar = Calendar(total, per_epoch, training)
+    timetable = Timetable(total, per_epoch, training)
     valid = data.eval_batches(
         setup.split.valid,
         config.data,
@@ -221,7 +181,7 @@ def train(
     stop.deferred = True
     started, resumed_at = time.perf_counter() - record.seconds, step
     pending: list[dict[str, jax.Array]] = []
-    feed = Feed(batches, mesh, phases, step=step, steps_at=calendar.steps_at)
+    feed = Feed(batches, mesh, phases, step=step, steps_at=timetable.steps_at)
     profile = Profile(workdir / "profile", training.profile, after=step)
     with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"), profile:
         while step < total and not record.exhausted(training.patience):
@@ -236,18 +196,18 @@ def train(
             profile.at(step, state)
 
             stopping = stop.requested  # read once: a signal that comes later waits for the next step
-            saving = calendar.saves(step) or stopping is not None
-            if calendar.logs(step) or saving:
+            saving = timetable.saves(step) or stopping is not None
+            if timetable.logs(step) or saving:
                 latest = fetch(pending)
                 record.seconds = time.perf_counter() - started
                 speed = positions_per_step * (step - resumed_at) / max(phases.training(), 1e-9)
                 progress.update(step, loss=latest["loss"], examples_per_second=speed)
-            if calendar.logs(step):
+            if timetable.logs(step):
                 latest["loss"] = sum(record.losses) / len(record.losses)
                 record.losses.clear()
                 place = {"kind": "train", "step": step, "epoch": step / per_epoch}
                 log.write(place | latest | {"examples_per_second": round(speed, 1)})
-            if calendar.reads(step):
+            if timetable.reads(step):
                 with phases("evaluation"), progress.task("Validation", len(valid)) as reading:
                     table = programs.table(state.params, frozen)
                     values = metrics_from_ranks(programs.rank(state.params, table, valid, reading))

@@ -17,15 +17,13 @@ from spectran_jax.layout import TrainBatch
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import optimizer as optimizers
 from spectran_jax.training import partitioning
+from spectran_jax.training.inference import make_diagnostics, make_encode_chunk, make_rank_step
 from spectran_jax.training.setup import DTYPES, Setup
 from spectran_jax.training.step import (
     Frozen,
     Scalars,
     TrainState,
     init_state,
-    make_diagnostics,
-    make_encode_chunk,
-    make_rank_step,
     make_train_step,
     make_train_steps,
 )

@@ -15,7 +15,7 @@ from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import stderr_console
-from spectran_jax.report import metrics_table, parameter_table
+from spectran_jax.report import metrics_table, parameter_table, phase_table
 from spectran_jax.training import loop, summary
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
@@ -86,6 +86,7 @@ def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float
         setup, trained, ranked, metrics, phases, _command(config, workdir), workdir / "report.html"
     )
     write_json(workdir / "metrics.json", metrics)  # last: it says that the run is finished
+    print_table(phase_table(phases), console)
     return metrics
 
 

@@ -1,5 +1,6 @@
 """The loop: one compilation each, no transfer that it did not ask for, NaN, learning, shards."""
 
+import gzip
 import json
 import logging
 
@@ -7,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import Diverged
 from spectran_jax.training import loop
 from spectran_jax.training.run import train_and_report
 from spectran_jax.training.setup import prepare
 from spectran_jax.training.signals import StopRequest
+from spectran_jax.training.timetable import Timetable
 
 
 def train(config, workdir):
@@ -103,7 +106,9 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"precision": "bfloat16"},
+        {"precision": "bfloat16", "table_dtype": "bfloat16", "spectrum_dtype": "bfloat16"},
+        {"spectrum_dtype": "int8", "spectrum_memory": "disk", "table_optimizer": "rowwise_adagrad"},
+        {"loss": "sampled_softmax", "sampling": "popularity", "mask_negatives": "history", "table_updates": "dense"},
         {"split": "temporal"},
         {"packing": False, "schedule": "cosine", "weight_decay": 0.01, "spectral_lr_multiplier": 0.1},
         {"fusion": "gate", "learn_scale": True, "optimizer": "adagrad", "filter_seen": True, "max_steps": 5},
@@ -127,3 +132,47 @@ def test_every_encoder_trains_with_every_loss(tiny_config, tmp_path, encoder, lo
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert losses[-1] < losses[0]
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_several_steps_a_dispatch_make_the_same_run(tiny_config, tmp_path):
+    """Four divides neither the epoch nor the checkpoints: readings and saves keep their steps."""
+    config = tiny_config.replace(epochs=3, checkpoint_every=3, patience=0)
+    lines = {}
+    for several in (1, 4):
+        train_and_report(config.replace(steps_per_dispatch=several), tmp_path / str(several))
+        text = (tmp_path / str(several) / "metrics.jsonl").read_text()
+        lines[several] = [json.loads(line) for line in text.splitlines()]
+    assert [(x["kind"], x["step"]) for x in lines[1]] == [(x["kind"], x["step"]) for x in lines[4]]
+    for one, many in zip(lines[1], lines[4], strict=True):
+        if one["kind"] == "train":
+            assert many["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def test_a_profile_is_a_trace_that_perfetto_and_xprof_open(tiny_config, tmp_path):
+    train_and_report(tiny_config.replace(epochs=2, profile=2), tmp_path)
+    (folder,) = (tmp_path / "profile" / "plugins" / "profile").iterdir()
+    assert list(folder.glob("*.xplane.pb"))
+    (trace,) = folder.glob("perfetto_trace.json.gz")
+    with gzip.open(trace) as file:
+        events = json.load(file)["traceEvents"]
+    assert any("train_step" in event.get("name", "") for event in events)
+
+
+def test_the_time_of_a_run_is_told_by_phase(tiny_config, tmp_path, capsys):
+    train_and_report(tiny_config.replace(epochs=1), tmp_path)
+    told = capsys.readouterr().err
+    for phase in ("set-up", "input", "transfer", "step", "evaluation", "checkpoint", "Total"):
+        assert phase in told
+
+
+def test_timetable_gives_several_steps_only_where_nothing_is_due_in_between():
+    training = TrainingConfig(steps_per_dispatch=4, eval_every=1, checkpoint_every=7)
+    timetable = Timetable(total=22, per_epoch=10, training=training)
+    step, dispatches = 0, []
+    while size := timetable.steps_at(step):
+        dispatches.append(size)
+        step += size
+        due = range(step - size + 1, step)
+        assert not any(timetable.saves(at) or timetable.logs(at) for at in due)
+    assert step == 22
+    assert dispatches == [4, 1, 1, 1, 1, 1, 1, 4, 4, 1, 1, 1, 1]
