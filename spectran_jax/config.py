@@ -80,6 +80,7 @@ class SpectrumConfig:
         "Where u lives: on the device; in the host's memory (host) or on disk (disk), from where the rows that a step "
         "touches are read ahead while the device computes.",
         choices=("device", "host", "disk"),
+        resumable=True,
     )
     decomposition: str = _field(
         "auto",
@@ -159,7 +160,8 @@ class ObjectiveConfig:
     popularity_power: float = _field(0.75, "With --sampling=popularity: 0 is uniform, 1 in proportion to the counts.")
     mask_negatives: str = _field(
         "positive",
-        "Negatives that don't count for a position: its own target (positive), or all items of its user (history).",
+        "Negatives that don't count for a position: its own target (positive), or all items of its user within "
+        "--max_length (history).",
         choices=("positive", "history"),
     )
 
@@ -185,10 +187,12 @@ class OptimizerConfig:
         "where Adam has 8 a dimension).",
         choices=("same", "rowwise_adagrad"),
     )
-    table_bias_correction: str = _field(
-        "step",
-        "Adam's bias correction for item rows: by the step, or by the number of times that the row was touched.",
-        choices=("step", "row"),
+    table_adam: str = _field(
+        "decayed",
+        "Adam on sparse item rows. decayed: second moments decay with every step, as in dense Adam; lazy: both moments "
+        "rest while a row is not touched (PyTorch's SparseAdam); counted: they rest, and the bias is corrected by the "
+        "row's own count.",
+        choices=("decayed", "lazy", "counted"),
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.")
     spectral_lr_multiplier: float = _field(
@@ -231,7 +235,10 @@ class TrainingConfig:
     mesh: str = _field("auto", "Device mesh, e.g. data:4,model:1; auto puts all devices on data.")
     parallelism: str = _field("jit", "How a step is spread over devices.", choices=("jit",))
     steps_per_dispatch: int = _field(
-        1, "Updates that the device makes without asking the host, where steps are small.", resumable=True
+        1,
+        "Updates that the device makes without asking the host, where steps are small; fewer before a line of the log "
+        "(every 50 steps), a reading or a checkpoint.",
+        resumable=True,
     )
     profile: int = _field(
         0,

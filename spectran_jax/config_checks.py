@@ -62,6 +62,16 @@ def check(config: Config) -> None:
         raise InputError(
             "--decomposition=randomized finds the leading components only: give their number with --max_rank."
         )
+    optimizer = config.optimizer
+    if optimizer.table_adam != "decayed" and (
+        optimizer.optimizer not in ("adam", "adamw")
+        or optimizer.table_optimizer != "same"
+        or optimizer.table_updates != "sparse"
+    ):
+        raise InputError(
+            f"--table_adam={optimizer.table_adam} is for Adam on sparse rows; take --optimizer=adam, "
+            "--table_optimizer=same and --table_updates=sparse with it, or leave it out."
+        )
     files = config.data.dataset == "files"
     for name, value in (("interactions", config.data.interactions), ("items", config.data.items)):
         if files and not value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,15 @@ def params_digest(params: Any) -> str:
         array = _fetch(leaves[path])
         digest.update(f"{path}\n{array.dtype.name}\n{','.join(map(str, array.shape))}\n".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def code_digest() -> str:
+    """SHA-256 over the sources of this package, 64 hex digits: what was measured by one digest is one code."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

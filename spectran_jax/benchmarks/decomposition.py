@@ -27,7 +27,7 @@ def decomposition(settings: Settings) -> Measured:
     with embeddings(settings.workdir / "decomposition", items) as (source, out):
         paired = alternate(
             {
-                "ours": lambda: decompose_to(out, np.load(source, mmap_mode="r"), max_rank=RANK)[1],
+                "ours": lambda: synced(out, decompose_to(out, np.load(source, mmap_mode="r"), max_rank=RANK)[1]),
                 "other": bare(items, out.with_name("bare.bin")),
             },
             min(settings.repeats, 3) if settings.full else settings.repeats,
@@ -45,6 +45,13 @@ def decomposition_memory(settings: Settings) -> Measured:
         found = run_probe("decompose", source=str(source), out=str(out), max_rank=RANK)
     note = f"{items:,} x {DIMENSION} float16, max_rank {RANK}; as float64 the embeddings are other"
     return Measured(ratio=found["peak_mib"], ours=found["peak_mib"], other=items * DIMENSION * 8 / 2**20, note=note)
+
+
+def synced(path: Path, result: str) -> str:
+    """The result, once the file's bytes are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return result
 
 
 def rows(settings: Settings) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from spectran_jax.benchmarks.rows import Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import dataset_config
+from spectran_jax.digest import code_digest
 from spectran_jax.training.run import train_and_report
 
 SEEDS = range(8)
@@ -28,13 +29,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def trained(settings: Settings, variant: str) -> list[float]:
-    """The test metric of each seed. A run that is finished in --workdir is not run again."""
+    """The test metric of each seed. A run that this very code finished in --workdir is not run again."""
     values = []
     for seed in SEEDS:
         config = dataset_config(settings, "office", epochs=EPOCHS, patience=PATIENCE, seed=seed, **VARIANTS[variant])
         silent = io.StringIO()
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-            metrics = train_and_report(config, settings.workdir / "quality" / f"{variant}-{seed}")
+            metrics = train_and_report(config, settings.workdir / "quality" / code_digest()[:8] / f"{variant}-{seed}")
         values.append(float(metrics["test"][METRIC]))
     return values
 

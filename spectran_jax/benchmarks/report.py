@@ -18,6 +18,7 @@ import numpy as np
 from spectran_jax.benchmarks import rows as bars
 from spectran_jax.benchmarks.rows import Bar, Row, Settings
 from spectran_jax.config import Config
+from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
 from spectran_jax.progress import stderr_console
 from spectran_jax.training.runtime import configure_jax
@@ -100,8 +101,9 @@ def read(path: Path) -> list[Row]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Cores, processor, platform, versions and device: what figures depend on beside the settings."""
+    """The code's digest, cores, processor, platform, versions, device: what figures depend on beside the settings."""
     return {
+        "code": code_digest()[:12],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processor": _processor(),
         "platform": platform.platform(),
@@ -148,7 +150,7 @@ def markdown(results: Sequence[Row]) -> str:
             machines.append(row.machine)
     lines = [
         f"Measured on {m['processor']}, {m['cores']} cores, {m['platform']}, Python {m['python']}, JAX {m['jax']} on "
-        f"{m['devices']} x {m['device']}."
+        f"{m['devices']} x {m['device']}, code {m['code']}."
         for m in machines
     ]
     lines += ["", "| " + " | ".join(HEADINGS) + " |", "|---|---|---:|---:|---:|---|---|---|---|"]

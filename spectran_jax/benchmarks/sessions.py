@@ -36,7 +36,7 @@ def dataset_config(settings: Settings, name: str, **options: Any) -> Config:
         "max_length": 20,
         "batch_size": 256,
         "dimension": 64,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "semantic_scale": 0.4,
     }
     return Config().replace(**(values | options))

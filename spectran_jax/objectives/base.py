@@ -40,7 +40,7 @@ class Objective(Protocol):
 
     @property
     def mask_negatives(self) -> str:
-        """Which negatives the step excludes: "positive", the position's own target, or "history", all of its user's."""
+        """Which negatives the step excludes: "positive", the own target, or "history", all of the user's in the row."""
 
     def loss(
         self,

@@ -19,6 +19,9 @@ from spectran_jax.spectral.spectrum import Spectrum
 
 Array = jax.Array | np.ndarray
 
+_BLOCK = 1 << 14
+"""Items whose coordinates are handed on at once, where U is in memory."""
+
 
 def decompose(
     x: Float[Array, "N m"],
@@ -181,7 +184,13 @@ def _blocks(solution: Solution) -> Iterator[Block]:
                 buffer = np.empty((len(chunk), len(sign)))
             yield where, part, np.matmul(chunk, weights, out=buffer[: len(chunk)])
     else:
-        yield slice(0, len(rows.part)), rows.part, solution.left * (root * sign)
+        # U is in memory, over the few items with text; the zeros of the others need not be.
+        weights, done = root * sign, 0
+        for start in range(0, len(rows.part), _BLOCK):
+            part = rows.part[start : start + _BLOCK]
+            texts = int(np.count_nonzero(part))
+            yield slice(start, start + len(part)), part, solution.left[done : done + texts] * weights
+            done += texts
 
 
 def _refined(solution: Solution, rms: Float[np.ndarray, "r"]) -> Float[np.ndarray, "r"]:

@@ -44,8 +44,8 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
     """The spectrum of a catalogue's text embeddings: read from `cache_dir`, or decomposed and written there.
 
     `u` goes to disk as it is computed: neither it nor the embeddings need fit in memory. Keyed by the digest of the
-    embeddings, every field of `config.spectrum` and the code's version, so that changed text, items or options never
-    meet an old spectrum.
+    embeddings, every field of `config.spectrum` that changes it and the code's version, so that changed text, items or
+    options never meet an old spectrum.
 
     Returns:
       A `Spectrum` over the N items, `u` memory-mapped.
@@ -56,9 +56,10 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
       RunError: the disk is full.
     """
     options = config.spectrum
+    made_by = {name: value for name, value in dataclasses.asdict(options).items() if name != "spectrum_memory"}
     identity = {
         "embeddings": embeddings.digest,
-        "options": json.dumps(dataclasses.asdict(options), sort_keys=True),
+        "options": json.dumps(made_by, sort_keys=True),
         "version": str(spectral.VERSION),
     }
     folder = cache_dir / "spectrum" / digest_of(identity.values())[:32]

@@ -130,14 +130,13 @@ def train(
         longest=setup.dataset.longest,
     )
 
-    # Initial state.
+    # What is compiled, and what it reads.
     programs = build_programs(setup, total)
     memory.require(setup, programs.state)
     frozen = setup.place()
-    state = programs.init()
     step, record = 0, Record()
 
-    # Resume.
+    # Initial state, or the one to resume from; never both at once.
     checkpoints = Checkpoints(workdir / "checkpoints")
     restored = checkpoints.restore(programs.state, setup.inputs_digest)
     if restored is not None:
@@ -147,6 +146,7 @@ def train(
             raise InputError(f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}.")
         batches.set_state(record.data)
     else:
+        state = programs.init()
         record.data = batches.get_state()
     summaries = Summaries(workdir / "tensorboard") if training.tensorboard else None
     log = MetricsLog(workdir / "metrics.jsonl", step, also=summaries)

@@ -41,8 +41,6 @@ def needed(setup: Setup, state: TrainState) -> dict[str, int]:
     shardings = partitioning.frozen_shardings(setup.mesh, setup.frozen, setup.model.item_encoder.item_arrays)
     for leaf, sharding in zip(jax.tree.leaves(setup.frozen), jax.tree.leaves(shardings), strict=True):
         bytes_of["text coordinates u"] += _shard_bytes(leaf, sharding)
-    if setup.config.spectrum.spectrum_memory == "host" and _is_host(setup.mesh):
-        bytes_of["text coordinates u"] += sum(array.nbytes for array in setup.host_arrays.values())
     table = jax.ShapeDtypeStruct((setup.dataset.num_items, setup.config.encoder.dimension + 1), np.float32)
     bytes_of["item table of an evaluation"] = _shard_bytes(table, partitioning.table_sharding(setup.mesh).vectors)
     return bytes_of

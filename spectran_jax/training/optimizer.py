@@ -86,8 +86,8 @@ def _rule(config: OptimizerConfig, item_params: Sequence[str]) -> optax.Gradient
     everywhere = rules[config.optimizer]()
     if config.table_optimizer == "rowwise_adagrad":
         items = scale_by_rowwise_adagrad()
-    elif config.table_bias_correction == "row" and config.optimizer in ("adam", "adamw"):
-        items = scale_by_row_adam()
+    elif config.table_updates == "sparse" and config.table_adam != "lazy" and config.optimizer in ("adam", "adamw"):
+        items = scale_by_row_adam(config.table_adam)
     else:
         return everywhere
 

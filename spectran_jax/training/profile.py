@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+
+_log = logging.getLogger(__name__)
 
 _SKIP = 3
 """Steps after the start that are not traced: they compile, and fill the caches."""
@@ -25,13 +28,14 @@ class Profile:
           after: the step that this start begins from.
         """
         self._folder, self._steps = folder, steps
-        self._first, self._last = after + _SKIP, after + _SKIP + steps
+        self._first = self._last = after + _SKIP
         self._running = False
 
     def at(self, step: int, state: Any) -> None:
         """`step` updates are dispatched; `state` is what the last of them gives."""
-        if self._steps and not self._running and self._first <= step < self._last:
+        if self._steps and not self._running and step >= self._first:
             jax.block_until_ready(state)
+            self._last = step + self._steps
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._running = True
         elif self._running and step >= self._last:
@@ -50,3 +54,5 @@ class Profile:
     ) -> None:
         if self._running:
             self._stop()
+        elif self._steps and kind is None:
+            _log.warning("--profile=%d wrote no trace: the run ended before its step %d.", self._steps, self._first)

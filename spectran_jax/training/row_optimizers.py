@@ -2,18 +2,25 @@
 
 Any Optax transformation whose state has one row for each row of the table works on taken rows, `scale_by_adam`
 among them: its moments then belong to the steps that touched the row, while its count goes with every step. What is
-here knows more of a row: how often it was touched, or one accumulator for all of its dimensions.
+here knows more of a row: when it was last touched, how often, or one accumulator for all of its dimensions.
 
-| | moments of an untouched row | its weight | weight decay | bias correction |
-|---|---|---|---|---|
-| dense Adam | decay every step | drifts along the old moments | every step | by the step |
-| `scale_by_adam` on taken rows | kept | kept | when touched | by the step |
-| `scale_by_row_adam` | kept | kept | when touched | by the row's own count |
-| `scale_by_rowwise_adagrad` | kept (they never decay) | kept | when touched | none |
+| of a row that a step does not touch | first moment | second moment | weight | decay of the weight | bias correction |
+|---|---|---|---|---|---|
+| dense Adam | decays | decays | drifts along the first | yes | by the step |
+| `scale_by_row_adam("decayed")` | rests | decays | rests | when touched | by the step |
+| `optax.scale_by_adam` on taken rows, "lazy" | rests | rests | rests | when touched | by the step |
+| `scale_by_row_adam("counted")` | rests | rests | rests | when touched | by the row's own count |
+| `scale_by_rowwise_adagrad` | has none | never decays | rests | when touched | none |
 
-Bias correction by the step takes a row that is first touched late for one with a long history of zero gradients: its
-first update is (1 - b1) / sqrt(1 - b2), about 3.2 times, as long as that of a row that was there from the beginning.
-By the row's own count every row starts as the first one did.
+Why the second moment decays by default: for a row that a share f of the steps touch, with gradients g, dense Adam's
+second moment is about f E[g^2], and all that a gradient moves the row in the end is rate * g / sqrt(f E[g^2]). A second
+moment that rests is E[g^2], which makes rare rows slower by sqrt(f): a third for one step in nine. With the decay made
+up for when the row is touched again, every gradient moves its row as far as in dense Adam; only later, at the touches
+that follow, instead of in between.
+
+Bias correction by the step takes a lazy row that is first touched late for one with a long history of zero gradients:
+its first update is (1 - b1) / sqrt(1 - b2), about 3.2 times, as long as that of a row that was there from the
+beginning. By the row's own count every row starts as the first one did.
 """
 
 from __future__ import annotations
@@ -27,40 +34,55 @@ from jaxtyping import Array, Float, Int
 
 
 class RowAdamState(NamedTuple):
-    """Leaves have the rows of the parameters."""
+    """Leaves have the rows of the parameters; `step` is one number."""
 
-    count: Any
-    """int32 [N, 1]: updates of each row."""
+    step: Int[Array, ""]
+    """int32 updates so far."""
+    seen: Any
+    """int32 [N, 1]: of "decayed" the last step that touched the row, of "counted" how many did."""
     mu: Any
     nu: Any
 
 
-def scale_by_row_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, ICLR 2015) with the bias correction of each row by its own count of updates.
+def scale_by_row_adam(
+    kind: str = "decayed", b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, ICLR 2015) for rows that not every step touches; see the table above.
 
     Every row that `update` is given counts as touched. Given all rows at every step it is `optax.scale_by_adam`.
 
     Args:
+      kind: "decayed", the second moment decays with every step, touched or not; "counted", both moments rest and the
+        bias is corrected by the row's own count.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
     """
+    decayed = {"decayed": True, "counted": False}[kind]
 
     def init(params: Any) -> RowAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return RowAdamState(jax.tree.map(lambda p: jnp.zeros((len(p), 1), jnp.int32), params), zeros, zeros)
+        seen = jax.tree.map(lambda p: jnp.zeros((len(p), 1), jnp.int32), params)
+        return RowAdamState(jnp.zeros((), jnp.int32), seen, zeros, zeros)
 
     def update(updates: Any, state: RowAdamState, params: Any = None) -> tuple[Any, RowAdamState]:
         del params
-        count = jax.tree.map(lambda c: c + 1, state.count)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
+        step = state.step + 1
 
-        def scaled(c: Int[Array, "N 1"], m: Float[Array, "N d"], v: Float[Array, "N d"]) -> Float[Array, "N d"]:
-            times = c.astype(jnp.float32)
+        def second(v: Float[Array, "N d"], g: Float[Array, "N d"], seen: Int[Array, "N 1"]) -> Float[Array, "N d"]:
+            # The steps since the last touch had no gradient: each would only have decayed the moment.
+            missed = (step - 1 - seen).astype(jnp.float32) if decayed else 0.0
+            return b2 * (v * b2**missed) + (1 - b2) * g * g
+
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(second, state.nu, updates, state.seen)
+        seen = jax.tree.map(lambda s: jnp.full_like(s, step) if decayed else s + 1, state.seen)
+
+        def scaled(s: Int[Array, "N 1"], m: Float[Array, "N d"], v: Float[Array, "N d"]) -> Float[Array, "N d"]:
+            times = s.astype(jnp.float32)  # of a touched row and "decayed" the step itself
             return (m / (1 - b1**times)) / (jnp.sqrt(v / (1 - b2**times)) + eps)
 
-        return jax.tree.map(scaled, count, mu, nu), RowAdamState(count, mu, nu)
+        return jax.tree.map(scaled, seen, mu, nu), RowAdamState(step, seen, mu, nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -39,10 +39,11 @@ class Timetable:
         return self.reads(step) or step % LOG_EVERY == 0
 
     def steps_at(self, step: int) -> int:
-        """Updates of the dispatch after `step`: `--steps_per_dispatch`, or one where the host is needed earlier."""
-        several = self.training.steps_per_dispatch
-        if step + several > self.total or any(
-            self.saves(at) or self.logs(at) for at in range(step + 1, step + several)
-        ):
-            return min(1, self.total - step)
-        return several
+        """Updates of the dispatch after `step`: `--steps_per_dispatch`, halved until nothing is due in between.
+
+        Halved, and not cut to what is left, so that few programs are compiled.
+        """
+        size = min(self.training.steps_per_dispatch, self.total - step)
+        while size > 1 and any(self.saves(at) or self.logs(at) for at in range(step + 1, step + size)):
+            size //= 2
+        return size

@@ -62,7 +62,7 @@ def long_arrays(text: str, items: int) -> collections.Counter:
 
 def main() -> None:
     """Compares two catalogues."""
-    for options in ({"table_bias_correction": "row"}, {"sampling": "popularity", "loss": "sampled_softmax"}):
+    for options in ({"table_adam": "decayed"}, {"sampling": "popularity", "loss": "sampled_softmax"}):
         sizes = (20_011, 200_017)
         for (name, small), (_, large) in zip(*(compiled(n, **options) for n in sizes), strict=True):
             temporary = [p.memory_analysis().temp_size_in_bytes for p in (small, large)]

@@ -134,14 +134,23 @@ def test_every_encoder_trains_with_every_loss(tiny_config, tmp_path, encoder, lo
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
-def test_several_steps_a_dispatch_make_the_same_run(tiny_config, tmp_path):
-    """Four divides neither the epoch nor the checkpoints: readings and saves keep their steps."""
-    config = tiny_config.replace(epochs=3, checkpoint_every=3, patience=0)
-    lines = {}
+def test_several_steps_a_dispatch_make_the_same_run(tiny_config, tmp_path, monkeypatch):
+    """Readings and saves keep their steps; with u on the host, rows are stacked too."""
+    config = tiny_config.replace(epochs=3, checkpoint_every=1000, patience=0, spectrum_memory="host")
+    lines, calls = {}, []
+    from spectran_jax.training import feed
+
+    put = feed.partitioning.put_batch
+    monkeypatch.setattr(
+        feed.partitioning,
+        "put_batch",
+        lambda mesh, batch, *, steps=False: calls.append(steps) or put(mesh, batch, steps=steps),
+    )
     for several in (1, 4):
         train_and_report(config.replace(steps_per_dispatch=several), tmp_path / str(several))
         text = (tmp_path / str(several) / "metrics.jsonl").read_text()
         lines[several] = [json.loads(line) for line in text.splitlines()]
+    assert any(calls), "no dispatch had several steps"
     assert [(x["kind"], x["step"]) for x in lines[1]] == [(x["kind"], x["step"]) for x in lines[4]]
     for one, many in zip(lines[1], lines[4], strict=True):
         if one["kind"] == "train":
@@ -175,4 +184,6 @@ def test_timetable_gives_several_steps_only_where_nothing_is_due_in_between():
         due = range(step - size + 1, step)
         assert not any(timetable.saves(at) or timetable.logs(at) for at in due)
     assert step == 22
-    assert dispatches == [4, 1, 1, 1, 1, 1, 1, 4, 4, 1, 1, 1, 1]
+    assert dispatches == [4, 2, 1, 2, 1, 4, 4, 2, 1, 1]
+    large = Timetable(total=100, per_epoch=1000, training=TrainingConfig(steps_per_dispatch=64, checkpoint_every=1000))
+    assert large.steps_at(0) == 32

@@ -40,25 +40,56 @@ def run_sparse(optimizer, rows, **params):
     return np.asarray(tree["item_encoder"]["id_embedding"])
 
 
-def lazy_adam(rows, rate, by_row):
+def row_adam(rows, rate, kind):
     rows, mu, nu = rows.astype(np.float64), np.zeros((N, D)), np.zeros((N, D))
     count = np.zeros((N, 1))
     for step, (ids, grad) in enumerate(gradients(), 1):
+        if kind == "decayed":
+            nu *= B2  # of every row, every step
+        else:
+            nu[ids] *= B2
         mu[ids] = B1 * mu[ids] + (1 - B1) * grad
-        nu[ids] = B2 * nu[ids] + (1 - B2) * grad.astype(np.float64) ** 2
+        nu[ids] += (1 - B2) * grad.astype(np.float64) ** 2
         count[ids] += 1
-        times = count[ids] if by_row else step
+        times = count[ids] if kind == "counted" else step
         rows[ids] -= rate * (mu[ids] / (1 - B1**times)) / (np.sqrt(nu[ids] / (1 - B2**times)) + EPS)
     return rows
 
 
-@pytest.mark.parametrize("correction", ["step", "row"])
-def test_adam_on_touched_rows_is_the_formula(correction):
+@pytest.mark.parametrize("kind", ["decayed", "lazy", "counted"])
+def test_adam_on_touched_rows_is_the_formula(kind):
     rows = np.random.default_rng(1).normal(size=(N, D)).astype(np.float32)
-    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0, table_bias_correction=correction)
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0, table_adam=kind)
     got = run_sparse(build_optimizer(config, 100, ("id_embedding",)), rows)
-    np.testing.assert_allclose(got, lazy_adam(rows, 0.1, correction == "row"), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(got, lazy_adam(rows, 0.1, correction != "row"), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got, row_adam(rows, 0.1, kind), rtol=2e-5, atol=2e-6)
+    for other in {"decayed", "lazy", "counted"} - {kind}:
+        assert np.abs(got - row_adam(rows, 0.1, other)).max() > 1e-5
+
+
+def test_a_decayed_second_moment_moves_a_rare_row_as_far_as_dense_adam_does():
+    """One row touched at one step in nine, always by the same gradient: per gradient, rate / sqrt(1 / 9) = 3 rates."""
+    every, steps = 9, 9 * 500
+
+    def travelled(kind):
+        transform = optax.scale_by_adam() if kind in ("dense", "lazy") else scale_by_row_adam(kind)
+        params = {"a": jnp.zeros((1, 1))}
+
+        def body(step, carry):
+            place, state = carry
+            touched = step % every == 0
+            updates, after = transform.update({"a": jnp.where(touched, 1.0, 0.0).reshape(1, 1)}, state)
+            if kind == "dense":
+                return place + updates["a"], after
+            # Only the count of all steps goes on where the row is not touched.
+            same = lambda new, old: new if new.ndim == 0 else jnp.where(touched, new, old)  # noqa: E731
+            return place + jnp.where(touched, updates["a"], 0), jax.tree.map(same, after, state)
+
+        return float(jax.lax.fori_loop(0, steps, body, (jnp.zeros((1, 1)), transform.init(params)))[0][0, 0])
+
+    dense = travelled("dense")
+    assert dense == pytest.approx(500 * 3, rel=0.1)
+    assert travelled("decayed") == pytest.approx(dense, rel=0.1)
+    assert travelled("lazy") < 0.75 * dense  # and less with every further step
 
 
 def test_rowwise_adagrad_is_the_formula_with_one_number_a_row():
@@ -74,9 +105,10 @@ def test_rowwise_adagrad_is_the_formula_with_one_number_a_row():
     assert state.mean_square["a"].shape == (N, 1)
 
 
-def test_row_adam_on_all_rows_is_optax_adam():
+@pytest.mark.parametrize("kind", ["decayed", "counted"])
+def test_row_adam_on_all_rows_is_optax_adam(kind):
     params = {"a": jnp.asarray(np.random.default_rng(2).normal(size=(N, D)), jnp.float32)}
-    ours, theirs = scale_by_row_adam(), optax.scale_by_adam()
+    ours, theirs = scale_by_row_adam(kind), optax.scale_by_adam()
     state, reference = ours.init(params), theirs.init(params)
     for seed in range(4):
         grads = {"a": jax.random.normal(jax.random.key(seed), (N, D))}
@@ -99,7 +131,7 @@ def test_a_row_touched_late_starts_as_the_first_one_did_only_with_its_own_count(
         part = jax.tree.map(lambda x: x[jnp.asarray([1])] if x.ndim else x, state)
         return float(transform.update({"a": jnp.ones((1, D))}, part)[0]["a"][0, 0])
 
-    assert first_update(scale_by_row_adam(), 2000) == pytest.approx(1, rel=1e-4)
+    assert first_update(scale_by_row_adam("counted"), 2000) == pytest.approx(1, rel=1e-4)
     # After n steps by which nothing has decayed yet: (1 - b1) / sqrt((1 - b2) / (1 - b2^n)).
     expected = 0.1 / np.sqrt(0.001 / (1 - 0.999**2001))
     assert first_update(optax.scale_by_adam(), 2000) == pytest.approx(expected, rel=1e-3)
