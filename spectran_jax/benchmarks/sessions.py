@@ -37,6 +37,7 @@ def dataset_config(settings: Settings, name: str, **options: Any) -> Config:
         "batch_size": 256,
         "dimension": 64,
         "learning_rate": 3e-3,
+        "dropout": 0.2,
         "semantic_scale": 0.4,
     }
     return Config().replace(**(values | options))
