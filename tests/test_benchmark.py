@@ -324,7 +324,7 @@ def test_embeddings_are_removed(tmp_path):
 def test_anonymous_memory_is_seen():
     before = probe.anonymous_kib()
     with probe.AnonymousPeak() as peak:
-        held = np.ones(4 * 2**20)
+        held = np.ones(16 * 2**20)  # above what malloc may take from freed, still resident memory
         peak.kib = max(peak.kib, probe.anonymous_kib())
     assert peak.kib - before > 0.9 * held.nbytes / 2**10
 

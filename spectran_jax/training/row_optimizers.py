@@ -76,7 +76,8 @@ def scale_by_row_adam(
 
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(second, state.nu, updates, state.seen)
-        seen = jax.tree.map(lambda s: jnp.full_like(s, step) if decayed else s + 1, state.seen)
+        # The maximum is the step. Written as a plain broadcast, XLA would copy all N of them before it writes the rows.
+        seen = jax.tree.map(lambda s: jnp.maximum(s, step) if decayed else s + 1, state.seen)
 
         def scaled(s: Int[Array, "N 1"], m: Float[Array, "N d"], v: Float[Array, "N d"]) -> Float[Array, "N d"]:
             times = s.astype(jnp.float32)  # of a touched row and "decayed" the step itself
