@@ -26,6 +26,8 @@ class SequenceLayout(NamedTuple):
     """int32; 0 for the oldest kept item of a history; 0 on padding."""
     timestamp: Int[Array, "B L"] | None = None
     """int32 seconds since the oldest kept item of the history, or None where the data has none."""
+    hidden: Bool[Array, "B L"] | None = None
+    """True where the backbone puts its mask token in the item's place; None for a backbone without one."""
 
 
 class TrainBatch(NamedTuple):

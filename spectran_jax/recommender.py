@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from spectran_jax.item_encoders import StepView
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.objectives import score_vectors
 
@@ -49,7 +50,8 @@ class Recommender(nn.Module):
         self, inputs: Float[jax.Array, "B L d"], layout: SequenceLayout, *, train: bool = False
     ) -> Float[jax.Array, "B L d"]:
         """User states, float32, of histories of item vectors; the one at a position scores the item after it."""
-        return self.scored(self.backbone(jnp.where(layout.mask[..., None], inputs, 0), layout, train=train))
+        inputs = self.item_encoder.contextualize(jnp.where(layout.mask[..., None], inputs, 0), layout, train=train)
+        return self.scored(self.backbone(inputs, layout, train=train))
 
     def scored(self, vectors: Float[jax.Array, "... d"]) -> Float[jax.Array, "... d"]:
         """What is scored of states and of item vectors, float32."""
@@ -73,8 +75,18 @@ class Recommender(nn.Module):
         return ItemTable(self.scored(vectors), jnp.linalg.norm(vectors, axis=-1))
 
     def __call__(self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout) -> Float[jax.Array, "B L d"]:
-        """States without dropout; also what `init` runs to create every parameter."""
+        """States without dropout."""
         return self.states(item_ids, layout)
+
+    def create(self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout) -> None:
+        """Runs everything that has parameters, auxiliary losses included: what `init` calls."""
+        rows = self.item_encoder.rows(item_ids.reshape(-1))
+        vectors = self.item_encoder.encode(rows)
+        at = jnp.arange(item_ids.size, dtype=jnp.int32)
+        item_at = at.reshape(item_ids.shape)
+        states = self.read(vectors[item_at], layout)
+        view = StepView(vectors, item_at, layout, states, at, jnp.ones(at.shape, jnp.float32))
+        self.item_encoder.auxiliary(rows, view)
 
     def diagnostics(self) -> dict[str, jax.Array]:
         """What the item encoder wants watched through training, by name."""

@@ -38,9 +38,7 @@ def encoder(name, dtype=jnp.float32, **options):
     """A module, its frozen arrays and its initial parameters."""
     config = EncoderConfig(item_encoder=name, dimension=D, attention_dimension=4, **options)
     module, frozen = item_encoders.build(config, make_source(), dtype=dtype)
-    init = jax.jit(
-        lambda key, f: module.apply({"frozen": f}, jnp.arange(2), rngs={"params": key}, mutable=["params", "losses"])
-    )
+    init = jax.jit(lambda key, f: module.apply({"frozen": f}, jnp.arange(2), rngs={"params": key}, mutable=["params"]))
     _, variables = init(jax.random.key(0, impl="rbg"), frozen)
     assert set(variables) == {"params"}
     return module, frozen, variables["params"]

@@ -13,12 +13,12 @@ import numpy as np
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError, unknown_name
-from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows
+from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows, StepView
 from spectran_jax.item_encoders.id import IdEncoder
 from spectran_jax.item_encoders.spectran import SpecTranEncoder
 from spectran_jax.item_encoders.svd import SvdEncoder
 
-__all__ = ["REGISTRY", "ItemEncoder", "ItemSource", "Rows", "build", "lookup"]
+__all__ = ["REGISTRY", "ItemEncoder", "ItemSource", "Rows", "StepView", "build", "lookup"]
 
 REGISTRY: dict[str, type[ItemEncoder]] = {"id": IdEncoder, "svd": SvdEncoder, "spectran": SpecTranEncoder}
 

@@ -1,14 +1,13 @@
 """The protocol of item encoders, and what they are built from.
 
 Arrays that training reads and never changes (spectral coordinates, the mask of trained items) come from the
-collection "frozen", never from parameters or captured constants. Auxiliary losses go to the collection "losses"
-by `self.sow("losses", name, value)`.
+collection "frozen", never from parameters or captured constants. Auxiliary losses are what `auxiliary` returns.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from spectran_jax.config import EncoderConfig
+from spectran_jax.layout import SequenceLayout
 
 if TYPE_CHECKING:
     from spectran_jax.spectral import Spectrum
@@ -34,6 +34,22 @@ class ItemSource:
     spectrum: Spectrum | None = None
     """Of it, encoders read u [N, r] (zero rows for items without text) and sigma [r]."""
     text: Float[np.ndarray, "N m"] | None = None
+
+
+class StepView(NamedTuple):
+    """What a training step has computed, for auxiliary losses. The step's items are numbered 0 .. U - 1."""
+
+    vectors: Float[Array, "U d"]
+    """What `encode` gave. Which items are here beside the batch's depends on the loss: go by `item_at`, `target_at`."""
+    item_at: Int[Array, "B L"]
+    """int32 number of each input item; anything on padding."""
+    layout: SequenceLayout
+    states: Float[Array, "B L d"]
+    """User states as they are scored, float32; anything on padding."""
+    target_at: Int[Array, "S"]
+    """int32 number of each supervised position's target."""
+    weight: Float[Array, "S"]
+    """float32: 1 on supervised positions, 0 on padding."""
 
 
 class ItemEncoder(nn.Module, kw_only=True):
@@ -82,6 +98,20 @@ class ItemEncoder(nn.Module, kw_only=True):
     def table(self, *, train: bool = False) -> Float[Array, "N d"]:
         """Vectors of all items."""
         return self.encode(self.rows(None), train=train)
+
+    def contextualize(
+        self, inputs: Float[Array, "B L d"], layout: SequenceLayout, *, train: bool = False
+    ) -> Float[Array, "B L d"]:
+        """What the backbone reads of histories of item vectors; a position may use what its state may depend on."""
+        return inputs
+
+    def auxiliary(self, rows: Rows, view: StepView) -> dict[str, Float[Array, ""]]:
+        """Float32 losses of a training step to add to the objective's, by name, their weights included.
+
+        `rows` are those of the step's items. Padding of a step repeats items, and a loss over all items has the whole
+        catalogue in `rows`: mean over the batch (`view`) and not over the rows.
+        """
+        return {}
 
     def diagnostics(self) -> dict[str, Array]:
         """Small arrays to watch through training, by name; under jit, at most one pass over the item parameters."""

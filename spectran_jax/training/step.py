@@ -18,6 +18,7 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 from spectran_jax import negatives
+from spectran_jax.item_encoders import StepView
 from spectran_jax.layout import SequenceLayout, TrainBatch
 from spectran_jax.objectives import Negatives, Objective
 from spectran_jax.recommender import Recommender
@@ -109,7 +110,7 @@ def init_state(
     ones = jnp.ones((1, max_length), jnp.int32)
     layout = SequenceLayout(mask=ones > 0, segment=ones, position=ones * 0, timestamp=ones * 0)
     _, variables = model.apply(
-        {"frozen": frozen}, ones * 0, layout, rngs={"params": init_key}, mutable=["params", "losses"]
+        {"frozen": frozen}, ones * 0, layout, rngs={"params": init_key}, mutable=["params"], method=model.create
     )
     params = variables["params"]
     params = params.unfreeze() if isinstance(params, FrozenDict) else params
@@ -181,10 +182,12 @@ def make_train_step(
             sampled = _negatives(objective, frozen.sampler, batch, targets, drawn, at(drawn))
 
         def total_loss(params: Params) -> tuple[Float[jax.Array, ""], Scalars]:
-            def forward(module: Recommender) -> tuple[Float[jax.Array, ""], Scalars]:
-                vectors = module.encode(train=True)  # each item once, however often it stands in the batch
+            def forward(module: Recommender) -> tuple[Float[jax.Array, ""], Scalars, Scalars]:
+                encoder = module.item_encoder
+                item_rows = encoder.rows(None)
+                vectors = encoder.encode(item_rows, train=True)  # each item once, however often it stands in the batch
                 states = module.read(vectors[item_at], batch.layout, train=True)
-                return objective.loss(
+                loss, extra = objective.loss(
                     batch.at_supervised(states),
                     module.scored(vectors),
                     positive_ids=positive_at,
@@ -192,17 +195,11 @@ def make_train_step(
                     negatives=sampled,
                     candidates=frozen.candidates,
                 )
+                view = StepView(vectors, item_at, batch.layout, states, positive_at, weight)
+                return loss, extra, encoder.auxiliary(item_rows, view)
 
-            (loss, extra), sown = part.apply(
-                {"params": params, "frozen": arrays},
-                rngs={"dropout": keys.dropout},
-                mutable=["losses"],
-                method=forward,
-            )
-            auxiliary = {
-                "/".join(str(getattr(k, "key", k)) for k in path if hasattr(k, "key")): value
-                for path, value in jax.tree_util.tree_leaves_with_path(sown)
-            }
+            made: Any = part.apply({"params": params, "frozen": arrays}, rngs={"dropout": keys.dropout}, method=forward)
+            loss, extra, auxiliary = made
             return loss + sum(auxiliary.values(), jnp.zeros(())), {"loss": loss, **extra, **auxiliary}
 
         grads, metrics = jax.grad(total_loss, has_aux=True)(params)
