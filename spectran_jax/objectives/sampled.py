@@ -50,7 +50,7 @@ def infonce(
       van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018, equation 4.
       Cui et al., SpecTran, SIGIR 2026.
     """
-    _check_shapes(states, positives, negatives, excluded, weight)
+    check_shapes(states, positives, negatives, excluded, weight)
     return _contrast(states, positives, negatives, excluded, weight, jnp.zeros(()), temperature)
 
 
@@ -94,7 +94,7 @@ def sampled_softmax(
       2008, section III. Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations,
       RecSys 2019, equation 3 (the logQ correction).
     """
-    _check_shapes(states, positives, negatives, excluded, weight)
+    check_shapes(states, positives, negatives, excluded, weight)
     expect("log_q", log_q, (len(negatives),))
     expect("excluded_mass", excluded_mass, (len(states),))
     never = jnp.isneginf(log_q)
@@ -106,9 +106,10 @@ def sampled_softmax(
     return _contrast(states, positives, negatives, excluded, weight, correction, temperature)
 
 
-def _check_shapes(
+def check_shapes(
     states: jax.Array, positives: jax.Array, negatives: jax.Array, excluded: jax.Array, weight: jax.Array
 ) -> None:
+    """Raises `InputError` for arrays of a sampled loss whose shapes do not fit together."""
     tokens, dimension = matrix("states", states)
     expect("positives", positives, (tokens, dimension))
     expect("negatives", negatives, (len(negatives), dimension))
@@ -162,7 +163,7 @@ class InfoNCE:
         candidates: Bool[jax.Array, "M"],
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `Objective.loss` and `infonce`; the probabilities of the negatives and `candidates` are not used."""
-        drawn = _given(negatives)
+        drawn = given(negatives)
         return infonce(
             states, items[positive_ids], items[drawn.ids], drawn.excluded, weight, temperature=self.temperature
         )
@@ -188,13 +189,14 @@ class SampledSoftmax:
         candidates: Bool[jax.Array, "M"],
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `Objective.loss` and `sampled_softmax`; `candidates` is not used."""
-        drawn = _given(negatives)
+        drawn = given(negatives)
         vectors = items[positive_ids], items[drawn.ids]
         masks = drawn.log_q, drawn.excluded, drawn.excluded_mass
         return sampled_softmax(states, *vectors, *masks, weight, temperature=self.temperature)
 
 
-def _given(negatives: Negatives | None) -> Negatives:
+def given(negatives: Negatives | None) -> Negatives:
+    """`negatives`, which a sampled loss must have."""
     if negatives is None:
         raise InputError("A loss over sampled negatives needs negatives, got None.")
     return negatives
