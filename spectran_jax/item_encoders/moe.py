@@ -55,7 +55,7 @@ class MoeEncoder(TextEncoder, kw_only=True):
     """`moe`: a mixture of whitening experts, plus a learned ID part by `--fusion`.
 
     Hou et al., Towards Universal Sequence Representation Learning for Recommender Systems (UniSRec), KDD 2022,
-    equations 1 to 4, and the authors' code for what the paper leaves open: gate and noise start at zero, all experts
+    and the authors' code for what the paper leaves open: gate and noise start at zero, all experts
     take part. Decided here: x as the decomposition sees it (`text.TextEncoder`), so that b_k starts at the mean; no
     dropout on x (theirs is 0.2); an item's noise is drawn once a step, wherever it stands in the batch. UniSRec's
     inductive setting is `--fusion=none`, its transductive one `sum`.

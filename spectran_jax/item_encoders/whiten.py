@@ -28,11 +28,11 @@ class WhitenEncoder(SemanticEncoder, kw_only=True):
     relaxed whitening. One head f serves both, and the results are summed (WhitenRec+); with `--whiten_groups=1` Z_1 is
     alone (WhitenRec). The paper does without IDs: `--fusion=none`.
 
-    Decided here: rows at unit length first, as for the spectrum, and centred whatever `--center` says; directions of a standard deviation below 1e-4 of the
-    largest are dropped, where a small number on the diagonal of C would blow them up to nearly 1; where G does not
-    divide m, groups differ by one dimension; f has two layers (`text.TwoLayers`) of `--adapter_width` hidden units;
-    and c makes the sum's mean square at start 1. C is taken in float64 at set-up, and both results, N 2m float32
-    numbers, are kept: whitening the rows of a step would cost m^2 for each.
+    Decided here: rows at unit length first, as for the spectrum, and centred whatever `--center` says; directions of a
+    standard deviation below 1e-4 of the largest are dropped instead of blown up, also where a group holds no others;
+    where G does not divide m, groups differ by one dimension; f has two layers (`text.TwoLayers`, of
+    `--adapter_width` hidden units); and c makes the sum's mean square at start 1. C is taken in float64 at set-up, and
+    both results, N 2m float32 numbers, are kept: whitening the rows of a step would cost m^2 for each.
     """
 
     width: int

@@ -56,8 +56,8 @@ def binary_cross_entropy(
       InputError: for arrays whose shapes do not fit together.
 
     References:
-      Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018, equation 7. Petrov and Macdonald, gSASRec:
-      Reducing Overconfidence in Sequential Recommendation Trained with Negative Sampling, RecSys 2023, equations 4, 8.
+      Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018. Petrov and Macdonald, gSASRec: Reducing
+      Overconfidence in Sequential Recommendation Trained with Negative Sampling, RecSys 2023.
     """
     check_shapes(states, positives, negatives, excluded, weight)
     states = supervised(states, weight)
@@ -86,7 +86,7 @@ def gbce_beta(negatives: int, items: int, calibration: float) -> float:
       calibration: t in [0, 1].
 
     References:
-      Petrov and Macdonald, gSASRec, RecSys 2023, equation 12 and theorem 5.1.
+      Petrov and Macdonald, gSASRec, RecSys 2023, where alpha is the sampling rate and t the calibration.
     """
     alpha = min(1.0, negatives / max(items - 1, 1))
     return 1.0 - calibration * (1.0 - alpha)

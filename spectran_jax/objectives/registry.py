@@ -29,8 +29,8 @@ def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
 
     Raises:
       InputError: for an unknown loss, score, sampler or mask, a temperature that is not above zero, a calibration
-        outside [0, 1], counts that no item can be drawn by (`negatives.checked_counts`), or a number of negatives below one or, where they are
-        uniform, above the number of trained items.
+        outside [0, 1], counts that no item can be drawn by (`negatives.checked_counts`), or a number of negatives below
+        one or, where they are uniform, above the number of trained items.
     """
     check_name(config.loss)
     check_score(config.score)
