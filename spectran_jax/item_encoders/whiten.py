@@ -108,19 +108,22 @@ Blocks = list[tuple[slice, Float[np.ndarray, "g g"]]]
 
 def whitenings(covariance: Float[np.ndarray, "m m"], groups: int) -> list[Blocks]:
     """C^(-1/2) of the whole covariance and, for more than one group, of the covariance within each group."""
-    least = _RTOL**2 * float(np.linalg.eigvalsh(covariance)[-1])
-    return [_whitening(covariance, count, least) for count in sorted({1, groups})]
+    m = len(covariance)
+    values, vectors = np.linalg.eigh(covariance)
+    least = _RTOL**2 * values[-1]
+    views: list[Blocks] = [[(slice(0, m), _inverse_root(values, vectors, least))]]
+    if groups > 1:
+        parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(m), groups)]
+        views.append([(at, _inverse_root(*np.linalg.eigh(covariance[at, at]), least)) for at in parts])
+    return views
 
 
-def _whitening(covariance: Float[np.ndarray, "m m"], groups: int, least: float) -> Blocks:
-    ends = np.cumsum([len(part) for part in np.array_split(np.arange(len(covariance)), groups)])
-    blocks: Blocks = []
-    for start, end in zip([0, *ends], ends, strict=False):
-        at = slice(int(start), int(end))
-        values, vectors = np.linalg.eigh(covariance[at, at])
-        kept = vectors[:, values > least]
-        blocks.append((at, (kept * values[values > least] ** -0.5) @ kept.T))
-    return blocks
+def _inverse_root(
+    values: Float[np.ndarray, "g"], vectors: Float[np.ndarray, "g g"], least: float
+) -> Float[np.ndarray, "g g"]:
+    """V diag(values)^(-1/2) V^T over the values above `least`."""
+    kept = values > least
+    return (vectors[:, kept] * values[kept] ** -0.5) @ vectors[:, kept].T
 
 
 def _sum_mean_square(x: Float[np.ndarray, "s v m"]) -> float:
