@@ -186,6 +186,13 @@ class ObjectiveConfig:
         "--max_length (history).",
         choices=("positive", "history"),
     )
+    history_negatives: bool = _field(
+        True,
+        "Add the items of a position's own history to its sampled negatives: a catalogue's draws hardly ever hold them, "
+        "and a model that is not told ranks what users have bought first. Leave it out where people buy things again. "
+        "softmax holds them anyway; sampled_softmax takes them with --mask_negatives=history, which leaves them out of "
+        "what is drawn.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ An `Objective` says where its negatives come from (`sampler`), so that a trainin
 before it computes the first vector, and turns states and item vectors into a loss.
 """
 
-from spectran_jax.objectives.base import Aux, Negatives, Objective, weighted_mean
+from spectran_jax.objectives.base import Aux, History, Negatives, Objective, weighted_mean
 from spectran_jax.objectives.binary import BinaryCrossEntropy, binary_cross_entropy, gbce_beta
 from spectran_jax.objectives.full import Softmax, softmax
 from spectran_jax.objectives.registry import build, check_name
@@ -14,6 +14,7 @@ from spectran_jax.objectives.scores import check_score, normalize, score_vectors
 __all__ = [
     "Aux",
     "BinaryCrossEntropy",
+    "History",
     "InfoNCE",
     "Negatives",
     "Objective",

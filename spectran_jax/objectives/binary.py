@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from spectran_jax.errors import InputError
 from spectran_jax.negatives import Sampler
-from spectran_jax.objectives.base import Aux, Negatives, supervised, weighted_mean
+from spectran_jax.objectives.base import Aux, History, Negatives, supervised, weighted_mean
 from spectran_jax.objectives.sampled import check_shapes, given
 
 
@@ -24,6 +24,7 @@ def binary_cross_entropy(
     *,
     temperature: float,
     beta: float = 1.0,
+    history: History | None = None,
 ) -> tuple[Float[jax.Array, ""], Aux]:
     """Binary cross-entropy (beta 1: SASRec's loss) or its generalisation (gSASRec's).
 
@@ -35,6 +36,7 @@ def binary_cross_entropy(
     and then the mean under `weight`. It is the papers' sum over target and negatives, over how many these are; the
     m that count stand for all n, so that a false negative among them does not make the others lighter. SASRec draws
     one negative a position and does not divide by 2. A position without a negative that counts has its target's term.
+    Each item of `history` is one more term of the sum.
 
     In float32: -log sigmoid(s)^beta = beta log(1 + e^-s) and -log(1 - sigmoid(s)) = log(1 + e^s), so neither a
     probability nor its power is ever formed; the authors' way through the logit of sigmoid(s)^beta needs float64.
@@ -47,6 +49,7 @@ def binary_cross_entropy(
       weight: 1 on supervised positions, 0 on padding. Where all are zero the loss is zero.
       temperature: divides the scores.
       beta: power of the target's probability; see `gbce_beta`.
+      history: further negatives of each position.
 
     Returns:
       The float32 loss, and `positive_score` (mean score of the targets, before the temperature) and
@@ -66,6 +69,8 @@ def binary_cross_entropy(
     count = len(negatives)
     others = jnp.sum(jnp.where(excluded, 0.0, jax.nn.softplus(scores / temperature)), axis=1)
     others = others * (count / jnp.maximum(jnp.sum(~excluded, axis=1), 1))
+    if history is not None:
+        others += jnp.sum(jnp.where(history.counts, jax.nn.softplus(history.scores / temperature), 0.0), axis=1)
     losses = (beta * jax.nn.softplus(-positive / temperature) + others) / (count + 1)
     return weighted_mean(losses, weight), {
         "positive_score": weighted_mean(positive, weight),
@@ -103,6 +108,7 @@ class BinaryCrossEntropy:
     sampler: Sampler
     mask_negatives: str
     beta: float = 1.0
+    history_negatives: bool = False
     sampled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -123,5 +129,11 @@ class BinaryCrossEntropy:
         drawn = given(negatives)
         vectors = items[positive_ids], items[drawn.ids]
         return binary_cross_entropy(
-            states, *vectors, drawn.excluded, weight, temperature=self.temperature, beta=self.beta
+            states,
+            *vectors,
+            drawn.excluded,
+            weight,
+            temperature=self.temperature,
+            beta=self.beta,
+            history=drawn.history,
         )

@@ -47,15 +47,20 @@ def _softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective
 
 
 def _infonce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    return InfoNCE(config.temperature, negatives.build(config, counts), config.mask_negatives)
+    return InfoNCE(config.temperature, negatives.build(config, counts), config.mask_negatives, config.history_negatives)
 
 
 def _sampled_softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    return SampledSoftmax(config.temperature, negatives.build(config, counts), config.mask_negatives)
+    # Sampling draws the history too, at its rate: it is added where it is left out of what is drawn.
+    history = config.history_negatives and config.mask_negatives == "history"
+    return SampledSoftmax(config.temperature, negatives.build(config, counts), config.mask_negatives, history)
 
 
 def _bce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    return BinaryCrossEntropy(config.temperature, negatives.build(config, counts), config.mask_negatives)
+    sampler = negatives.build(config, counts)
+    return BinaryCrossEntropy(
+        config.temperature, sampler, config.mask_negatives, history_negatives=config.history_negatives
+    )
 
 
 def _gbce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
@@ -63,7 +68,7 @@ def _gbce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
         raise InputError(f"--gbce_t must be between 0 and 1, got {config.gbce_t}.")
     sampler = negatives.build(config, counts)
     beta = gbce_beta(config.negatives, int(np.count_nonzero(counts)), config.gbce_t)
-    return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, beta)
+    return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, beta, config.history_negatives)
 
 
 _LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]] = {
