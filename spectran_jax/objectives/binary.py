@@ -102,6 +102,9 @@ class BinaryCrossEntropy:
     """`binary_cross_entropy` with negatives of `sampler`: `bce` at beta 1, else `gbce`.
 
     Where negatives are not uniform, an item is met at its own rate; alpha is then the mean rate over the items.
+
+    Unlike a softmax, the loss sees what all scores have in common: a model first learns how rare a target is, that is,
+    scores far below zero, and only then which item it is. It takes more epochs than InfoNCE.
     """
 
     temperature: float
