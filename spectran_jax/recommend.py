@@ -75,6 +75,7 @@ def recommend(
         setup.config.data,
         -(-setup.config.training.eval_batch_size // devices) * devices,
         filter_seen=filter_seen,
+        masked=setup.masked,
     )
     with task("Recommending", len(batches)) as progress:
         _, (scores, ids) = evaluation.per_user(
