@@ -73,14 +73,14 @@ def pointwise_attention(
         segment=jnp.where(jnp.asarray(layout.mask), jnp.asarray(layout.segment), 0),
         seconds=jnp.asarray(layout.timestamp) if timed else None,
     )
-    bias = Bias(bias.position, bias.time if timed else None)
+    bias = jax.tree.map(jnp.asarray, Bias(bias.position, bias.time if timed else None))
     if block >= length:
         return _pair(length, 0, q, k, v, bias, rows, rows, length).astype(v.dtype)
     extra = -length % block
     q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
     rows = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, extra))), rows)
     table = jnp.pad(bias.position, (0, extra))
-    out = _blocked(block, length, q, k, v, Bias(table, bias.time), rows)
+    out = _blocked(block, length, q, k, v, bias._replace(position=table), rows)
     return out[:, :length].astype(v.dtype)
 
 
