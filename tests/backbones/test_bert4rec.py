@@ -25,7 +25,7 @@ def model():
     module = backbones.build(config, dimension=D, max_length=L)
     x = jax.random.normal(jax.random.PRNGKey(0), (2, L + 1, D))
     lay = hidden_layout([[5], [L + 1]], HIDDEN)
-    params = module.init(jax.random.PRNGKey(1), x, lay, train=False)["params"]
+    params = jax.jit(lambda: module.init(jax.random.PRNGKey(1), x, lay, train=False))()["params"]
     # Larger weights than at initialisation, so that attention is far from uniform and a leak would show.
     params = jax.tree.map(lambda p: p * 5 if p.ndim == 2 else p, params)
     params["mask_token"] = jax.random.normal(jax.random.PRNGKey(2), (D,))

@@ -1,4 +1,4 @@
-"""HSTU: its attention against loops written from the formula, plain and in blocks; its states, causality and packing."""
+"""HSTU: attention against loops written from the formula, plain and in blocks; states, causality and packing."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPO
 
 from spectran_jax import backbones
 from spectran_jax.backbones.hstu_attention import TIME_BUCKETS, Bias, pointwise_attention, time_bucket
@@ -108,7 +109,8 @@ def model():
     config = BackboneConfig(backbone="hstu", blocks=2, heads=H)
     module = backbones.build(config, dimension=D, max_length=L)
     x = jax.random.normal(jax.random.PRNGKey(0), (B, L, D))
-    params = module.init(jax.random.PRNGKey(1), x, layout([[4, 5], [11]]), train=False)["params"]
+    lay = layout([[4, 5], [11]])
+    params = jax.jit(lambda: module.init(jax.random.PRNGKey(1), x, lay, train=False))()["params"]
     # Larger weights than at initialisation, so that a leak would show.
     params = jax.tree.map(lambda p: p * 20 if p.ndim == 2 else p + 0.1, params)
     run = jax.jit(lambda x, lay: module.apply({"params": params}, x, lay, train=False))
@@ -225,11 +227,11 @@ assert used < square / 8, (used, square)
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_a_long_row_never_holds_a_square_in_either_direction(platform):
-    """Of the compiled gradient: temporaries far below one array of [B, H, L, L]. For a TPU it needs no TPU, but libtpu."""
+    """Of the compiled gradient: temporaries far below one array of [B, H, L, L]. For a TPU it needs libtpu alone."""
     if platform == "tpu":
         pytest.importorskip("libtpu")
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", _COMPILE, platform], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _COMPILE, platform], cwd=REPO, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

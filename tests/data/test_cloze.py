@@ -23,9 +23,7 @@ def histories():
 
 
 def source(histories, *, packed=True, row_multiple=1, **options):
-    plan = make_plan(
-        histories.lengths, L, packed=packed, batch_size=6, row_multiple=row_multiple, mask_ratio=RATIO
-    )
+    plan = make_plan(histories.lengths, L, packed=packed, batch_size=6, row_multiple=row_multiple, mask_ratio=RATIO)
     return TrainBatches(histories, plan, **{"seed": 3, "epochs": 4, **options}), plan
 
 
@@ -140,4 +138,5 @@ def test_evaluation_puts_a_hidden_position_behind_the_history():
         assert np.flatnonzero(layout.hidden[row]).tolist() == [end]
         assert layout.timestamp[row, end] == layout.timestamp[row, max(end - 1, 0)]
         assert (batch.seen[row] >= 0).sum() == length
-    assert not (layout.mask[-1].any() or layout.hidden[-1].any())
+    assert not layout.mask[-1].any()
+    assert not layout.hidden[-1].any()
