@@ -4,17 +4,19 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spectran_jax import data
-from spectran_jax.recommend import recommend
+from spectran_jax.data.history_files import read_histories
+from spectran_jax.recommend import recommend, write_recommendations
 from spectran_jax.training import summary
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import notices, train_and_report
 from spectran_jax.training.setup import prepare
-from spectran_jax.training.step import touched_items
+from spectran_jax.training.step import _negatives, touched_items
 
 MASKED = {"backbone": "bert4rec", "mask_negatives": "history", "loss": "sampled_softmax", "spectrum_memory": "host"}
 
@@ -24,7 +26,7 @@ MASKED = {"backbone": "bert4rec", "mask_negatives": "history", "loss": "sampled_
     [MASKED, {"backbone": "bert4rec", "loss": "softmax", "packing": False}, {"backbone": "hstu"}],
     ids=["bert4rec-sampled", "bert4rec-softmax", "hstu"],
 )
-def test_a_run_learns_and_recommends_what_it_is_measured_by(tiny_config, tmp_path, monkeypatch, options):
+def test_a_run_learns_and_recommends_what_it_is_measured_by(tiny_config, tmp_path, monkeypatch, capsys, options):
     monkeypatch.setattr(summary, "write_run_report", lambda *arguments: None)
     config = tiny_config.replace(epochs=12, dropout=0.1, eval_every=4, **options)
     metrics = train_and_report(config, tmp_path)
@@ -37,6 +39,11 @@ def test_a_run_learns_and_recommends_what_it_is_measured_by(tiny_config, tmp_pat
     _, ids = recommend(setup, params, targets.history, 20)
     hits = (ids == targets.target[:, None]).any(axis=1).mean()
     assert hits == pytest.approx(metrics["test"]["hr@20"], abs=1e-6)
+    # Histories of one's own, without times: a model that read them says so.
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"user_id": "u", "items": [setup.dataset.item_ids[0]]}) + "\n")
+    assert write_recommendations(tmp_path, tmp_path / "top.jsonl", k=3, histories=own) == 1
+    assert ("hstu leaves its time bias out" in capsys.readouterr().err) == (options["backbone"] == "hstu")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,21 @@ def test_a_masked_step_touches_its_items_and_no_more(masked_setup):
         touched = set(touched[touched < setup.dataset.num_items].tolist())
         assert touched == set(batch.targets[batch.layout.mask].tolist())
         assert len(touched) <= setup.plan.step_items
+
+
+def test_negatives_that_do_not_count_are_all_of_the_history_hidden_or_not(masked_setup):
+    setup = masked_setup
+    items = setup.dataset.num_items
+    batch = data.pipeline.TrainBatches(setup.split.train, setup.plan, seed=0, epochs=1)[0]
+    drawn, targets = jnp.arange(items, dtype=jnp.int32), batch.at_supervised(batch.targets)
+    found = _negatives(setup.objective, setup.frozen.sampler, batch, targets, drawn, drawn)
+    q = np.exp(setup.objective.sampler.log_q(setup.frozen.sampler, drawn))
+    rows, columns = np.nonzero(batch.layout.hidden)  # one group, so in the order of `supervised`
+    for at, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        history = batch.layout.segment[row] == batch.layout.segment[row, column]
+        member = np.isin(np.arange(items), batch.targets[row, history])
+        np.testing.assert_array_equal(found.excluded[at], member)
+        np.testing.assert_allclose(found.excluded_mass[at], q[member].sum(), rtol=1e-5)
 
 
 def test_a_hidden_items_own_vector_reaches_no_state(masked_setup):
@@ -81,3 +103,20 @@ def test_a_run_says_that_time_is_left_out(tiny_config):
     train = dataclasses.replace(setup.split.train, timestamps=None)
     untimed = dataclasses.replace(setup, split=dataclasses.replace(setup.split, train=train))
     assert any("no timestamps: hstu leaves its time bias out" in line for line in notices(untimed))
+
+
+def test_histories_in_a_table_bring_their_times(masked_setup, tmp_path):
+    known = [masked_setup.dataset.item_ids[i] for i in (3, 4)]
+    path = tmp_path / "h.tsv"
+    lines = [
+        "user_id\titem_id\ttimestamp",
+        f"a\t{known[1]}\t9",
+        "a\tnobody\t7",
+        f"a\t{known[0]}\t5",
+        f"b\t{known[0]}\t1",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    users, histories = read_histories(path, masked_setup.dataset, "drop")
+    assert users == ["a", "b"]
+    assert histories.items.tolist() == [3, 4, 3]
+    assert histories.timestamps.tolist() == [5, 9, 1]
