@@ -47,6 +47,12 @@ class DataConfig:
         0.0, "With --split=temporal: validation begins at this timestamp; 0 takes the 80 % quantile."
     )
     test_time: float = _field(0.0, "With --split=temporal: test begins at this timestamp; 0 takes the 90 % quantile.")
+    holdout_items: float = _field(
+        0.0,
+        "Share of the items in training to take out of every training history, so that they are known by their text "
+        "alone; they stay candidates, targets, and part of the histories that are evaluated. 0 takes none.",
+    )
+    holdout_seed: int = _field(0, "Which items --holdout_items takes out; the same for every --seed.")
     max_length: int = _field(50, "Longest history that a model sees, in items; older items are left out.")
     packing: bool = _field(
         True, "Put several short histories into one row of max_length, so that little is computed on padding."

@@ -9,6 +9,8 @@ from spectran_jax.errors import InputError
 _RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, 2**31 - 1),
     "k_core": (0, None),
+    "holdout_items": (0, 0.9),
+    "holdout_seed": (0, 2**31 - 1),
     "max_length": (1, None),
     "rtol": (0, 1),
     "max_rank": (0, None),
