@@ -1,0 +1,42 @@
+"""What is said of an adapter's W, on matrices whose answer is known."""
+
+import numpy as np
+import pytest
+
+from spectran_jax.studies.attention import FILE, Adapter, reach, read_adapter
+
+SIGMA = np.linspace(1, 0.1, 10).astype(np.float32)
+
+
+def test_svd_reads_one_component_a_dimension():
+    found = reach(Adapter(SIGMA, np.eye(4, 10)))
+    assert found.tail == 0
+    assert found.breadth == pytest.approx(1)
+    assert found.half == 2
+    assert np.isnan(found.live)
+
+
+def test_even_attention_reads_everything():
+    attention = np.ones((4, 10))
+    attention[0, 3:] = 0
+    found = reach(Adapter(SIGMA, np.full((4, 10), -2.0), attention))
+    assert found.tail == pytest.approx(0.6)
+    assert found.breadth == pytest.approx(10)
+    assert found.half == 5
+    assert found.live == pytest.approx(33 / 40)
+
+
+def test_breadth_is_the_mean_over_rows():
+    weights = np.zeros((2, 8))
+    weights[0, 7] = 3.0
+    weights[1, :4] = 1.0
+    found = reach(Adapter(SIGMA[:8], weights))
+    assert found.breadth == pytest.approx((1 + 4) / 2)
+    assert found.half == 8  # 9 of 13 units of energy lie in the last component
+
+
+def test_an_adapter_that_was_kept_is_not_restored_again(tmp_path):
+    np.savez(tmp_path / FILE, sigma=SIGMA, weights=np.eye(4, 10))
+    found = read_adapter(tmp_path)
+    assert np.array_equal(found.weights, np.eye(4, 10))
+    assert found.attention is found.diagonal is found.taylor is None
