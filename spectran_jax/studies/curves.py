@@ -1,0 +1,113 @@
+"""Plots that several studies share: lines of many methods, and a map of steps by components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from spectran_jax.report import figures
+from spectran_jax.report.figures import BLUE, GREEN, INK, MUTED, ORANGE, WIDE, Plot
+
+_COLOURS = (BLUE, ORANGE, GREEN)
+_DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_MARKERS = "os^D"
+
+
+class Series(NamedTuple):
+    """Points of one line."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+    """Standard deviation at each point, drawn as a bar."""
+
+
+def lines(
+    name: str,
+    title: str,
+    caption: str,
+    series: Mapping[str, Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    xscale: str = "linear",
+    yscale: str = "linear",
+    ticks: Sequence[float] = (),
+    markers: bool = True,
+    size: tuple[int, int] = WIDE,
+) -> Plot:
+    """One line a method, told apart by colour, dash and marker together, with a legend beside the plot.
+
+    Args:
+      name: unique on the page.
+      title: of the plot.
+      caption: what to look for.
+      series: lines by label; empty ones are left out.
+      xlabel: of the abscissa.
+      ylabel: of the ordinate.
+      xscale: linear or log.
+      yscale: linear or log.
+      ticks: values of the abscissa to mark, instead of round ones.
+      markers: whether points are marked.
+      size: width and height in CSS pixels.
+    """
+    figure = figures.figure(*size)
+    axes = figure.add_subplot()
+    for i, (label, line) in enumerate((label, line) for label, line in series.items() if len(line.x)):
+        axes.errorbar(
+            line.x,
+            line.y,
+            yerr=line.spread,
+            color=_COLOURS[i % len(_COLOURS)],
+            linestyle=_DASHES[i // len(_COLOURS) % len(_DASHES)],
+            marker=_MARKERS[i // len(_COLOURS) % len(_MARKERS)] if markers or len(line.x) == 1 else None,
+            markersize=4,
+            linewidth=1.8,
+            elinewidth=1.1,
+            capsize=3,
+            label=label,
+        )
+    axes.set_xscale(xscale)
+    axes.set_yscale(yscale)
+    figures.style(axes, xlabel=xlabel, ylabel=ylabel)
+    if ticks:
+        from matplotlib.ticker import NullLocator
+
+        axes.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=figures.FONT, labelcolor=INK)
+    return Plot(figures.svg(figure, name, title), title, caption)
+
+
+def energy_map(
+    name: str, title: str, caption: str, steps: Sequence[float], energy: Float[np.ndarray, "n bins"], width: int, d: int
+) -> Plot:
+    """Share of energy by component over the steps of training, strong where much of it lies.
+
+    Args:
+      name: unique on the page.
+      title: of the plot.
+      caption: what to look for.
+      steps: of the n readings.
+      energy: shares, neighbours together in bins of `width` components.
+      width: of a bin.
+      d: where a truncated SVD stops, marked.
+    """
+    figure = figures.figure(*WIDE)
+    axes = figure.add_subplot()
+    readings, bins = energy.shape
+    shown = np.sqrt(energy)  # so that a tail of a few per cent is seen beside the head
+    image = figures.diverging(shown.T, float(shown.max()) or 1.0)
+    extent = (0.5, readings + 0.5, bins * width + 0.5, 0.5)
+    axes.imshow(image, extent=extent, aspect="auto", interpolation="none", zorder=2)
+    if d < bins * width:
+        axes.axhline(d + 0.5, color=MUTED, linewidth=1.2, linestyle=(0, (3, 3)), zorder=3)
+    figures.style(axes, xlabel="Step of the reading", ylabel="Spectral component")
+    axes.grid(False)
+    marked = np.unique(np.linspace(0, readings - 1, min(readings, 8)).astype(int))
+    axes.set_xticks(marked + 1, [f"{steps[i]:,.0f}" for i in marked])
+    return Plot(figures.svg(figure, name, title), title, caption)
