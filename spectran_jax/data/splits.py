@@ -172,7 +172,7 @@ def _assemble(
 
 
 def held_out(counts: Int[np.ndarray, "N"], share: float, seed: int) -> Bool[np.ndarray, "N"]:
-    """The items to take out of training: `share` of those that are in it, at least one, drawn evenly by `seed` alone."""
+    """The items to take out of training: `share` of those that are in it, at least one, drawn by `seed` alone."""
     trained = np.flatnonzero(counts)
     held = np.zeros(len(counts), bool)
     held[np.random.default_rng(seed).permutation(trained)[: max(1, round(share * len(trained)))]] = True

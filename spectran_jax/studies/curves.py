@@ -35,9 +35,10 @@ def lines(
     ylabel: str,
     xscale: str = "linear",
     yscale: str = "linear",
-    ticks: Sequence[float] = (),
+    ticks: Mapping[float, str] | None = None,
     markers: bool = True,
     size: tuple[int, int] = WIDE,
+    legend: bool = True,
 ) -> Plot:
     """One line a method, told apart by colour, dash and marker together, with a legend beside the plot.
 
@@ -50,9 +51,10 @@ def lines(
       ylabel: of the ordinate.
       xscale: linear or log.
       yscale: linear or log.
-      ticks: values of the abscissa to mark, instead of round ones.
+      ticks: values of the abscissa to mark and what is written there, instead of round ones.
       markers: whether points are marked.
       size: width and height in CSS pixels.
+      legend: whether lines are named.
     """
     figure = figures.figure(*size)
     axes = figure.add_subplot()
@@ -76,9 +78,9 @@ def lines(
     if ticks:
         from matplotlib.ticker import NullLocator
 
-        axes.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+        axes.set_xticks(list(ticks), list(ticks.values()))
         axes.xaxis.set_minor_locator(NullLocator())
-    if axes.get_legend_handles_labels()[0]:
+    if legend and axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=figures.FONT, labelcolor=INK)
     return Plot(figures.svg(figure, name, title), title, caption)
 

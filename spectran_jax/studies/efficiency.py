@@ -20,8 +20,8 @@ from spectran_jax.training import catalogue, partitioning
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup
 
-PAPER_WIDTH, PAPER_DIMENSION = 4096, 128
-"""m of LLaMA-3-8B and the d at which the paper counts its parameters."""
+PAPER_WIDTH, PAPER_DIMENSION, PAPER_ATTENTION = 4096, 128, 512
+"""m of LLaMA-3-8B, the d at which the paper counts its parameters, and the k that gives its number."""
 ADAPTER_BAR = 2_300_000
 """Parameters of SpecTran's adapter at that size: at most this."""
 
@@ -69,10 +69,25 @@ def adapter_parameters(config: Config, *, items: int, width: int) -> int:
 
     def init() -> Any:
         variables = {"frozen": one_row}
-        _, made = encoder.apply(variables, np.zeros(1, np.int32), rngs={"params": jax.random.key(0)}, mutable=["params"])
+        _, made = encoder.apply(
+            variables, np.zeros(1, np.int32), rngs={"params": jax.random.key(0)}, mutable=["params"]
+        )
         return made["params"]
 
     return count_parameters({"item_encoder": jax.eval_shape(init)}, encoder.item_params).adapter
+
+
+def paper_adapters(config: Config) -> list[dict[str, int]]:
+    """Parameters of SpecTran's adapter at the paper's size, for the configured k and for 512, the k that gives the
+    2.2 M of the paper; at N = m and beyond."""
+    rows = []
+    for k in sorted({config.encoder.attention_dimension, PAPER_ATTENTION}):
+        changed = config.replace(item_encoder="spectran", dimension=PAPER_DIMENSION, attention_dimension=k)
+        for items in (PAPER_WIDTH, 10 * PAPER_WIDTH):
+            count = adapter_parameters(changed, items=items, width=PAPER_WIDTH)
+            row = {"width": PAPER_WIDTH, "dimension": PAPER_DIMENSION, "k": k, "items": items, "parameters": count}
+            rows.append(row)
+    return rows
 
 
 def flops(compiled: Any) -> float:

@@ -78,3 +78,13 @@ def reading_at(history: History, key: str, step: int) -> Any:
     steps, values = readings(history, key)
     at = np.flatnonzero(steps == step)
     return values[at[-1]] if len(at) else None
+
+
+def mean_readings(histories: Sequence[History], key: str) -> tuple[np.ndarray, Float[np.ndarray, "n ..."]]:
+    """Steps that all histories read, and the mean over the histories of what they read there: runs that stop early
+    leave the others fewer steps to share."""
+    found = [dict(zip(steps.tolist(), values, strict=True)) for steps, values in (readings(h, key) for h in histories)]
+    if not found:
+        return np.zeros(0), np.zeros(0)
+    shared = sorted(set.intersection(*(set(values) for values in found)))
+    return np.array(shared), np.mean([[values[step] for step in shared] for values in found], axis=0)

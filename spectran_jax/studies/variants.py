@@ -22,7 +22,17 @@ class Variant:
 
 
 def encoder_variants(encoders: Sequence[str], **values: Any) -> list[Variant]:
-    """One variant an item encoder; `values` hold for all."""
+    """One variant an item encoder; `values` hold for all.
+
+    Raises:
+      InputError: no encoder, one twice, or an unknown one (the nearest is named).
+    """
+    from spectran_jax.item_encoders import lookup  # imports Flax
+
+    if not encoders or len(set(encoders)) < len(encoders):
+        raise InputError(f"--encoders={','.join(encoders)}: name at least one item encoder, and each only once.")
+    for name in encoders:
+        lookup(name)
     return [Variant(name, {"item_encoder": name, **values}) for name in encoders]
 
 
@@ -78,7 +88,7 @@ def _choices(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
 
 
 def _value(text: str, field: dataclasses.Field[Any], choices: tuple[Any, ...], where: str) -> Any:
-    kind = type(field.default)
+    kind: Any = type(field.default)
     try:
         value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):

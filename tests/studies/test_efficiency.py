@@ -42,6 +42,7 @@ def test_every_encoder_gets_a_row_of_the_same_figures():
     """One tiny model, compiled and timed for real; no figure of time is looked at but for its sign."""
     rows = measure(CONFIG, ["id"], items=N, width=M, users=40, repeats=1)
     row = rows["id"]
-    assert row["adapter"] == 0 and row["parameters"] > N * D
+    assert row["adapter"] == 0
+    assert row["parameters"] > N * D
     assert 0 < row["temporary_bytes"] < row["peak_bytes"]
-    assert row["step_flops"] > 0 and row["step_seconds"] > 0 and row["evaluation_seconds"] > 0
+    assert min(row["step_flops"], row["step_seconds"], row["evaluation_seconds"]) > 0
