@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spectran_jax.errors import InputError
+from spectran_jax.flags import read_config
 from spectran_jax.report.statistics import energy_beyond
 
 FILE = "adapter.npz"
@@ -48,9 +49,11 @@ def read_adapter(folder: Path) -> Adapter:
 def _restore(folder: Path) -> Adapter:
     from spectran_jax.training.restore import load_run
 
+    encoder = read_config(folder / "config.json").encoder.item_encoder
+    if encoder != "spectran":
+        raise InputError(f"{folder} is a run of --item_encoder={encoder}, not of spectran.")
     setup, params = load_run(folder)
-    if setup.config.encoder.item_encoder != "spectran" or setup.spectrum is None:
-        raise InputError(f"{folder} is a run of --item_encoder={setup.config.encoder.item_encoder}, not of spectran.")
+    assert setup.spectrum is not None
     # Of the frozen arrays, the parts read sigma alone.
     sigma = np.asarray(setup.spectrum.sigma, np.float32)
     frozen = {"item_encoder": {"sigma": sigma}}

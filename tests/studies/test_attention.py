@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError
 from spectran_jax.studies.attention import FILE, Adapter, reach, read_adapter
+from spectran_jax.studies.spectra import read_history, reading_at
+from spectran_jax.training.run import train_and_report
+from spectran_jax.training.workdir import write_json
 
 SIGMA = np.linspace(1, 0.1, 10).astype(np.float32)
 
@@ -40,3 +45,24 @@ def test_an_adapter_that_was_kept_is_not_restored_again(tmp_path):
     found = read_adapter(tmp_path)
     assert np.array_equal(found.weights, np.eye(4, 10))
     assert found.attention is found.diagonal is found.taylor is None
+
+
+def test_the_adapter_of_a_real_run_is_the_one_that_validation_chose(tiny_config, tmp_path):
+    """Its tail and its live share are those that the log has at the best step."""
+    config = tiny_config.replace(epochs=2, evaluate="valid", taylor_order=1)
+    metrics = train_and_report(config, tmp_path)
+    found = read_adapter(tmp_path)
+    assert (tmp_path / FILE).exists()
+    history = read_history(tmp_path)
+    at_best = {
+        key: reading_at(history, key, metrics["train"]["best_step"]) for key in ("tail_energy", "attention_live")
+    }
+    assert reach(found).tail == pytest.approx(at_best["tail_energy"], rel=1e-4)
+    assert reach(found).live == pytest.approx(at_best["attention_live"], rel=1e-4)
+    np.testing.assert_allclose(found.diagonal, found.taylor[0] + found.taylor[1] * found.sigma[:16], rtol=1e-5)
+
+
+def test_runs_of_other_encoders_are_refused(tmp_path):
+    write_json(tmp_path / "config.json", Config().replace(item_encoder="svd").to_dict())
+    with pytest.raises(InputError, match="is a run of --item_encoder=svd, not of spectran"):
+        read_adapter(tmp_path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spectran_jax.config import Config
+from spectran_jax.studies import costs, efficiency
 from spectran_jax.studies.efficiency import ADAPTER_BAR, adapter_parameters, count_parameters, flops_per_item, measure
 from spectran_jax.studies.synthetic import synthetic_inputs, synthetic_setup
 from spectran_jax.training.programs import build_programs
@@ -46,3 +47,20 @@ def test_every_encoder_gets_a_row_of_the_same_figures():
     assert row["parameters"] > N * D
     assert 0 < row["temporary_bytes"] < row["peak_bytes"]
     assert min(row["step_flops"], row["step_seconds"], row["evaluation_seconds"]) > 0
+
+
+def test_figures_are_measured_once_and_written_with_their_units(tmp_path, monkeypatch):
+    row = {
+        "parameters": 2_000_000, "adapter": 1000, "step_flops": 3e6, "item_flops": 4e3, "temporary_bytes": 2**20,
+        "peak_bytes": 5 * 2**20, "step_seconds": 0.006, "evaluation_seconds": 0.07,
+    }  # fmt: skip
+    asked = []
+    monkeypatch.setattr(efficiency, "measure", lambda config, encoders, **_: asked.append(1) or {"spectran": row})
+    sizes = {"items": N, "width": M, "users": 40, "repeats": 1, "command": "c"}
+    for _ in range(2):
+        result = costs.run(CONFIG, tmp_path, ["spectran"], **sizes)
+    assert len(asked) == 1
+    assert list(result.tables[0].rows[0]) == ["spectran", 2_000_000, 1000, 3, 4, 1, 5, 6, 70]
+    assert [r[-1] for r in result.tables[1].rows] == ["yes"] * 4
+    costs.run(CONFIG.replace(dimension=16), tmp_path, ["spectran"], **sizes)
+    assert len(asked) == 2
