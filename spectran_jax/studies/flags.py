@@ -38,31 +38,36 @@ class Study:
     """Configuration fields that the command line names; an experiment must not overrule them silently."""
 
 
-def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
+def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the configuration's flags and the common ones; `seeds` are the default ones."""
-    define_config_flags()
-    flags.FLAGS["dataset"].help = (
+    define_config_flags(flag_values)
+    flag_values["dataset"].help = (
         "Data sets, comma-separated: movielens_100k, names of --datasets, or files for the one that --interactions and "
         "--items name."
     )
-    flags.DEFINE_string(
-        "workdir", "", "Folder of the experiment: its runs, tables/, figures/, index.html, result.json."
-    )
-    flags.DEFINE_string(
+
+    def text(name: str, help: str) -> None:
+        flags.DEFINE_string(name, "", help, flag_values=flag_values)
+
+    text("workdir", "Folder of the experiment: its runs, tables/, figures/, index.html, result.json.")
+    text(
         "datasets",
-        "",
         "TOML file of data sets, a table each: [beauty], then interactions, items, embeddings (relative to the file) "
         "and any other configuration field, such as max_length. What the command line says overrules them.",
     )
-    flags.DEFINE_list("seeds", [str(seed) for seed in seeds], "Seeds of the runs that read the test set.")
+    text("results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.")
+    flags.DEFINE_list(
+        "seeds",
+        [str(seed) for seed in seeds],
+        "Seeds of the runs that read the test set, comma-separated; a search takes the first.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_integer(
         "jobs",
         1,
         "Runs at a time, each a process with its share of the cores. On a CPU as many as there are cores gets most "
         "done, where memory allows; on one accelerator leave it at 1.",
-    )
-    flags.DEFINE_string(
-        "results", "", "Markdown file, such as RESULTS.md, whose section of this experiment is written again."
+        flag_values=flag_values,
     )
 
 

@@ -56,6 +56,8 @@ class Outcome:
     """The content of metrics.json; None for a run that failed."""
     failure: str = ""
     """Why it failed: the last line that it wrote to stderr."""
+    status: int = 0
+    """Exit status of its process: 2 where its input or configuration was refused, negative for a signal."""
 
     @property
     def ok(self) -> bool:
@@ -166,7 +168,7 @@ def _run_all(
                 continue
             outcome = finished(child.job, child.folder) if child.status == 0 else None
             if outcome is None:
-                outcome = Outcome(child.job.name, child.folder, failure=_failure(child))
+                outcome = Outcome(child.job.name, child.folder, failure=_failure(child), status=child.status)
             done[child.job.name] = outcome
             board.finished(outcome.name, outcome.failure, _headline(outcome))
         board.refresh()
