@@ -11,14 +11,14 @@ Trains every encoder and compares HR and NDCG for targets that stand in no train
 counts. --holdout takes a share of the items out of training, so that there are enough of them. The same command again
 goes on where it stopped.
 
-  python -m experiments.coldstart --encoders=id,svd,spectran --holdout=0.05 --jobs=2 --workdir=runs/coldstart
+  python -m experiments.coldstart --item_encoders=id,svd,spectran --holdout=0.05 --jobs=2 --workdir=runs/coldstart
 """
 
 define_study_flags()
 _ENCODERS = flags.DEFINE_string(
-    "encoders",
-    ",".join(longtail.ENCODERS),
-    "Item encoders, comma-separated; the first is what the others are compared to.",
+    "item_encoders",
+    "",
+    "Item encoders, comma-separated, all if empty; the first is what the others are compared to.",
 )
 _HOLDOUT = flags.DEFINE_float(
     "holdout",
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("encoders", "holdout", *OWN))
+    run(main, SYNOPSIS, own=("item_encoders", "holdout", *OWN))

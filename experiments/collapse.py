@@ -10,11 +10,11 @@ SYNOPSIS = """
 Trains every encoder and compares the singular values of the item vectors that it learned: effective rank, information
 abundance, their spectra, and their course through training. The same command again goes on where it stopped.
 
-  python -m experiments.collapse --encoders=id,svd,spectran --jobs=2 --workdir=runs/collapse
+  python -m experiments.collapse --item_encoders=id,svd,spectran --jobs=2 --workdir=runs/collapse
 """
 
 define_study_flags()
-_ENCODERS = flags.DEFINE_string("encoders", ",".join(collapse.ENCODERS), "Item encoders, comma-separated.")
+_ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders, comma-separated; all if empty.")
 
 
 def main() -> None:
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("encoders", *OWN))
+    run(main, SYNOPSIS, own=("item_encoders", *OWN))

@@ -10,11 +10,11 @@ SYNOPSIS = """
 Trains every encoder at every dimension, all else alike, and plots NDCG@10 over the dimension. The same command again
 goes on where it stopped.
 
-  python -m experiments.dimension --encoders=id,svd,spectran --dimensions=16,64,256 --jobs=2 --workdir=runs/dimension
+  python -m experiments.dimension --item_encoders=id,spectran --dimensions=16,64,256 --jobs=2 --workdir=runs/dimension
 """
 
 define_study_flags()
-_ENCODERS = flags.DEFINE_string("encoders", ",".join(dimension.ENCODERS), "Item encoders, comma-separated.")
+_ENCODERS = flags.DEFINE_string("item_encoders", ",".join(dimension.ENCODERS), "Item encoders, comma-separated.")
 _DIMENSIONS = flags.DEFINE_list("dimensions", [str(d) for d in dimension.DIMENSIONS], "Dimensions, comma-separated.")
 
 
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("encoders", "dimensions", *OWN))
+    run(main, SYNOPSIS, own=("item_encoders", "dimensions", *OWN))

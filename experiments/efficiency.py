@@ -18,7 +18,7 @@ evaluations in turn, on random text and histories of the sizes given: no data se
 
 define_config_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the experiment: tables/, index.html, result.json.")
-_ENCODERS = flags.DEFINE_string("encoders", "", "Item encoders, comma-separated; all if empty.")
+_ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders, comma-separated; all if empty.")
 _ITEMS = flags.DEFINE_integer("items", 10_000, "Items N.", lower_bound=2)
 _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
 _USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "encoders", "items", "text_dimension", "users", "repeats", "config"))
+    run(main, SYNOPSIS, own=("workdir", "item_encoders", "items", "text_dimension", "users", "repeats", "config"))

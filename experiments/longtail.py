@@ -10,14 +10,14 @@ SYNOPSIS = """
 Trains every encoder and compares HR and NDCG for targets from the head, the middle and the tail of popularity, and for
 those that training never saw. The same command again goes on where it stopped.
 
-  python -m experiments.longtail --encoders=id,svd,spectran --jobs=2 --workdir=runs/longtail
+  python -m experiments.longtail --item_encoders=id,svd,spectran --jobs=2 --workdir=runs/longtail
 """
 
 define_study_flags()
 _ENCODERS = flags.DEFINE_string(
-    "encoders",
-    ",".join(longtail.ENCODERS),
-    "Item encoders, comma-separated; the first is what the others are compared to.",
+    "item_encoders",
+    "",
+    "Item encoders, comma-separated, all if empty; the first is what the others are compared to.",
 )
 
 
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("encoders", *OWN))
+    run(main, SYNOPSIS, own=("item_encoders", *OWN))

@@ -72,8 +72,8 @@ class Reach(NamedTuple):
 
     tail: float
     """Share of the energy of W beyond the first d components, where a truncated SVD sees nothing."""
-    live: float
-    """Share of the entries of phi(Z) that are not 0; NaN without attention."""
+    live: float | None
+    """Share of the entries of phi(Z) that are not 0; None without attention."""
     breadth: float
     """Components that an output dimension draws on: exp of the entropy of its row's energy, averaged over rows. 1
     where each reads one component, as in SVD."""
@@ -84,9 +84,10 @@ class Reach(NamedTuple):
 def reach(adapter: Adapter) -> Reach:
     """The numbers of one adapter."""
     energy = np.square(np.asarray(adapter.weights, np.float64))
-    live = np.nan if adapter.attention is None else np.count_nonzero(adapter.attention) / adapter.attention.size
+    phi = adapter.attention
+    live = None if phi is None else np.count_nonzero(phi) / phi.size
     share = energy / np.maximum(energy.sum(axis=1, keepdims=True), 1e-300)
     entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
     held = np.cumsum(energy.sum(axis=0))
     half = int(np.searchsorted(held, held[-1] / 2)) + 1
-    return Reach(energy_beyond(adapter.weights), float(live), float(np.exp(entropy).mean()), half)
+    return Reach(energy_beyond(adapter.weights), live, float(np.exp(entropy).mean()), half)

@@ -11,13 +11,12 @@ from spectran_jax.report.figures import Plot
 from spectran_jax.studies import spectra
 from spectran_jax.studies.curves import Series, lines
 from spectran_jax.studies.flags import Study
-from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid, spread
+from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.publish import Result
+from spectran_jax.studies.search import spread
 from spectran_jax.studies.spectra import collapse
 from spectran_jax.studies.tables import Cell, Table
 from spectran_jax.studies.variants import encoder_variants
-
-ENCODERS = ("id", "svd", "spectran")
 
 TEXT = """
 Singular values of the centred item vectors as they are scored, at the start and at every reading of the validation
@@ -29,8 +28,8 @@ The table stands at the step that validation chose.
 """
 
 
-def run(study: Study, encoders: Sequence[str] = ENCODERS) -> Result:
-    """Runs and publishes the study of these encoders."""
+def run(study: Study, encoders: Sequence[str] = ()) -> Result:
+    """Runs and publishes the study of these encoders, of all if none is named."""
     grid = run_grid(study, everywhere(study, encoder_variants(encoders)), "Collapse")
     return finish(study, "collapse", result(grid, study.command))
 

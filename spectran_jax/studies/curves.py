@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from spectran_jax.report import figures
-from spectran_jax.report.figures import BLUE, GREEN, INK, MUTED, ORANGE, WIDE, Plot
+from spectran_jax.report.figures import INK, MUTED, WIDE, Plot
+from spectran_jax.studies.comparison_plots import STYLES
 
-_COLOURS = (BLUE, ORANGE, GREEN)
-_DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = "os^D"
 
 
@@ -59,13 +58,14 @@ def lines(
     figure = figures.figure(*size)
     axes = figure.add_subplot()
     for i, (label, line) in enumerate((label, line) for label, line in series.items() if len(line.x)):
+        colour, dashes = STYLES[i % len(STYLES)]
         axes.errorbar(
             line.x,
             line.y,
             yerr=line.spread,
-            color=_COLOURS[i % len(_COLOURS)],
-            linestyle=_DASHES[i // len(_COLOURS) % len(_DASHES)],
-            marker=_MARKERS[i // len(_COLOURS) % len(_MARKERS)] if markers or len(line.x) == 1 else None,
+            color=colour,
+            linestyle=(0, dashes) if dashes else "solid",
+            marker=_MARKERS[i % len(_MARKERS)] if markers or len(line.x) == 1 else None,
             markersize=4,
             linewidth=1.8,
             elinewidth=1.1,

@@ -23,13 +23,14 @@ it no more directions.
 
 def run(study: Study, encoders: Sequence[str] = ENCODERS, dimensions: Sequence[int] = DIMENSIONS) -> Result:
     """Runs and publishes the study of these encoders at these dimensions."""
+    chosen = encoder_variants(encoders)
     every = [
         Variant(f"{encoder.name} d={d}", {**encoder.values, "dimension": d, "pad_rank": True})
-        for encoder in encoder_variants(encoders)
+        for encoder in chosen
         for d in dimensions
     ]
     grid = run_grid(study, everywhere(study, every), "Dimensions")
-    return finish(study, "dimension", result(grid, encoders, dimensions, study.command))
+    return finish(study, "dimension", result(grid, [encoder.name for encoder in chosen], dimensions, study.command))
 
 
 def parse_dimensions(values: Sequence[str]) -> list[int]:

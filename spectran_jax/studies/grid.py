@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from spectran_jax.studies import results_md
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.publish import Result, publish
+from spectran_jax.studies.search import spread
 from spectran_jax.studies.statistics import bootstrap_interval, mean_over_seeds
 from spectran_jax.studies.tables import Cell, Spread, Table
 from spectran_jax.studies.variants import Variant
@@ -114,14 +114,6 @@ def finish(study: Study, name: str, result: Result) -> Result:
     if study.results is not None:
         results_md.refresh(study.results, name, result)
     return result
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and standard deviation (n - 1) of the finite values; None for none."""
-    kept = [float(value) for value in values if math.isfinite(value)]
-    if not kept:
-        return None
-    return Spread(float(np.mean(kept)), float(np.std(kept, ddof=1)) if len(kept) > 1 else None)
 
 
 def comparison(grid: Grid, title: str, reference: str, metrics: Sequence[str] = METRICS) -> Table:

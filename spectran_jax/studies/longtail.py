@@ -11,14 +11,13 @@ from spectran_jax.report import words
 from spectran_jax.report.figures import Plot
 from spectran_jax.studies.curves import Series, lines
 from spectran_jax.studies.flags import Study
-from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid, spread
+from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid
 from spectran_jax.studies.popularity import CLASSES, groups_of
 from spectran_jax.studies.publish import Result
+from spectran_jax.studies.search import spread
 from spectran_jax.studies.statistics import ndcg_by_user
 from spectran_jax.studies.tables import Cell, Spread, Table
 from spectran_jax.studies.variants import encoder_variants
-
-ENCODERS = ("id", "svd", "spectran")
 
 TEXT = f"""
 Test users by the popularity of their target in training: the head is the {HEAD_SHARE:.0%} most popular of the trained
@@ -34,19 +33,20 @@ evaluated. Without it, cold targets are those that the split leaves, often few: 
 """
 
 
-def run_longtail(study: Study, encoders: Sequence[str] = ENCODERS) -> Result:
-    """Runs and publishes the study of the long tail."""
-    grid = run_grid(study, everywhere(study, encoder_variants(encoders)), "Long tail")
+def run_longtail(study: Study, encoders: Sequence[str] = ()) -> Result:
+    """Runs and publishes the study of the long tail; the first encoder is the reference."""
+    variants = encoder_variants(encoders)
+    grid = run_grid(study, everywhere(study, variants), "Long tail")
     groups = (*CLASSES, "all")
-    return finish(study, "longtail", result(grid, "Long tail", groups, encoders[0], TEXT, study.command))
+    return finish(study, "longtail", result(grid, "Long tail", groups, variants[0].name, TEXT, study.command))
 
 
-def run_coldstart(study: Study, encoders: Sequence[str] = ENCODERS, holdout: float = 0.0) -> Result:
+def run_coldstart(study: Study, encoders: Sequence[str] = (), holdout: float = 0.0) -> Result:
     """Runs and publishes the study of cold items; `holdout` is a share of the items in training to take out of it."""
-    values = {"holdout_items": holdout} if holdout else {}
-    grid = run_grid(study, everywhere(study, encoder_variants(encoders, **values)), "Cold start")
+    variants = encoder_variants(encoders, **({"holdout_items": holdout} if holdout else {}))
+    grid = run_grid(study, everywhere(study, variants), "Cold start")
     groups = ("cold", "warm", "all")
-    return finish(study, "coldstart", result(grid, "Cold start", groups, encoders[0], COLD_TEXT, study.command))
+    return finish(study, "coldstart", result(grid, "Cold start", groups, variants[0].name, COLD_TEXT, study.command))
 
 
 def result(grid: Grid, title: str, groups: Sequence[str], reference: str, text: str, command: str) -> Result:

@@ -13,8 +13,9 @@ from spectran_jax.studies import spectra
 from spectran_jax.studies.attention import Adapter, reach, read_adapter
 from spectran_jax.studies.curves import Series, energy_map, lines
 from spectran_jax.studies.flags import Study
-from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid, spread
+from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.publish import Result
+from spectran_jax.studies.search import spread
 from spectran_jax.studies.tables import Cell, Table
 from spectran_jax.studies.variants import encoder_variants
 
@@ -46,9 +47,16 @@ def result(grid: Grid, command: str) -> Result:
         adapters = [read_adapter(outcome.folder) for outcome in outcomes]
         histories = [spectra.read_history(outcome.folder) for outcome in outcomes]
         tails = [spectra.readings(history, "tail_energy")[1] for history in histories]
-        reaches = zip(*(reach(adapter) for adapter in adapters), strict=True)
+        reaches = [reach(adapter) for adapter in adapters]
         start = spread([values[0] for values in tails if values])
-        rows.append([dataset, grid.metric(dataset, encoder, "ndcg@10"), start, *map(spread, reaches)])
+        rows.append(
+            [
+                dataset,
+                grid.metric(dataset, encoder, "ndcg@10"),
+                start,
+                *(spread([x for x in column if x is not None]) for column in zip(*reaches, strict=True)),
+            ]
+        )
         plots += [plot for plot in _plots(dataset, adapters[0], histories) if plot is not None]
     columns = ["Data set", "NDCG@10", "Tail at start", "Tail", "Live", "Breadth", "Half"]
     return Result(

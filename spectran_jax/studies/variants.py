@@ -22,18 +22,16 @@ class Variant:
 
 
 def encoder_variants(encoders: Sequence[str], **values: Any) -> list[Variant]:
-    """One variant an item encoder; `values` hold for all.
+    """One variant an item encoder, of all there are where none is named; `values` hold for all.
 
     Raises:
-      InputError: no encoder, one twice, or an unknown one (the nearest is named).
+      InputError: an encoder that stands twice, or an unknown one (the nearest is named).
     """
-    from spectran_jax.item_encoders import lookup  # imports Flax
+    from spectran_jax.item_encoders import REGISTRY  # imports Flax
+    from spectran_jax.studies.compare import check_names
 
-    if not encoders or len(set(encoders)) < len(encoders):
-        raise InputError(f"--encoders={','.join(encoders)}: name at least one item encoder, and each only once.")
-    for name in encoders:
-        lookup(name)
-    return [Variant(name, {"item_encoder": name, **values}) for name in encoders]
+    names = check_names("item_encoders", "item encoder", encoders, REGISTRY)
+    return [Variant(name, {"item_encoder": name, **values}) for name in names]
 
 
 def single_changes(base: Config, changes: Mapping[str, Sequence[Any]]) -> list[Variant]:

@@ -178,7 +178,7 @@ def test_a_flag_that_the_study_sets_is_refused_before_anything_runs(study, train
         dimension.run(study, ["id"], [8])
     with pytest.raises(InputError, match=r"Unknown item encoder.*Did you mean 'spectran'"):
         collapse.run(study, ["spectrn"])
-    with pytest.raises(InputError, match="--encoders=id,id: name at least one"):
+    with pytest.raises(InputError, match="--item_encoders=id,id: name each only once"):
         collapse.run(study, ["id", "id"])
     assert not trained
 
