@@ -13,13 +13,13 @@ Counts parameters, FLOPs and bytes of each encoder's training step by the compil
 evaluations in turn, on random text and histories of the sizes given: no data set is needed. Figures that are in
 --workdir already are not measured again.
 
-  python -m experiments.efficiency --items=10000 --text_dimension=1024 --dimension=64 --workdir=runs/efficiency
+  python -m experiments.efficiency --num_items=10000 --text_dimension=1024 --dimension=64 --workdir=runs/efficiency
 """
 
 define_config_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the experiment: tables/, index.html, result.json.")
 _ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders, comma-separated; all if empty.")
-_ITEMS = flags.DEFINE_integer("items", 10_000, "Items N.", lower_bound=2)
+_ITEMS = flags.DEFINE_integer("num_items", 10_000, "Items N.", lower_bound=2)
 _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
 _USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Figures of each encoder, of which the median counts.", lower_bound=1)
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "item_encoders", "items", "text_dimension", "users", "repeats", "config"))
+    run(main, SYNOPSIS, own=("workdir", "item_encoders", "num_items", "text_dimension", "users", "repeats", "config"))

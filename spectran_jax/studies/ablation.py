@@ -13,8 +13,8 @@ from spectran_jax.studies.variants import Variant, parse_changes, single_changes
 REFERENCE = "spectran"
 
 DEFAULT = (
-    "attention=*,position_encoding=*,spectral_norm=*,center=*,semantic_scale=0.05:0.1:0.2:0.4:0.8,fusion=*,"
-    "taylor_order=0:1:2:4,attention_dimension=16:64:256"
+    "attention=*, position_encoding=*, spectral_norm=*, center=*, semantic_scale=0.05:0.1:0.2:0.4:0.8, fusion=*, "
+    "taylor_order=0:1:2:4, attention_dimension=16:64:256"
 )
 """What is tried: every choice of the parts, and values around the defaults."""
 

@@ -58,7 +58,7 @@ def parse_changes(text: str, flag: str) -> dict[str, tuple[Any, ...]]:
     """
     known = {field.name: field for _, field in fields()}
     changes: dict[str, tuple[Any, ...]] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, map(str.strip, text.split(","))):
         name, _, values = part.partition("=")
         if name not in known:
             raise unknown_name(f"field in --{flag}:", name, known)

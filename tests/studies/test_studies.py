@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -223,3 +224,14 @@ def test_the_whole_path_through_child_processes(study):
     assert found.pairs() == [("one", "id"), ("two", "id")]
     assert found.metric("one", "id", "hr@10").std is not None
     assert (study.workdir / "runs/two/id/seed-3/job.json").exists()
+
+
+def test_every_command_explains_itself():
+    names = ["ablation", "dimension", "collapse", "spectrum", "efficiency", "longtail", "coldstart", "sensitivity"]
+    commands = [[sys.executable, "-m", f"experiments.{name}", "--help"] for name in names]
+    processes = [subprocess.Popen(c, cwd=REPO, stdout=subprocess.PIPE, text=True) for c in commands]
+    for name, process in zip(names, processes, strict=True):
+        text = process.communicate(timeout=120)[0]
+        assert process.returncode == 0
+        assert f"python -m experiments.{name} --" in text
+        assert "This command:" in text
