@@ -100,9 +100,18 @@ class SpectrumConfig:
 class EncoderConfig:
     """The item encoder: from text and ids to item vectors."""
 
-    item_encoder: str = _field("spectran", "Item encoder: id, svd or spectran.")
+    item_encoder: str = _field(
+        "spectran",
+        "Item encoder: id (no text); spectran; svd (frozen head of the spectrum); llminit (the ID table starts "
+        "from it); mlp (two layers), moe (whitening experts behind a gate) or whiten (whitened text, two layers) on the "
+        "text embedding itself.",
+    )
     dimension: int = _field(64, "Dimension d of item vectors and user states.")
-    fusion: str = _field("sum", "How the semantic and the ID vector are joined.", choices=("sum", "concat", "gate"))
+    fusion: str = _field(
+        "sum",
+        "How the semantic and the ID vector are joined; none leaves the ID table out, so that an item is its text.",
+        choices=("sum", "concat", "gate", "none"),
+    )
     semantic_scale: float = _field(0.2, "Standard deviation of each dimension of the semantic vectors at start.")
     id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.")
     learn_scale: bool = _field(False, "Let training change the semantic scale.")
@@ -117,6 +126,13 @@ class EncoderConfig:
     attention_energy: float = _field(0.1, "Energy of the attention at start, relative to the principal diagonal's.")
     spectral_norm: bool = _field(
         True, "Hold each row of W at unit length, so that the semantic part can't be shrunk away."
+    )
+    adapter_width: int = _field(256, "Hidden units of the two layers of mlp and whiten.")
+    experts: int = _field(8, "Experts of moe.")
+    whiten_groups: int = _field(
+        4,
+        "Groups of dimensions that the relaxed whitening of whiten treats apart; its result joins that of the full "
+        "whitening (WhitenRec+). 1 takes the full whitening alone (WhitenRec).",
     )
     table_dtype: str = _field(
         "float32",
@@ -143,8 +159,9 @@ class ObjectiveConfig:
 
     loss: str = _field(
         "infonce",
-        "Loss: infonce or sampled_softmax (sampled negatives; the latter undoes what sampling favours), "
-        "or softmax (whole catalogue).",
+        "Loss: infonce or sampled_softmax (sampled negatives; the latter undoes what sampling favours); bce or gbce "
+        "(binary cross-entropy over sampled negatives; the latter undoes how sure they make a model); or softmax (whole "
+        "catalogue).",
     )
     score: str = _field(
         "cosine", "Score of a user state and an item vector; training and ranking share it.", choices=("cosine", "dot")
@@ -158,11 +175,23 @@ class ObjectiveConfig:
         choices=("uniform", "popularity", "in_batch"),
     )
     popularity_power: float = _field(0.75, "With --sampling=popularity: 0 is uniform, 1 in proportion to the counts.")
+    gbce_t: float = _field(
+        0.75,
+        "Calibration of gbce: 0 is bce, whose probabilities are far too high where few items are drawn; at 1 the best "
+        "model's are true; between, learning is faster than at 1.",
+    )
     mask_negatives: str = _field(
         "positive",
         "Negatives that don't count for a position: its own target (positive), or all items of its user within "
         "--max_length (history).",
         choices=("positive", "history"),
+    )
+    history_negatives: bool = _field(
+        True,
+        "Add the items of a position's own history to its sampled negatives: a catalogue's draws hardly ever hold them, "
+        "and a model that is not told ranks what users have bought first. Leave it out where people buy things again. "
+        "softmax holds them anyway; sampled_softmax takes them with --mask_negatives=history, which leaves them out of "
+        "what is drawn.",
     )
 
 

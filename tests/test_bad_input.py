@@ -192,12 +192,18 @@ BAD = {
     "value out of range": Bad(("--dropout must be at least 0 and below 1, got 1.0",), {"dropout": 1.0}),
     # Names.
     "unknown encoder": Bad(
-        ("Unknown item encoder 'spektran'. Known: id, spectran, svd. Did you mean 'spectran'?",),
+        (
+            "Unknown item encoder 'spektran'. Known: ",
+            "Did you mean 'spectran'?",
+        ),
         {"item_encoder": "spektran"},
     ),
     "unknown backbone": Bad(("Unknown backbone 'sasrek'", "Did you mean 'sasrec'?"), {"backbone": "sasrek"}),
     "unknown loss": Bad(
-        ("Unknown loss 'infonse'. Known: infonce, sampled_softmax, softmax. Did you mean 'infonce'?",),
+        (
+            "Unknown loss 'infonse'. Known: ",
+            "Did you mean 'infonce'?",
+        ),
         {"loss": "infonse"},
     ),
     "unknown data set": Bad(

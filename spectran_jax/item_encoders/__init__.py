@@ -15,12 +15,24 @@ from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError, unknown_name
 from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows, StepView
 from spectran_jax.item_encoders.id import IdEncoder
+from spectran_jax.item_encoders.llminit import LlmInitEncoder
+from spectran_jax.item_encoders.mlp import MlpEncoder
+from spectran_jax.item_encoders.moe import MoeEncoder
 from spectran_jax.item_encoders.spectran import SpecTranEncoder
 from spectran_jax.item_encoders.svd import SvdEncoder
+from spectran_jax.item_encoders.whiten import WhitenEncoder
 
 __all__ = ["REGISTRY", "ItemEncoder", "ItemSource", "Rows", "StepView", "build", "lookup"]
 
-REGISTRY: dict[str, type[ItemEncoder]] = {"id": IdEncoder, "svd": SvdEncoder, "spectran": SpecTranEncoder}
+REGISTRY: dict[str, type[ItemEncoder]] = {
+    "id": IdEncoder,
+    "svd": SvdEncoder,
+    "llminit": LlmInitEncoder,
+    "mlp": MlpEncoder,
+    "moe": MoeEncoder,
+    "whiten": WhitenEncoder,
+    "spectran": SpecTranEncoder,
+}
 
 
 def lookup(name: str) -> type[ItemEncoder]:

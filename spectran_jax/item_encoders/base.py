@@ -34,6 +34,11 @@ class ItemSource:
     spectrum: Spectrum | None = None
     """Of it, encoders read u [N, r] (zero rows for items without text) and sigma [r]."""
     text: Float[np.ndarray, "N m"] | None = None
+    """Text embeddings as they are stored, maybe memory-mapped; zero rows for items without text."""
+    normalize_rows: bool = True
+    """Whether encoders that read `text` scale each row to unit length, as the spectrum does."""
+    center: bool = True
+    """Whether they subtract the mean row, as the spectrum does."""
 
 
 class StepView(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError
@@ -17,7 +17,10 @@ from spectran_jax.item_encoders.id import IdEncoder
 
 
 class SemanticEncoder(IdEncoder, kw_only=True):
-    """A semantic part E_s of unit scale, times the semantic scale, fused with a learned ID part."""
+    """A semantic part E_s of unit scale, times the semantic scale, fused with a learned ID part.
+
+    With `fusion` "none" the semantic part is all there is: no ID table exists, and an item without text is zero.
+    """
 
     fusion: str = "sum"
     semantic_scale: float = 0.2
@@ -38,12 +41,22 @@ class SemanticEncoder(IdEncoder, kw_only=True):
         }
 
     def setup(self) -> None:
-        """Creates the ID table, the fusion and, where learned, the scale."""
-        super().setup()
-        self.fuse = Fusion(kind=self.fusion, dtype=self.dtype)
+        """Creates the ID table, the fusion (neither without an ID part) and, where learned, the scale."""
+        if self.has_identity:
+            super().setup()
+            self.fuse = Fusion(kind=self.fusion, dtype=self.dtype)
         if self.learn_scale:
             init = nn.initializers.constant(self.semantic_scale)
             self.learned_scale = self.param("learned_scale", init, (), jnp.float32)
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether there is an ID part."""
+        return self.fusion != "none"
+
+    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
+        """The rows of the ID part, if there is one; subclasses add those of their text."""
+        return super().rows(ids) if self.has_identity else {}
 
     def scale(self) -> Float[Array, ""] | float:
         """The factor of the semantic part, learned or fixed."""
@@ -63,15 +76,16 @@ class SemanticEncoder(IdEncoder, kw_only=True):
 
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """fuse(scale * E_s, E_id)."""
-        return self.fuse(self.scale() * self.semantic(rows), self.identity(rows))
+        semantic = self.scale() * self.semantic(rows)
+        return self.fuse(semantic, self.identity(rows)) if self.has_identity else semantic.astype(self.dtype)
 
     def diagnostics(self) -> dict[str, Array]:
-        """`id_rms`, `semantic_rms` (both parts before fusion), `semantic_to_id` (their ratio), `semantic_scale`."""
-        values = super().diagnostics()
+        """`semantic_scale`, `semantic_rms` and, with an ID part, `id_rms` (both before fusion), `semantic_to_id`."""
         scale = jnp.asarray(self.scale(), jnp.float32)
-        values["semantic_scale"] = scale
-        values["semantic_rms"] = jnp.abs(scale) * self.semantic_rms()
-        values["semantic_to_id"] = values["semantic_rms"] / jnp.maximum(values["id_rms"], 1e-12)
+        values = {"semantic_scale": scale, "semantic_rms": jnp.abs(scale) * self.semantic_rms()}
+        if self.has_identity:
+            values |= super().diagnostics()
+            values["semantic_to_id"] = values["semantic_rms"] / jnp.maximum(values["id_rms"], 1e-12)
         return values
 
 

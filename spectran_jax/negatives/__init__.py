@@ -1,7 +1,7 @@
 """Negatives: from which distribution they are drawn, and which of them do not count for a position."""
 
 from spectran_jax.negatives.alias import AliasTable, alias_table
-from spectran_jax.negatives.exclusions import exclude_history, exclude_positive, history_mass
+from spectran_jax.negatives.exclusions import exclude_history, exclude_positive, history_mass, seen_items
 from spectran_jax.negatives.samplers import SAMPLERS, InBatch, Popularity, Sampler, Uniform, build, checked_counts
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "exclude_history",
     "exclude_positive",
     "history_mass",
+    "seen_items",
 ]

@@ -53,6 +53,29 @@ def exclude_history(
     return excluded
 
 
+def seen_items(
+    item_ids: Int[jax.Array, "B L"], targets: Int[jax.Array, "B L"], layout: SequenceLayout
+) -> Bool[jax.Array, "B L L"]:
+    """True where the second position holds an item that the first has seen: once each, and never its target.
+
+    Seen are the items of the history up to the position; where a backbone reads both ways, all that are not hidden.
+
+    Args:
+      item_ids: int32 global ids of the rows' items.
+      targets: int32 global ids, each position's own.
+      layout: segments of the rows and their mask.
+    """
+    length = item_ids.shape[1]
+    segment = jnp.where(layout.mask, layout.segment, 0)
+    same = (segment[:, :, None] == segment[:, None, :]) & layout.mask[:, None, :]
+    shown = same & (jnp.tri(length, dtype=bool) if layout.hidden is None else ~layout.hidden[:, None, :])
+    # An item that stands twice counts where it is shown first.
+    first = shown if layout.hidden is not None else same
+    equal = (item_ids[:, :, None] == item_ids[:, None, :]) & first & jnp.tri(length, k=-1, dtype=bool)
+    again = jnp.any(equal, axis=2)
+    return shown & ~again[:, None, :] & (item_ids[:, None, :] != targets[:, :, None])
+
+
 def history_mass(
     item_ids: Int[jax.Array, "B L"],
     targets: Int[jax.Array, "B L"],

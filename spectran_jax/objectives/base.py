@@ -14,6 +14,15 @@ from spectran_jax.negatives import Sampler
 Aux = dict[str, Float[jax.Array, ""]]
 
 
+class History(NamedTuple):
+    """The items that a position has seen, as negatives of that position alone."""
+
+    scores: Float[jax.Array, "T L"]
+    """float32 scores of the items of the row, before the temperature."""
+    counts: Bool[jax.Array, "T L"]
+    """True where one is a negative of the position: an item of its history, once, and not its target."""
+
+
 class Negatives(NamedTuple):
     """The negatives of one update, shared by all its positions; what the step hands to a sampled loss."""
 
@@ -25,6 +34,8 @@ class Negatives(NamedTuple):
     """True where a negative does not count for a position; its own target never does."""
     excluded_mass: Float[jax.Array, "T"]
     """float32 probability, under the sampler, of all items that are excluded for the position, drawn or not."""
+    history: History | None = None
+    """Further negatives of each position; None where `Objective.history_negatives` is False."""
 
 
 class Objective(Protocol):
@@ -41,6 +52,10 @@ class Objective(Protocol):
     @property
     def mask_negatives(self) -> str:
         """Which negatives the step excludes: "positive", the own target, or "history", all of the user's in the row."""
+
+    @property
+    def history_negatives(self) -> bool:
+        """Whether the step adds the items of a position's history to its negatives."""
 
     def loss(
         self,

@@ -67,6 +67,7 @@ class Softmax:
     sampled: ClassVar[bool] = False
     sampler: ClassVar[Sampler | None] = None
     mask_negatives: ClassVar[str] = "positive"
+    history_negatives: ClassVar[bool] = False
 
     def loss(
         self,

@@ -12,6 +12,7 @@ from spectran_jax import negatives
 from spectran_jax.config import ObjectiveConfig
 from spectran_jax.errors import InputError, unknown_name
 from spectran_jax.objectives.base import Objective
+from spectran_jax.objectives.binary import BinaryCrossEntropy, gbce_beta
 from spectran_jax.objectives.full import Softmax
 from spectran_jax.objectives.sampled import InfoNCE, SampledSoftmax
 from spectran_jax.objectives.scores import check_score
@@ -27,9 +28,9 @@ def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
       counts: training occurrences of each item; one of 0 is never a negative and in no denominator.
 
     Raises:
-      InputError: for an unknown loss, score, sampler or mask, a temperature that is not above zero, counts that no
-        item can be drawn by (`negatives.checked_counts`), or a number of negatives below one or, where they are
-        uniform, above the number of trained items.
+      InputError: for an unknown loss, score, sampler or mask, a temperature that is not above zero, a calibration
+        outside [0, 1], counts that no item can be drawn by (`negatives.checked_counts`), or a number of negatives below
+        one or, where they are uniform, above the number of trained items.
     """
     check_name(config.loss)
     check_score(config.score)
@@ -46,17 +47,36 @@ def _softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective
 
 
 def _infonce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    return InfoNCE(config.temperature, negatives.build(config, counts), config.mask_negatives)
+    return InfoNCE(config.temperature, negatives.build(config, counts), config.mask_negatives, config.history_negatives)
 
 
 def _sampled_softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    return SampledSoftmax(config.temperature, negatives.build(config, counts), config.mask_negatives)
+    # Sampling draws the history too, at its rate: it is added where it is left out of what is drawn.
+    history = config.history_negatives and config.mask_negatives == "history"
+    return SampledSoftmax(config.temperature, negatives.build(config, counts), config.mask_negatives, history)
+
+
+def _bce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
+    sampler = negatives.build(config, counts)
+    return BinaryCrossEntropy(
+        config.temperature, sampler, config.mask_negatives, history_negatives=config.history_negatives
+    )
+
+
+def _gbce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
+    if not 0 <= config.gbce_t <= 1:
+        raise InputError(f"--gbce_t must be between 0 and 1, got {config.gbce_t}.")
+    sampler = negatives.build(config, counts)
+    beta = gbce_beta(config.negatives, int(np.count_nonzero(counts)), config.gbce_t)
+    return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, beta, config.history_negatives)
 
 
 _LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]] = {
     "infonce": _infonce,
     "sampled_softmax": _sampled_softmax,
     "softmax": _softmax,
+    "bce": _bce,
+    "gbce": _gbce,
 }
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from spectran_jax.errors import InputError
 from spectran_jax.negatives import Sampler
-from spectran_jax.objectives.base import Aux, Negatives, expect, matrix, supervised, weighted_mean
+from spectran_jax.objectives.base import Aux, History, Negatives, expect, matrix, supervised, weighted_mean
 
 # Stands for a score that takes part in no denominator. Finite, so that the difference of two of them is defined.
 _MASKED = -1e30
@@ -25,11 +25,14 @@ def infonce(
     weight: Float[jax.Array, "T"],
     *,
     temperature: float,
+    history: History | None = None,
 ) -> tuple[Float[jax.Array, ""], Aux]:
     """InfoNCE with negatives as they were drawn; the loss of SpecTran's paper.
 
     For each position, with scores s = <state, item> / temperature,
-    `-log( exp(s_pos) / (exp(s_pos) + sum_{j not excluded} exp(s_j)) )`; then the mean under `weight`.
+    `-log( exp(s_pos) / (exp(s_pos) + sum_{j not excluded} exp(s_j)) )`; then the mean under `weight`. The sum also
+    goes over the position's `history` where it is given: what is drawn from the catalogue hardly ever holds it, so
+    without it nothing tells a model that what a user has bought is not what comes next.
 
     Args:
       states: user states, float32 or bfloat16; products accumulate in float32. NaN where the weight is 0 does no harm.
@@ -38,6 +41,7 @@ def infonce(
       excluded: True where a negative does not count for a position.
       weight: 1 on supervised positions, 0 on padding. Where all are zero the loss is zero.
       temperature: divides the scores.
+      history: further negatives of each position.
 
     Returns:
       The float32 loss, and `positive_score` (mean score of the targets, before the temperature) and
@@ -50,8 +54,8 @@ def infonce(
       van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018, equation 4.
       Cui et al., SpecTran, SIGIR 2026.
     """
-    _check_shapes(states, positives, negatives, excluded, weight)
-    return _contrast(states, positives, negatives, excluded, weight, jnp.zeros(()), temperature)
+    check_shapes(states, positives, negatives, excluded, weight)
+    return _contrast(states, positives, negatives, excluded, weight, jnp.zeros(()), temperature, history)
 
 
 def sampled_softmax(
@@ -64,6 +68,7 @@ def sampled_softmax(
     weight: Float[jax.Array, "T"],
     *,
     temperature: float,
+    history: History | None = None,
 ) -> tuple[Float[jax.Array, ""], Aux]:
     """Sampled softmax: the cross-entropy over all items but the excluded ones, estimated from negatives drawn by q.
 
@@ -82,6 +87,7 @@ def sampled_softmax(
       excluded_mass: probability, under the sampler, of all that is excluded for the position, drawn or not.
       weight: 1 on supervised positions, 0 on padding. Where all are zero the loss is zero.
       temperature: divides the scores.
+      history: items of each position to add to the sum as they are; they must be among the excluded, or count twice.
 
     Returns:
       As `infonce`.
@@ -94,7 +100,7 @@ def sampled_softmax(
       2008, section III. Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations,
       RecSys 2019, equation 3 (the logQ correction).
     """
-    _check_shapes(states, positives, negatives, excluded, weight)
+    check_shapes(states, positives, negatives, excluded, weight)
     expect("log_q", log_q, (len(negatives),))
     expect("excluded_mass", excluded_mass, (len(states),))
     never = jnp.isneginf(log_q)
@@ -103,12 +109,13 @@ def sampled_softmax(
     # Where rounding leaves nothing beside the excluded, what was drawn still shows that something is.
     remaining = jnp.maximum(1.0 - excluded_mass, jnp.finfo(jnp.float32).eps)
     correction = jnp.log(jnp.maximum(counted, 1) / remaining)[:, None] + jnp.where(never, 0.0, log_q)
-    return _contrast(states, positives, negatives, excluded, weight, correction, temperature)
+    return _contrast(states, positives, negatives, excluded, weight, correction, temperature, history)
 
 
-def _check_shapes(
+def check_shapes(
     states: jax.Array, positives: jax.Array, negatives: jax.Array, excluded: jax.Array, weight: jax.Array
 ) -> None:
+    """Raises `InputError` for arrays of a sampled loss whose shapes do not fit together."""
     tokens, dimension = matrix("states", states)
     expect("positives", positives, (tokens, dimension))
     expect("negatives", negatives, (len(negatives), dimension))
@@ -124,6 +131,7 @@ def _contrast(
     weight: Float[jax.Array, "T"],
     correction: Float[jax.Array, "*b"],
     temperature: float,
+    history: History | None,
 ) -> tuple[Float[jax.Array, ""], Aux]:
     """Each target against the negatives that count, whose scores, over the temperature, `correction` is taken from.
 
@@ -134,6 +142,9 @@ def _contrast(
     positive = jnp.einsum("td,td->t", states, positives, preferred_element_type=jnp.float32)
     scores = jnp.einsum("td,nd->tn", states, negatives, preferred_element_type=jnp.float32)
     others = jax.nn.logsumexp(jnp.where(excluded, _MASKED, scores / temperature - correction), axis=1)
+    if history is not None:
+        seen = jax.nn.logsumexp(jnp.where(history.counts, history.scores / temperature, _MASKED), axis=1)
+        others = jnp.logaddexp(others, seen)
     # log(1 + exp(others - positive)) is the negative log of the softmax, without the cancellation near zero.
     loss = weighted_mean(jax.nn.softplus(others - positive / temperature), weight)
     return loss, {
@@ -149,6 +160,7 @@ class InfoNCE:
     temperature: float
     sampler: Sampler
     mask_negatives: str
+    history_negatives: bool = False
     sampled: ClassVar[bool] = True
 
     def loss(
@@ -162,10 +174,9 @@ class InfoNCE:
         candidates: Bool[jax.Array, "M"],
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `Objective.loss` and `infonce`; the probabilities of the negatives and `candidates` are not used."""
-        drawn = _given(negatives)
-        return infonce(
-            states, items[positive_ids], items[drawn.ids], drawn.excluded, weight, temperature=self.temperature
-        )
+        drawn = given(negatives)
+        vectors = items[positive_ids], items[drawn.ids]
+        return infonce(states, *vectors, drawn.excluded, weight, temperature=self.temperature, history=drawn.history)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +186,7 @@ class SampledSoftmax:
     temperature: float
     sampler: Sampler
     mask_negatives: str
+    history_negatives: bool = False
     sampled: ClassVar[bool] = True
 
     def loss(
@@ -188,13 +200,14 @@ class SampledSoftmax:
         candidates: Bool[jax.Array, "M"],
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `Objective.loss` and `sampled_softmax`; `candidates` is not used."""
-        drawn = _given(negatives)
+        drawn = given(negatives)
         vectors = items[positive_ids], items[drawn.ids]
         masks = drawn.log_q, drawn.excluded, drawn.excluded_mass
-        return sampled_softmax(states, *vectors, *masks, weight, temperature=self.temperature)
+        return sampled_softmax(states, *vectors, *masks, weight, temperature=self.temperature, history=drawn.history)
 
 
-def _given(negatives: Negatives | None) -> Negatives:
+def given(negatives: Negatives | None) -> Negatives:
+    """`negatives`, which a sampled loss must have."""
     if negatives is None:
         raise InputError("A loss over sampled negatives needs negatives, got None.")
     return negatives

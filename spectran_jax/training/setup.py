@@ -132,6 +132,8 @@ def assemble(
         counts=split.item_counts,
         spectrum=spectrum,
         text=None if embeddings is None else embeddings.matrix,
+        normalize_rows=config.spectrum.normalize_rows,
+        center=config.spectrum.center,
     )
     encoder, arrays = item_encoders.build(config.encoder, source, dtype=DTYPES[config.training.precision])
     objective = objectives.build(config.objective, split.item_counts)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spectran_jax import negatives
 from spectran_jax.item_encoders import StepView
 from spectran_jax.layout import SequenceLayout, TrainBatch
-from spectran_jax.objectives import Negatives, Objective
+from spectran_jax.objectives import History, Negatives, Objective
 from spectran_jax.recommender import Recommender
 from spectran_jax.training import catalogue
 
@@ -180,19 +180,28 @@ def make_train_step(
         sampled = None
         if sampler is not None:
             sampled = _negatives(objective, frozen.sampler, batch, targets, drawn, at(drawn))
+        seen = None
+        if objective.history_negatives:
+            seen = negatives.seen_items(batch.item_ids, batch.targets, batch.layout)
 
         def total_loss(params: Params) -> tuple[Float[jax.Array, ""], Scalars]:
             def forward(module: Recommender) -> tuple[Float[jax.Array, ""], Scalars, Scalars]:
                 encoder = module.item_encoder
                 item_rows = encoder.rows(None)
                 vectors = encoder.encode(item_rows, train=True)  # each item once, however often it stands in the batch
-                states = module.read(vectors[item_at], batch.layout, train=True)
+                inputs = vectors[item_at]
+                states = module.read(inputs, batch.layout, train=True)
+                given = sampled
+                if sampled is not None and seen is not None:
+                    scores = jnp.einsum("bld,bkd->blk", states, module.scored(inputs))
+                    history = History(batch.at_supervised(scores), batch.at_supervised(seen))
+                    given = sampled._replace(history=history)
                 loss, extra = objective.loss(
                     batch.at_supervised(states),
                     module.scored(vectors),
                     positive_ids=positive_at,
                     weight=weight,
-                    negatives=sampled,
+                    negatives=given,
                     candidates=frozen.candidates,
                 )
                 view = StepView(vectors, item_at, batch.layout, states, positive_at, weight)

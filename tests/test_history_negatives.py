@@ -1,0 +1,75 @@
+"""The items that a user has seen, as negatives: which they are, and what each loss makes of them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spectran_jax import negatives, objectives
+from spectran_jax.layout import SequenceLayout
+
+IDS = np.array([[3, 4, 3, 5, 7, 8, 0], [1, 2, 2, 2, 1, 9, 0]], np.int32)
+TARGETS = np.array([[4, 3, 5, 6, 8, 9, 0], [2, 2, 2, 1, 9, 4, 0]], np.int32)
+SEGMENT = np.array([[1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1, 0]], np.int32)
+
+
+def expected(hidden=None):
+    rows, length = IDS.shape
+    out = np.zeros((rows, length, length), bool)
+    for b in range(rows):
+        for t in range(length):
+            met = set()
+            for k in range(length if hidden is not None else t + 1):
+                shown = SEGMENT[b, k] == SEGMENT[b, t] > 0 and (hidden is None or not hidden[b, k])
+                if shown and IDS[b, k] not in met and IDS[b, k] != TARGETS[b, t]:
+                    out[b, t, k] = True
+                if shown:
+                    met.add(IDS[b, k])
+    return out
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_a_position_has_seen(bidirectional):
+    hidden = np.array([[0, 1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1, 0]], bool) if bidirectional else None
+    layout = SequenceLayout(mask=SEGMENT > 0, segment=SEGMENT, position=IDS * 0, hidden=hidden)
+    seen = np.asarray(negatives.seen_items(jnp.asarray(IDS), jnp.asarray(TARGETS), layout))
+    real = SEGMENT > 0
+    np.testing.assert_array_equal(seen[real], expected(hidden)[real])
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    return {
+        "states": rng.normal(size=(5, 4)),
+        "positives": rng.normal(size=(5, 4)),
+        "negatives": rng.normal(size=(7, 4)),
+        "excluded": rng.random((5, 7)) < 0.2,
+        "weight": np.array([1.0, 1, 0, 1, 1]),
+        "scores": rng.normal(size=(5, 3)),
+        "counts": rng.random((5, 3)) < 0.6,
+    }
+
+
+def loss(case, name, history):
+    arrays = [jnp.asarray(case[n], jnp.float32) for n in ("states", "positives", "negatives")]
+    history = (
+        objectives.History(jnp.asarray(case["scores"], jnp.float32), jnp.asarray(case["counts"])) if history else None
+    )
+    tail = jnp.asarray(case["excluded"]), jnp.asarray(case["weight"], jnp.float32)
+    return float(getattr(objectives, name)(*arrays, *tail, temperature=0.5, history=history)[0])
+
+
+@pytest.mark.parametrize("name", ["infonce", "binary_cross_entropy"])
+def test_losses_add_the_history_to_the_negatives(case, name):
+    logits = case["states"] @ case["negatives"].T / 0.5
+    top = np.sum(case["states"] * case["positives"], 1) / 0.5
+    each = []
+    for t in np.flatnonzero(case["weight"]):
+        drawn, seen = logits[t][~case["excluded"][t]], case["scores"][t][case["counts"][t]] / 0.5
+        if name == "infonce":
+            each.append(-np.log(np.exp(top[t]) / (np.exp(top[t]) + np.exp(drawn).sum() + np.exp(seen).sum())))
+        else:
+            others = np.log1p(np.exp(drawn)).mean() * 7 + np.log1p(np.exp(seen)).sum()
+            each.append((np.log1p(np.exp(-top[t])) + others) / 8)
+    np.testing.assert_allclose(loss(case, name, history=True), np.mean(each), rtol=1e-5)
+    assert loss(case, name, history=True) > loss(case, name, history=False)
