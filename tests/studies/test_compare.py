@@ -17,7 +17,10 @@ SETTINGS = {"encoders": ["id", "svd", "spectran"], "backbone_names": ["sasrec"],
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    runner, folder = Runner({"ml/sasrec/svd/seed-2": "fail"}), tmp_path_factory.mktemp("compare")
+    runner, folder = (
+        Runner({"ml/sasrec/svd/trial-00-seed-2": "fail", "ml/sasrec/svd/trial-01-seed-2": "fail"}),
+        tmp_path_factory.mktemp("compare"),
+    )
     return compare(DATA, folder, **SETTINGS, parallel=2, command="c", runner=runner), runner.jobs
 
 
@@ -142,8 +145,9 @@ def test_a_real_comparison(tiny_flags, tmp_path, run_command):
     assert chosen["svd"] == {}, "the command line fixed all of its space"
     for cell in held["cells"]:
         folder = tmp_path / "w" / "runs" / "files" / "sasrec" / cell["item_encoder"]
-        assert not list(folder.glob("trial-*/checkpoints"))
-        with np.load(folder / "seed-0" / "ranks.npz") as ranks:
+        assert not list(folder.glob("trial-0[01]/checkpoints"))
+        (seed,) = folder.glob("trial-*-seed-0")
+        with np.load(seed / "ranks.npz") as ranks:
             found = statistics.ndcg_by_user(ranks["test_rank"]).mean()
             assert ranks["item_counts"].shape == (40,)
         assert found == pytest.approx(cell["runs"][0]["test"]["ndcg@10"])
