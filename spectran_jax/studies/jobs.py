@@ -115,17 +115,19 @@ def run_jobs(
         return {job.name: done[job.name] for job in jobs}
 
 
-def finished(job: Job, folder: Path) -> Outcome | None:
+def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None:
     """The outcome of a job whose folder holds its results, or None.
 
     The results must be of this very configuration and newer than every file that it reads; of a newer file, the run
-    itself finds out whether its content has changed.
+    itself finds out whether its content has changed. Where it just has (`checked`), the results count as new.
     """
     path = folder / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         if Config.from_dict(metrics["config"]) != job.config or not (folder / "ranks.npz").exists():
             return None
+        if checked:
+            path.touch()
         files = (job.config.data.interactions, job.config.data.items, job.config.text.embeddings)
         if any(Path(file).stat().st_mtime > path.stat().st_mtime for file in files if file):
             return None
@@ -166,7 +168,7 @@ def _run_all(
                 queue.append((child.job, child.attempt + 1))
                 board.again(child.job.name)
                 continue
-            outcome = finished(child.job, child.folder) if child.status == 0 else None
+            outcome = finished(child.job, child.folder, checked=True) if child.status == 0 else None
             if outcome is None:
                 outcome = Outcome(child.job.name, child.folder, failure=_failure(child), status=child.status)
             done[child.job.name] = outcome

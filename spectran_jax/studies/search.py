@@ -90,7 +90,8 @@ def search(
     """Searches each method on validation, then runs its chosen values with every seed.
 
     Args:
-      methods: by name, which is also the folder of its runs: `NAME/trial-00`, ..., `NAME/seed-0`, ...
+      methods: by name, which is also the folder of its runs: `NAME/trial-00`, ..., then `NAME/trial-02-seed-0`, ... of
+        the chosen trial, or `NAME/seed-0`, ... without a search. So a larger budget keeps what is there.
       workdir: of the experiment.
       trials: points tried for each method; 0 takes its configuration as it is.
       seeds: of the final runs, which read validation and test set; trials take the first.
@@ -121,25 +122,34 @@ def search(
         name: [Trial(values, ended[f"{name}/trial-{i:02d}"]) for i, (values, _) in enumerate(tried)]
         for name, tried in points.items()
     }
-    chosen = {name: choose(made) if trials else {} for name, made in tried.items()}
-    finals = [
-        Job(f"{name}/seed-{seed}", methods[name].config.replace(**values, seed=seed, evaluate="both"))
+    chosen: dict[str, dict[str, float] | None] = {}
+    folders: dict[str, str] = {}
+    for name, made in tried.items():
+        best = choose(made)
+        folders[name] = f"{name}/" if best is None else f"{best.outcome.name}-"
+        chosen[name] = best.values if best is not None else None if trials else {}
+    finals = {
+        (name, seed): Job(
+            f"{folders[name]}seed-{seed}", methods[name].config.replace(**values, seed=seed, evaluate="both")
+        )
         for name, values in chosen.items()
         if values is not None
         for seed in seeds
-    ]
-    runs = runner(finals, workdir, parallel=parallel, description="Seeds")
+    }
+    runs = runner(list(finals.values()), workdir, parallel=parallel, description="Seeds")
     _some_came_to_an_end(runs)
     return {
-        name: Found(tried[name], values, {seed: runs[f"{name}/seed-{seed}"] for seed in seeds if values is not None})
+        name: Found(
+            tried[name], values, {seed: runs[finals[name, seed].name] for seed in seeds if (name, seed) in finals}
+        )
         for name, values in chosen.items()
     }
 
 
-def choose(trials: Sequence[Trial]) -> dict[str, float] | None:
-    """The values of the trial with the best validation metric, the first of equals; None where all failed."""
+def choose(trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the best validation metric, the first of equals; None where there is none that came to its end."""
     alive = [(trial.score, trial) for trial in trials if trial.score is not None]
-    return max(alive, key=lambda scored: scored[0])[1].values if alive else None
+    return max(alive, key=lambda scored: scored[0])[1] if alive else None
 
 
 def one_protocol(found: Mapping[str, Found], what: str) -> str:

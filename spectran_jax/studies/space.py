@@ -88,19 +88,22 @@ COMMON = "learning_rate=log:5e-4:3e-3,dropout=0.1:0.5,weight_decay=log:1e-6:1e-2
 """What every method is searched over."""
 
 SEMANTIC = "semantic_scale=log:0.1:0.8"
-"""How much the text counts against the IDs: of every method that reads text, and has not its own way to say it."""
+"""How much the text counts against the IDs: of every method whose item vectors hold text."""
+
+TEXT_ELSEWHERE = ("rlmrec",)
+"""Methods that read text and never put it into an item vector."""
 
 OWN: dict[str, str] = {
     "id": "id_scale=log:0.01:0.2",
     "svd": "spectral_power=0:1",
-    "spectran": "spectral_power=0:1,attention_energy=log:0.02:0.5",
+    "llminit": "spectral_power=0:1",
     "mlp": "adapter_width=log:64:512",
     "moe": "experts=log:2:16",
     "whiten": "adapter_width=log:64:512,whiten_groups=log:1:16",
-    "llminit": "spectral_power=0:1",
-    "alphafuse": "null_threshold=log:1e-3:0.3",
+    "alphafuse": "null_share=0.2:0.8",
     "rlmrec": "alignment_weight=log:1e-3:1,alignment_temperature=log:0.05:0.5",
-    "llmesr": "distill_weight=log:1e-3:1",
+    "llmesr": "alignment_weight=log:1e-3:1",
+    "spectran": "spectral_power=0:1,attention_energy=log:0.02:0.5",
 }
 """One or two fields of each method's own; a method that is not named here has none. Fields that this version's
 configuration does not have are passed over."""
@@ -121,7 +124,8 @@ def space_of(item_encoder: str, given: Sequence[str] = ()) -> list[Range]:
     from spectran_jax import item_encoders
 
     encoder = item_encoders.lookup(item_encoder)
-    semantic = SEMANTIC if encoder.needs_spectrum or encoder.needs_text else ""
+    reads_text = encoder.needs_spectrum or encoder.needs_text
+    semantic = SEMANTIC if reads_text and item_encoder not in TEXT_ELSEWHERE else ""
     known = {field.name for _, field in fields()}
     parts = [part for text in (COMMON, semantic, OWN.get(item_encoder, "")) for part in text.split(",") if part]
     space = [part for part in parts if (name := part.split("=")[0]) in known and name not in given]

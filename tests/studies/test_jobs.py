@@ -60,6 +60,18 @@ def test_results_of_other_values_or_older_than_their_files_do_not_count(tmp_path
     assert starts(tmp_path, "a") == 3
 
 
+def test_a_newer_file_of_the_same_content_is_looked_at_once(tmp_path):
+    data = tmp_path / "embeddings.npy"
+    data.write_text("")
+    command = fake({"a": "unchanged"})
+    for _ in range(2):
+        assert run_jobs(jobs("a", embeddings=str(data)), tmp_path, parallel=1, command=command)["a"].ok
+    os.utime(tmp_path / "runs" / "a" / "metrics.json", (1, 1))
+    for _ in range(2):
+        assert run_jobs(jobs("a", embeddings=str(data)), tmp_path, parallel=1, command=command)["a"].ok
+    assert starts(tmp_path, "a") == 2
+
+
 def test_failures_are_told_and_the_others_go_on(tmp_path, capfd):
     behaviours = {"bad": "fail", "dead": "die", "again": "again"}
     outcomes = run_jobs(jobs("bad", "dead", "again", "good"), tmp_path, parallel=2, command=fake(behaviours))

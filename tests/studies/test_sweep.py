@@ -27,7 +27,7 @@ class Runner:
     def __call__(self, jobs, workdir, **options):
         todo = []
         for job in jobs:
-            if self.stop_before and job.name >= self.stop_before:
+            if self.stop_before and job.name.endswith(self.stop_before):
                 run_jobs(todo, workdir, **options, command=fake(self.behaviours))
                 raise Interrupted("Stopped.")
             todo.append(job)
@@ -43,8 +43,10 @@ def searched(tmp_path_factory):
 
 
 def test_trials_read_validation_and_seeds_read_the_test_set(searched):
-    _, jobs, folder = searched
-    assert [job.name for job in jobs] == [f"one/trial-{i:02d}" for i in range(4)] + [f"one/seed-{s}" for s in (3, 1, 8)]
+    found, jobs, folder = searched
+    names = [f"one/trial-{i:02d}" for i in range(4)]
+    best = [trial.values for trial in found.trials].index(found.chosen)
+    assert [job.name for job in jobs] == names + [f"{names[best]}-seed-{seed}" for seed in (3, 1, 8)]
     assert [job.config.training.evaluate for job in jobs] == ["valid"] * 4 + ["both"] * 3
     assert [job.config.training.seed for job in jobs] == [3] * 4 + [3, 1, 8]
     assert {job.config.encoder.dimension for job in jobs} == {32}
@@ -76,7 +78,7 @@ def test_mean_and_spread_are_those_of_the_seeds(searched):
 
 def test_a_search_that_is_stopped_goes_on_where_it_was(searched, tmp_path):
     whole, jobs, _ = searched
-    for stop_before in ("one/trial-02", "one/trial-03", "one/seed-8"):
+    for stop_before in ("trial-02", "trial-03", "seed-8"):
         with pytest.raises(Interrupted):
             search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner(stop_before=stop_before))
     found = search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner())
@@ -84,9 +86,18 @@ def test_a_search_that_is_stopped_goes_on_where_it_was(searched, tmp_path):
     assert {len((tmp_path / "runs" / job.name / "starts").read_text()) for job in jobs} == {1}
 
 
+def test_a_larger_budget_keeps_what_is_there(searched, tmp_path):
+    found, _, _ = searched
+    search(METHODS, tmp_path, trials=1, seeds=[3], parallel=2, runner=Runner())
+    more = search(METHODS, tmp_path, trials=4, seeds=[3], parallel=2, runner=Runner())["one"]
+    assert more.chosen == found.chosen
+    assert more.done[3].metrics == found.done[3].metrics
+    assert (tmp_path / "runs" / "one" / "trial-00" / "starts").read_text() == "x"
+
+
 def test_failed_trials_are_counted_and_not_chosen(tmp_path):
     methods = {"good": METHODS["one"], "bad": METHODS["one"]}
-    failing = {"good/trial-00": "fail", "bad/trial-00": "fail", "bad/trial-01": "fail", "good/seed-1": "die"}
+    failing = {"good/trial-00": "fail", "bad/trial-00": "fail", "bad/trial-01": "fail", "good/trial-01-seed-1": "die"}
     found = search(methods, tmp_path, trials=2, seeds=[0, 1], parallel=2, runner=Runner(failing))
     assert found["good"].chosen == found["good"].trials[1].values
     assert [len(f.failures) for f in found.values()] == [2, 2]
@@ -170,10 +181,10 @@ KNOWN = {name for section in Config().to_dict().values() for name in section}
 def test_every_method_has_a_space_that_begins_alike():
     from spectran_jax.item_encoders import REGISTRY
 
-    for name, encoder in REGISTRY.items():
+    for name in REGISTRY:
         names = [r.name for r in space_of(name)]
         assert names[:3] == ["learning_rate", "dropout", "weight_decay"]
-        assert ("semantic_scale" in names) == (encoder.needs_spectrum or encoder.needs_text)
+        assert ("semantic_scale" in names) == (name not in ("id", "rlmrec"))
     assert "dropout" not in [r.name for r in space_of("id", given=["dropout"])]
     for text in OWN.values():  # whatever this version knows of it, it parses
         parse_space(",".join(part for part in text.split(",") if part.split("=")[0] in KNOWN))
