@@ -44,32 +44,47 @@ def built(name, dtype=jnp.float32, **options):
     return item_encoders.build(config, source(), dtype=dtype)
 
 
-def view(module, frozen, params, item_ids, layout, targets, weight, states=None):
-    states = np.zeros((*item_ids.shape, D), np.float32) if states is None else states
-    vectors = module.apply({"params": params, "frozen": frozen}, method=module.table)
-    return StepView(vectors, item_ids, layout, jnp.asarray(states), jnp.asarray(targets), jnp.asarray(weight))
+def everything(module):
+    """Whatever has parameters."""
+    ids = jnp.zeros((1, L), jnp.int32)
+    layout = SequenceLayout(ids == 0, ids + 1, ids)
+    vectors = module.table()
+    module.contextualize(vectors[ids], layout)
+    module.auxiliary(module.rows(None), StepView(vectors, ids, layout, jnp.ones((1, L, D)), ids[0], jnp.ones(L)))
 
 
-def init(module, frozen, seed=0):
-    """Parameters at random, biases included."""
+@functools.cache
+def started(name, **options):
+    """A module, its frozen arrays and parameters at random, biases included."""
+    module, frozen = built(name, **options)
+    shapes = jax.eval_shape(
+        lambda f: module.apply(
+            {"frozen": f}, rngs={"params": jax.random.key(0)}, mutable=["params"], method=everything
+        )[1]["params"],
+        frozen,
+    )
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)
+    return module, frozen, jax.tree.unflatten(tree, [rng.normal(0, 0.4, x.shape).astype(np.float32) for x in leaves])
 
-    def everything(m):
-        ids = jnp.zeros((1, L), jnp.int32)
-        layout = SequenceLayout(ids == 0, ids + 1, ids)
-        vectors = m.table()
-        m.contextualize(vectors[ids], layout)
-        m.auxiliary(m.rows(None), StepView(vectors, ids, layout, jnp.ones((1, L, D)), ids[0], jnp.ones(L)))
 
-    key = jax.random.key(seed)
-    _, made = module.apply({"frozen": frozen}, rngs={"params": key}, mutable=["params"], method=everything)
-    leaves, tree = jax.tree.flatten(made["params"])
-    rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(tree, [rng.normal(0, 0.4, leaf.shape).astype(np.float32) for leaf in leaves])
+@functools.cache
+def _jitted(module, method):
+    return jax.jit(lambda variables, *args, **rngs: module.apply(variables, *args, method=method, rngs=rngs))
+
+
+def table(module, frozen, params):
+    return _jitted(module, type(module).table)({"params": params, "frozen": frozen})
+
+
+def _auxiliary(module, seen):
+    rows = module.rows(None)
+    return module.auxiliary(rows, seen._replace(vectors=module.encode(rows)))
 
 
 def auxiliary(module, frozen, params, seen, **rngs):
-    method = lambda m, v: m.auxiliary(m.rows(None), v)  # noqa: E731
-    return module.apply({"params": params, "frozen": frozen}, seen, method=method, rngs=rngs)
+    """The losses of a step on the whole catalogue; `seen` comes without vectors."""
+    return _jitted(module, _auxiliary)({"params": params, "frozen": frozen}, seen, **rngs)
 
 
 def unit(x):
@@ -81,10 +96,9 @@ def unit(x):
 
 def test_alphafuse_is_text_in_the_row_space_and_ids_in_the_null_space():
     """Of the text's own m dimensions: V_s u_s + V_n e_id, from an SVD of its own, has the vectors' inner products."""
-    module, frozen = built("alphafuse", null_share=0.25)
-    params = init(module, frozen)
+    module, frozen, params = started("alphafuse", null_share=0.25)
     assert {name: leaf.shape for name, leaf in params.items()} == {"id_embedding": (N, 2)}
-    vectors = np.asarray(module.apply({"params": params, "frozen": frozen}, method=module.table), np.float64)
+    vectors = np.asarray(table(module, frozen, params), np.float64)
     u, _, right = singular_vectors()
     learned = np.where(np.arange(N)[:, None] == COLD, 0, params["id_embedding"])
     text, ids = 0.2 * u[:, :6] @ right[:, :6].T, learned @ right[:, 6:D].T
@@ -120,9 +134,10 @@ TARGETS = np.array([3, 9, 3, TEXTLESS, 12, 9, 3, 20], np.int32)
 WEIGHT = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
 
 
-def rlmrec_view(module, frozen, params):
+def seen_targets(targets, weight):
     ids = np.zeros((1, L), np.int32)
-    return view(module, frozen, params, ids, SequenceLayout(ids == 0, ids + 1, ids), TARGETS, WEIGHT)
+    layout = SequenceLayout(ids == 0, ids + 1, ids)
+    return StepView(None, ids, layout, np.zeros((1, L, D), np.float32), np.int32(targets), np.float32(weight))
 
 
 def two_layers(x, p):
@@ -132,8 +147,7 @@ def two_layers(x, p):
 
 @pytest.mark.parametrize("alignment", ["contrastive", "generative"])
 def test_rlmrec_aligns_each_target_against_the_batchs_other_items(alignment):
-    module, frozen = built("rlmrec", alignment=alignment, alignment_weight=0.5, alignment_temperature=0.3)
-    params = init(module, frozen)
+    module, frozen, params = started("rlmrec", alignment=alignment, alignment_weight=0.5, alignment_temperature=0.3)
     u, s, _ = singular_vectors()
     text = u * s / np.sqrt(np.mean(s**2))
     identity = params["id_embedding"].astype(np.float64)
@@ -145,7 +159,7 @@ def test_rlmrec_aligns_each_target_against_the_batchs_other_items(alignment):
     for i in (3, 9, 3, 12, 9, 3):  # supervised, with text
         scores = {j: np.exp(unit(a[i]) @ unit(b[j]) / 0.3) for j in {3, 9, 12}}
         losses.append(-np.log(scores[i] / sum(scores.values())))
-    seen = rlmrec_view(module, frozen, params)
+    seen = seen_targets(TARGETS, WEIGHT)
     got = auxiliary(module, frozen, params, seen)
     assert set(got) == {"alignment"}
     assert got["alignment"].dtype == jnp.float32
@@ -158,18 +172,15 @@ def test_rlmrec_aligns_each_target_against_the_batchs_other_items(alignment):
 
     # bfloat16 computes alike.
     half, _ = built("rlmrec", alignment=alignment, alignment_weight=0.5, alignment_temperature=0.3, dtype=jnp.bfloat16)
-    seen = rlmrec_view(half, frozen, params)
     assert auxiliary(half, frozen, params, seen)["alignment"] == pytest.approx(float(got["alignment"]), rel=0.05)
 
 
 def test_rlmrec_vectors_are_ids_and_the_loss_moves_targets_alone():
-    module, frozen = built("rlmrec")
-    params = init(module, frozen)
-    vectors = module.apply({"params": params, "frozen": frozen}, method=module.table)
+    module, frozen, params = started("rlmrec")
+    vectors = table(module, frozen, params)
     np.testing.assert_array_equal(vectors, np.where(np.arange(N)[:, None] == COLD, 0, params["id_embedding"]))
-    gradient = jax.grad(
-        lambda p: auxiliary(module, frozen, p, rlmrec_view(module, frozen, p))["alignment"],
-    )(params)
+    seen = seen_targets(TARGETS, WEIGHT)
+    gradient = jax.grad(lambda p: auxiliary(module, frozen, p, seen)["alignment"])(params)
     moved = np.abs(gradient["id_embedding"]).max(axis=1) > 1e-5
     assert np.flatnonzero(moved).tolist() == [3, 9, 12]
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["adapter"]))
@@ -177,15 +188,9 @@ def test_rlmrec_vectors_are_ids_and_the_loss_moves_targets_alone():
 
 @pytest.mark.parametrize("targets", [[TEXTLESS, TEXTLESS], [9, 9]])
 def test_rlmrec_with_nothing_to_contrast_has_no_loss_and_finite_gradients(targets):
-    module, frozen = built("rlmrec")
-    ids = np.zeros((1, L), np.int32)
-    layout = SequenceLayout(ids == 0, ids + 1, ids)
-
-    def loss(p):
-        seen = view(module, frozen, p, ids, layout, np.array(targets, np.int32), np.ones(2, np.float32))
-        return auxiliary(module, frozen, p, seen)["alignment"]
-
-    value, gradient = jax.value_and_grad(loss)(init(module, frozen))
+    module, frozen, params = started("rlmrec")
+    seen = seen_targets(targets, [1, 1])
+    value, gradient = jax.value_and_grad(lambda p: auxiliary(module, frozen, p, seen)["alignment"])(params)
     assert value == pytest.approx(0, abs=1e-6)
     assert all(np.abs(leaf).max() < 1e-5 for leaf in jax.tree.leaves(gradient))
 
@@ -194,8 +199,7 @@ def test_rlmrec_with_nothing_to_contrast_has_no_loss_and_finite_gradients(target
 
 
 def test_llmesr_is_an_adapter_of_the_text_beside_ids_that_start_from_it():
-    module, frozen = built("llmesr", spectral_power=1.0)
-    params = init(module, frozen)
+    module, frozen, params = started("llmesr", spectral_power=1.0)
     u, s, _ = singular_vectors()
     text = u * s / np.sqrt(np.mean(s**2))
     hidden, output = params["hidden"], params["output"]
@@ -204,7 +208,7 @@ def test_llmesr_is_an_adapter_of_the_text_beside_ids_that_start_from_it():
     start = u[:, :4] * s[:4]
     start /= np.sqrt(np.mean(np.delete(start, TEXTLESS, axis=0) ** 2))
     learned = np.where(np.arange(N)[:, None] == COLD, 0, params["id_embedding"])
-    vectors = module.apply({"params": params, "frozen": frozen}, method=module.table)
+    vectors = table(module, frozen, params)
     want = np.concatenate([0.2 * semantic, 0.2 * start + learned], axis=1)
     np.testing.assert_allclose(vectors, want, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match=r"llmesr halves the vectors .* --dimension=7 is odd; take 8"):
@@ -242,8 +246,7 @@ def attend(queries, values, may_look, p):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_llmesr_views_attend_to_what_a_state_may_depend_on(bidirectional):
     """Causal, or, of a backbone that hides positions, everything but these; within one history."""
-    module, frozen = built("llmesr")
-    params = init(module, frozen)
+    module, _, params = started("llmesr")
     hidden = np.zeros_like(SEGMENT, bool)
     if bidirectional:
         hidden[0, [1, 3]] = hidden[1, 0] = True
@@ -297,7 +300,7 @@ def test_distillation_draws_to_the_ten_most_similar_users():
     present = np.arange(16) < 14  # two slots are empty
     states = np.where(present[:, None], states, 100)
     loss = lambda s: distillation(s / jnp.linalg.norm(s, axis=1, keepdims=True), jnp.float32(texts), present)  # noqa: E731
-    value, gradient = jax.value_and_grad(loss)(jnp.float32(states))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.float32(states))
     assert value == pytest.approx(numpy_distillation(states[:14], texts[:14]), rel=1e-5)
     np.testing.assert_array_equal(gradient[14:], 0)
 
@@ -319,14 +322,13 @@ def test_distillation_of_few_users(present):
     """None has no loss, one has no teacher, three have two each."""
     states = np.eye(4, dtype=np.float32)
     loss = lambda s: distillation(s, jnp.ones((4, 2)), jnp.arange(4) < present)  # noqa: E731
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(states))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(states))
     assert value == pytest.approx(1.5 if present == 3 else 0)  # |e_1 - (e_2 + e_3) / 2|^2
     assert np.isfinite(gradient).all()
 
 
 def test_llmesr_users_are_histories_packed_or_padded():
-    module, frozen = built("llmesr", alignment_weight=0.7)
-    params = init(module, frozen)
+    module, frozen, params = started("llmesr", alignment_weight=0.7)
     rng = np.random.default_rng(3)
     histories = [[1, 2], [2, 8, TEXTLESS], [5, 6, 1, 9]]
     ends = rng.normal(size=(3, D))
@@ -337,7 +339,7 @@ def test_llmesr_users_are_histories_packed_or_padded():
         ids, states = rng.integers(N, size=layout.mask.shape), rng.normal(size=(*layout.mask.shape, D))
         ids[layout.mask] = np.concatenate(histories)
         states[np.asarray(last_positions(layout))] = ends
-        seen = view(module, frozen, params, np.int32(ids), layout, TARGETS, WEIGHT, np.float32(states))
+        seen = StepView(None, np.int32(ids), layout, np.float32(states), TARGETS, WEIGHT)
         values.append(float(auxiliary(module, frozen, params, seen)["distillation"]))
     u, s, _ = singular_vectors()
     texts = np.array([(u * s)[history, :4].sum(axis=0) for history in histories])
