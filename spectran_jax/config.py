@@ -104,7 +104,8 @@ class EncoderConfig:
         "spectran",
         "Item encoder: id (no text); spectran; svd (frozen head of the spectrum); llminit (the ID table starts "
         "from it); mlp (two layers), moe (whitening experts behind a gate) or whiten (whitened text, two layers) on the "
-        "text embedding itself.",
+        "text embedding itself; alphafuse (some dimensions text, the others ID); rlmrec (IDs, pulled towards the text by "
+        "a loss of their own); llmesr (a view of text and one of IDs that attend to each other).",
     )
     dimension: int = _field(64, "Dimension d of item vectors and user states.")
     fusion: str = _field(
@@ -133,6 +134,25 @@ class EncoderConfig:
         4,
         "Groups of dimensions that the relaxed whitening of whiten treats apart; its result joins that of the full "
         "whitening (WhitenRec+). 1 takes the full whitening alone (WhitenRec).",
+    )
+    null_share: float = _field(
+        0.5,
+        "Share of the dimensions that alphafuse learns for each item; the others hold the head of the spectrum, frozen. "
+        "More suits catalogues with many interactions an item, less those with many rare items.",
+    )
+    alignment: str = _field(
+        "contrastive",
+        "Loss of rlmrec. contrastive: the text, through two layers, must tell its item's ID vector from those of the "
+        "batch's other items; generative: a masked ID vector, through two layers, must tell its item's text.",
+        choices=("contrastive", "generative"),
+    )
+    alignment_weight: float = _field(
+        0.1,
+        "Weight of the auxiliary loss, against the recommendation loss: of rlmrec's alignment, or of llmesr's distillation "
+        "from similar users. 0 trains without it.",
+    )
+    alignment_temperature: float = _field(
+        0.2, "Cosines are divided by this in rlmrec's loss; lower looks at the most similar other items only."
     )
     table_dtype: str = _field(
         "float32",
