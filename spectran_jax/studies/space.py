@@ -93,7 +93,7 @@ SEMANTIC = "semantic_scale=log:0.1:0.8"
 OWN: dict[str, str] = {
     "id": "id_scale=log:0.01:0.2",
     "svd": "spectral_power=0:1",
-    "spectran": "spectral_power=0:1,attention_energy=log:0.02:0.5",
+    "spectran": "spectral_power=0:1,spectral_lr_multiplier=log:1:10",
     "mlp": "adapter_width=log:64:512",
     "moe": "experts=log:2:16",
     "whiten": "adapter_width=log:64:512,whiten_groups=log:1:16",
