@@ -25,8 +25,8 @@ PARAMS = {
 def test_groups():
     decayed, spectral = is_decayed(PARAMS), is_spectral(PARAMS)
     adapter = decayed["item_encoder"]["adapter"]
-    assert decayed["item_encoder"]["id_embedding"] and adapter["query"] and adapter["key"]
-    assert not adapter["threshold"] and not adapter["taylor"]
+    assert all((decayed["item_encoder"]["id_embedding"], adapter["query"], adapter["key"]))
+    assert not any((adapter["threshold"], adapter["taylor"]))
     assert decayed["backbone"] == {"position_embedding": False, "dense": {"kernel": True, "bias": False}}
     assert all(jax.tree.leaves(spectral["item_encoder"]["adapter"]))
     assert sum(jax.tree.leaves(spectral)) == 4
