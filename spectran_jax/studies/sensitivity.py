@@ -19,7 +19,7 @@ from spectran_jax.studies.variants import Variant, parse_changes, single_changes
 REFERENCE = "as configured"
 
 DEFAULT = (
-    "temperature=0.03:0.05:0.07:0.1:0.2, negatives=64:128:256:512:1024, attention_live=0.01:0.02:0.05:0.1:0.2:0.5, "
+    "temperature=0.03:0.05:0.07:0.1:0.2, negatives=64:128:256:512:1024, attention_live=0.05:0.2:0.5:0.8:0.95, "
     "semantic_scale=0.05:0.1:0.2:0.4:0.8"
 )
 """attention_live sets the threshold lambda at start: the share of attention entries above it."""
