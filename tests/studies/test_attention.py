@@ -1,13 +1,15 @@
 """What is said of an adapter's W, on matrices whose answer is known."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.attention import FILE, Adapter, reach, read_adapter
-from spectran_jax.studies.spectra import read_history, reading_at
-from spectran_jax.training.run import train_and_report
+from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.programs import build_programs
+from spectran_jax.training.setup import prepare
 from spectran_jax.training.workdir import write_json
 
 SIGMA = np.linspace(1, 0.1, 10).astype(np.float32)
@@ -47,19 +49,29 @@ def test_an_adapter_that_was_kept_is_not_restored_again(tmp_path):
     assert found.attention is found.diagonal is found.taylor is None
 
 
-def test_the_adapter_of_a_real_run_is_the_one_that_validation_chose(tiny_config, tmp_path):
-    """Its tail and its live share are those that the log has at the best step."""
-    config = tiny_config.replace(epochs=2, evaluate="valid", taylor_order=1)
-    metrics = train_and_report(config, tmp_path)
+def test_the_adapter_of_a_run_is_that_of_its_best_parameters(tiny_config, tmp_path):
+    """A checkpoint of known parameters, as a run leaves it: W, phi and p as NumPy has them from the parameters."""
+    config = tiny_config.replace(item_encoder="spectran", taylor_order=1)
+    setup = prepare(config)
+    params = build_programs(setup, 1).init().params
+    adapter = params["item_encoder"]["adapter"]
+    adapter["taylor"] = adapter["taylor"] + jnp.asarray([0.25, -0.5])
+    write_json(tmp_path / "config.json", config.to_dict())
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save_best(5, params, {"data": setup.inputs_digest})
+    checkpoints.close()
+
     found = read_adapter(tmp_path)
     assert (tmp_path / FILE).exists()
-    history = read_history(tmp_path)
-    at_best = {
-        key: reading_at(history, key, metrics["train"]["best_step"]) for key in ("tail_energy", "attention_live")
-    }
-    assert reach(found).tail == pytest.approx(at_best["tail_energy"], rel=1e-4)
-    assert reach(found).live == pytest.approx(at_best["attention_live"], rel=1e-4)
-    np.testing.assert_allclose(found.diagonal, found.taylor[0] + found.taylor[1] * found.sigma[:16], rtol=1e-5)
+    query, key, raw = (np.asarray(adapter[name], np.float64) for name in ("query", "key", "threshold"))
+    z = query @ key.T / np.sqrt(query.shape[1])
+    phi = np.sign(z) * np.maximum(np.abs(z) - np.log1p(np.exp(raw)), 0)
+    np.testing.assert_allclose(found.attention, phi, atol=1e-6)
+    np.testing.assert_allclose(found.sigma, setup.spectrum.sigma)
+    np.testing.assert_allclose(found.diagonal, 1.25 - 0.5 * found.sigma[: config.encoder.dimension], rtol=1e-5)
+    whole = phi.copy()
+    whole[np.arange(len(phi)), np.arange(len(phi))] += found.diagonal
+    np.testing.assert_allclose(found.weights, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_runs_of_other_encoders_are_refused(tmp_path):
