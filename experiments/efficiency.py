@@ -23,6 +23,9 @@ _ITEMS = flags.DEFINE_integer("num_items", 10_000, "Items N.", lower_bound=2)
 _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
 _USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Figures of each encoder, of which the median counts.", lower_bound=1)
+_RESULTS = flags.DEFINE_string(
+    "results", "", "Markdown file, such as RESULTS.md, whose section of this experiment is written again."
+)
 
 
 def main() -> None:
@@ -41,8 +44,13 @@ def main() -> None:
         users=_USERS.value,
         repeats=_REPEATS.value,
         command=command_line(),
+        results=Path(_RESULTS.value) if _RESULTS.value else None,
     )
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "item_encoders", "num_items", "text_dimension", "users", "repeats", "config"))
+    run(
+        main,
+        SYNOPSIS,
+        own=("workdir", "item_encoders", "num_items", "text_dimension", "users", "repeats", "results", "config"),
+    )

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from spectran_jax.config import Config
+from spectran_jax.studies.curves import dots
 from spectran_jax.studies.publish import Result, publish
-from spectran_jax.studies.tables import Cell, Table
+from spectran_jax.studies.results_md import refresh
+from spectran_jax.studies.tables import Cell, Spread, Table
 
 COLUMNS = {
     "parameters": "Parameters",
@@ -52,8 +54,10 @@ def run(
     users: int,
     repeats: int,
     command: str,
+    results: Path | None = None,
 ) -> Result:
-    """Measures, unless the folder holds the figures of these very settings, and publishes.
+    """Measures, unless the folder holds the figures of these very settings, and publishes; also to `results`, a
+    RESULTS.md.
 
     Raises:
       InputError: see `efficiency.measure`.
@@ -83,6 +87,8 @@ def run(
             write_json(path, kept)
     found = result(kept["rows"], kept["adapters"], efficiency.ADAPTER_BAR, title(config, items, width), command)
     publish(found, workdir)
+    if results is not None:
+        refresh(results, "efficiency", found)
     return found
 
 
@@ -104,10 +110,22 @@ def result(
         for a in adapters
     ]
     columns = ["m", "d", "k", "Items N", "Parameters", f"At most {bar:,}"]
+    plots = [
+        dots(
+            key.replace("_", "-"),
+            label,
+            f"{heading}; smaller is better.",
+            {name: Spread(row[key] / _UNITS[key], None) for name, row in rows.items()},
+            xlabel=label,
+            reference=0.0,
+        )
+        for key, label in COLUMNS.items()
+        if key in ("step_seconds", "peak_bytes", "step_flops")
+    ]
     return Result(
         "Cost of item encoders",
         [Table(heading, ["Encoder", *COLUMNS.values()], cells), Table("Adapter of spectran", columns, sizes)],
-        (),
+        plots,
         TEXT,
         command,
     )

@@ -1,4 +1,4 @@
-"""Plots that several studies share: lines of many methods, and a map of steps by components."""
+"""Plots that several studies share: lines and dots of many methods, and a map of steps by components."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from spectran_jax.report import figures
-from spectran_jax.report.figures import INK, MUTED, WIDE, Plot
+from spectran_jax.report.figures import BLUE, INK, MUTED, WIDE, Plot
 from spectran_jax.studies.comparison_plots import STYLES
+from spectran_jax.studies.tables import Spread
 
 _MARKERS = "os^D"
 
@@ -112,4 +113,29 @@ def energy_map(
     axes.grid(False)
     marked = np.unique(np.linspace(0, readings - 1, min(readings, 8)).astype(int))
     axes.set_xticks(marked + 1, [f"{steps[i]:,.0f}" for i in marked])
+    return Plot(figures.svg(figure, name, title), title, caption)
+
+
+def dots(
+    name: str, title: str, caption: str, values: Mapping[str, Spread], *, xlabel: str, reference: float | None = None
+) -> Plot:
+    """One row a method: its mean as a dot with a bar of one standard deviation, a line down from `reference`.
+
+    Args:
+      name: unique on the page.
+      title: of the plot.
+      caption: what to look for.
+      values: by label, from the top.
+      xlabel: of the abscissa.
+      reference: a value to compare with, marked.
+    """
+    figure = figures.figure(figures.HALF[0], 90 + 22 * len(values))
+    axes = figure.add_subplot()
+    at = np.arange(len(values))[::-1]
+    if reference is not None:
+        axes.axvline(reference, color=MUTED, linewidth=1.2, linestyle=(0, (3, 3)))
+    means, bars = [v.mean for v in values.values()], [v.std or 0.0 for v in values.values()]
+    axes.errorbar(means, at, xerr=bars, fmt="o", color=BLUE, ecolor=INK, elinewidth=1.2, capsize=3, markersize=5)
+    figures.style(axes, xlabel=xlabel, grid="x")
+    axes.set_yticks(at, list(values), fontsize=figures.FONT, color=INK)
     return Plot(figures.svg(figure, name, title), title, caption)

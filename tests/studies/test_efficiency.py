@@ -39,7 +39,7 @@ def test_an_item_of_spectran_costs_its_product_with_w():
     assert 2 * M * D <= found <= 2 * M * D + 6 * D
 
 
-def test_every_encoder_gets_a_row_of_the_same_figures():
+def test_a_row_holds_every_figure():
     """One tiny model, compiled and timed for real; no figure of time is looked at but for its sign."""
     rows = measure(CONFIG, ["id"], items=N, width=M, users=40, repeats=1)
     row = rows["id"]

@@ -85,7 +85,10 @@ def rows_of(study, table):
 
 
 def test_ablation_changes_one_thing_at_a_time(study, trained):
-    ablation.run(study, "attention=*,semantic_scale=0.2:0.4,item_encoder=spectran")
+    result = ablation.run(study, "attention=*,semantic_scale=0.2:0.4,item_encoder=spectran")
+    assert [figure.title for figure in result.figures] == [
+        f"NDCG@10 of each variant, {name}" for name in study.datasets
+    ]
     assert len(trained) == 2 * 2 * 4
     for job in trained:
         base = Config().replace(dimension=D, item_encoder="spectran", seed=job.config.training.seed)
@@ -161,6 +164,8 @@ def test_spectrum_shows_reach_and_maps(study, trained):
     ids = [line for figure in result.figures for line in figure.svg.split('id="')[1:]]
     names = [line.partition('"')[0] for line in ids]
     assert len(set(names)) == len(names)
+    page = (study.workdir / "index.html").read_text()
+    assert page.count("panel wide") == 2 * 2  # the maps span the page
 
 
 def test_sensitivity_has_the_configured_value_in_every_plot(study, trained):
