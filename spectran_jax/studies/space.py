@@ -103,7 +103,7 @@ OWN: dict[str, str] = {
     "alphafuse": "null_share=0.2:0.8",
     "rlmrec": "alignment_weight=log:1e-3:1,alignment_temperature=log:0.05:0.5",
     "llmesr": "alignment_weight=log:1e-3:1",
-    "spectran": "spectral_power=0:1,attention_energy=log:0.02:0.5",
+    "spectran": "spectral_power=0:1,spectral_lr_multiplier=log:1:10",
 }
 """One or two fields of each method's own; a method that is not named here has none. Fields that this version's
 configuration does not have are passed over."""

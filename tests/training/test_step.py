@@ -1,5 +1,6 @@
 """One update: on the touched items or on all, packed or padded, from the device or the host, one at a time or many."""
 
+import itertools
 import subprocess
 import sys
 
@@ -73,8 +74,19 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-@pytest.mark.parametrize("encoder", ["id", "svd", "spectran"])
-@pytest.mark.parametrize("options", [{}, {"packing": False, "mask_negatives": "history", "loss": "sampled_softmax"}])
+OTHER = {"packing": False, "mask_negatives": "history", "loss": "sampled_softmax"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        *itertools.product(["id", "svd", "spectran"], [{}, OTHER]),
+        ("alphafuse", {}),
+        ("rlmrec", {"alignment": "generative"}),
+        ("rlmrec", OTHER),
+        ("llmesr", {}),
+    ],
+)
 def test_touched_rows_alone_give_the_dense_step(wide_config, encoder, options):
     config = wide_config.replace(item_encoder=encoder, **SGD, **options)
     sparse, dense = Run(config), Run(config.replace(table_updates="dense"))
@@ -154,9 +166,10 @@ def test_the_dense_step_is_adams_and_its_rule_optax_to_the_last_bit(tiny_config)
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_packed_and_padded_histories_give_one_loss_and_one_gradient(tiny_config):
+@pytest.mark.parametrize("encoder", ["spectran", "llmesr"])
+def test_packed_and_padded_histories_give_one_loss_and_one_gradient(tiny_config, encoder):
     """All users in one batch, so that both see the same sequences."""
-    config = tiny_config.replace(batch_size=64, **SGD)
+    config = tiny_config.replace(batch_size=64, item_encoder=encoder, **SGD)
     packed, padded = Run(config), Run(config.replace(packing=False))
     assert packed.setup.plan.steps_per_epoch == padded.setup.plan.steps_per_epoch == 1
     assert packed.setup.plan.rows_per_step < 0.8 * padded.setup.plan.rows_per_step
