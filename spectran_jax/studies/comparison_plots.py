@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spectran_jax.report import figures, words
-from spectran_jax.report.figures import BLUE, FONT, GREEN, INK, MUTED, ORANGE, Plot
+from spectran_jax.report.figures import BLUE, FONT, GREEN, INK, ORANGE, Plot
 from spectran_jax.studies.search import SELECTION_METRIC, Found
 
 METRIC = "ndcg@10"
@@ -37,10 +37,10 @@ def bars(found: Mapping[str, Found], where: str, name: str) -> Plot | None:
     at = np.arange(len(shown))[::-1]
     means = [float(np.mean(values)) for values in shown.values()]
     stds = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in shown.values()]
-    axes.barh(at, means, height=0.62, color=BLUE)
-    axes.errorbar(means, at, xerr=stds, fmt="none", ecolor=INK, elinewidth=1.4, capsize=3)
+    axes.barh(at, means, height=0.62, color=BLUE, alpha=0.45)
+    axes.errorbar(means, at, xerr=stds, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4)
     for y, values in zip(at, shown.values(), strict=True):
-        axes.plot(values, np.full(len(values), y), ".", color=MUTED, markersize=4)
+        axes.plot(values, np.full(len(values), y + 0.17), "o", color=ORANGE, markersize=4)
     figures.style(axes, xlabel=f"Test {words.label(METRIC)}", grid="x")
     axes.set_yticks(at, list(shown), fontsize=FONT, color=INK)
     best = max(shown, key=lambda encoder: np.mean(shown[encoder]))
@@ -51,6 +51,8 @@ def bars(found: Mapping[str, Found], where: str, name: str) -> Plot | None:
 
 def search_curves(found: Mapping[str, Found], where: str, name: str) -> Plot | None:
     """The best validation metric so far over the trials of each search."""
+    from matplotlib.ticker import MaxNLocator
+
     shown = {}
     for encoder, each in found.items():
         scores = [np.nan if trial.score is None else trial.score for trial in each.trials]
@@ -62,8 +64,9 @@ def search_curves(found: Mapping[str, Found], where: str, name: str) -> Plot | N
     axes = figure.add_subplot()
     for index, (encoder, best) in enumerate(shown.items()):
         colour, dashes = STYLES[index % len(STYLES)]
-        steps = np.arange(1, len(best) + 1)
-        axes.plot(steps, best, color=colour, dashes=dashes, drawstyle="steps-post", linewidth=1.8, label=encoder)
+        trials = np.arange(1, len(best) + 1)
+        axes.plot(trials, best, color=colour, dashes=dashes, linewidth=1.8, marker="o", markersize=3, label=encoder)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     selection = words.label(SELECTION_METRIC)
     figures.style(axes, xlabel="Trials", ylabel=f"Best validation {selection}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=FONT, labelcolor=INK)

@@ -37,8 +37,7 @@ def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus
                 for i, (key, each) in enumerate(cells.items())
                 if key[:2] == place and each.done
             }
-            if means:
-                bold.add((max(means, key=means.__getitem__), 3 + metric_index))
+            bold |= {(i, len(KEYS) + metric_index) for i, mean in means.items() if mean == max(means.values())}
     failed = sum(len(each.failures) for each in cells.values())
     notes = [f"{failed} run{'s' if failed > 1 else ''} failed." if failed else "", *failures]
     fewest = min((len(each.runs) for each in cells.values() if each.runs), default=0)

@@ -39,7 +39,7 @@ class Result:
 
 
 def publish(result: Result, workdir: Path) -> None:
-    """Prints the tables, and writes them and the rest into `workdir`.
+    """Prints the tables, but for appendices, and writes them and the rest into `workdir`.
 
     `tables/NAME.csv`, `.md` and `.tex`, `figures/NAME.svg`, `index.html` (one page, no network needed) and
     `result.json`; NAME is the title in small letters. Each is written whole or not at all.
@@ -49,7 +49,7 @@ def publish(result: Result, workdir: Path) -> None:
     """
     from spectran_jax.training.run import print_table
 
-    for table in result.tables:
+    for table in (table for table in result.tables if not table.appendix):
         print_table(tables.to_terminal(table))
     for folder in ("tables", "figures"):
         (workdir / folder).mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,8 @@ def page(result: Result) -> str:
     """index.html: text, tables and figures in the look of a run's report."""
     paragraphs = "".join(f"<p>{html.text(p)}</p>" for p in re.split(r"\n\s*\n", result.text.strip()) if p)
     command = f"<pre>{html.text(result.command)}</pre>" if result.command else ""
-    shown = [html.panel(_html_table(table)) for table in result.tables]
+    shown = [html.panel(_html_table(table)) for table in result.tables if not table.appendix]
+    folded = [html.details(html.text(table.title), _html_table(table)) for table in result.tables if table.appendix]
     wide = [figure for figure in result.figures if width(figure.svg) > HALF[0]]
     half = [figure for figure in result.figures if width(figure.svg) <= HALF[0]]
     drawn = [*(html.plot(figure, wide=True) for figure in wide), html.grid("two", *map(html.plot, half))]
@@ -93,6 +94,7 @@ def page(result: Result) -> str:
             html.section("about", "What was done", "", paragraphs, command),
             html.section("results", "Results", "", '<div class="stack">', *shown, "</div>") if shown else "",
             html.section("figures", "Figures", "", '<div class="stack">', *drawn, "</div>") if result.figures else "",
+            html.section("appendix", "Appendix", "", *folded),
         ]
     )
     return "\n".join(

@@ -53,11 +53,11 @@ def refresh(path: Path, name: str, result: Result) -> None:
 
 
 def markdown(result: Result) -> str:
-    """Title, command, text and tables as Markdown, ending in a newline."""
+    """Title, command, text and tables but for appendices as Markdown, ending in a newline."""
     parts = [f"## {result.title}"]
     if result.command:
         parts.append(f"    {result.command}")
     parts += [p.strip() for p in re.split(r"\n\s*\n", result.text) if p.strip()]
-    for table in result.tables:
+    for table in (table for table in result.tables if not table.appendix):
         parts += [f"**{table.title}**", tables.to_markdown(table).rstrip()]
     return "\n\n".join(parts) + "\n"

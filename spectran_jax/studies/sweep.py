@@ -112,4 +112,11 @@ def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str]) ->
             rows.append([*place, index, describe(trial.values), trial.score, seconds])
     note = f"{len(failures)} of {len(rows)} trials failed. " + " ".join(failures) if failures else ""
     selection = words.label(SELECTION_METRIC)
-    return Table(title, [*keys, "Trial", "Values", f"Validation {selection}", "Seconds"], rows, note=note, bold=bold)
+    return Table(
+        title,
+        [*keys, "Trial", "Values", f"Validation {selection}", "Seconds"],
+        rows,
+        note=note,
+        bold=bold,
+        appendix=True,
+    )

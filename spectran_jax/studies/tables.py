@@ -37,6 +37,8 @@ class Table:
     """A sentence or two below the table: what was counted, what failed."""
     bold: Collection[tuple[int, int]] = ()
     """(row, column) of the cells that stand out."""
+    appendix: bool = False
+    """Whether it is long and for the record: in files and folded on the page, but not on the terminal."""
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -1,6 +1,8 @@
 """Jobs: processes of their own, each once; what stops an experiment stops them well, and it goes on from there."""
 
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
+from spectran_jax.studies.board import Board
 from spectran_jax.studies.jobs import Job, core_shares, run_jobs
 from spectran_jax.training.workdir import locked
 
@@ -184,6 +188,22 @@ def test_bad_jobs_start_nothing(tmp_path, names, parallel, message):
     with pytest.raises(InputError, match=message):
         run_jobs(jobs(*names), tmp_path, parallel=parallel, command=fake())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_time_left_is_that_of_the_mean_run():
+    now = [0.0]
+    board = Board("Runs", 7, 1, 2, console=Console(file=io.StringIO(), width=200), clock=lambda: now[0])
+    with board:
+        for name in "ab":
+            board.started(name)
+        assert math.isnan(board.left())
+        now[0] = 10.0
+        board.finished("a")
+        board.started("c")
+        now[0] = 14.0
+        board.finished("b", failure="no memory")
+        # Runs took 12 s on average; 4 are left, of which one has been under way for 4 s, on 2 processes.
+        assert board.left() == pytest.approx((4 * 12 - 4) / 2)
 
 
 def test_the_folder_is_held_meanwhile(tmp_path):

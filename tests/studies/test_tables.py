@@ -93,6 +93,15 @@ def test_everything_is_written(tmp_path, capsys):
     assert held["tables"][0]["rows"][0] == ["a|b_c", {"mean": 0.04021, "std": 0.00031}, 0.00123456, 12101]
 
 
+def test_an_appendix_is_for_the_record_only(tmp_path, capsys):
+    long = Table("Trials", ["n"], [[123456]], appendix=True)
+    publish(Result("x", [long]), tmp_path)
+    refresh(tmp_path / "R.md", "x", Result("x", [long]))
+    assert "123,456" not in capsys.readouterr().out + (tmp_path / "R.md").read_text()
+    assert "<details" in (tmp_path / "index.html").read_text()
+    assert (tmp_path / "tables" / "trials.csv").read_text() == "n\n123456\n"
+
+
 def test_names_of_files_are_unique():
     assert unique_names(["A b", "a-b", "??", "NDCG@10 on x"]) == ["a-b", "a-b-2", "untitled", "ndcg@10-on-x"]
 
