@@ -123,7 +123,7 @@ class EncoderConfig:
     )
     taylor_order: int = _field(2, "Order P of the Taylor map; it has P + 1 coefficients.")
     attention_dimension: int = _field(64, "Dimension k of the spectral queries and keys.")
-    attention_live: float = _field(0.05, "Share of attention entries above the threshold at start.")
+    attention_live: float = _field(0.8, "Share of attention entries above the threshold at start.")
     attention_energy: float = _field(0.1, "Energy of the attention at start, relative to the principal diagonal's.")
     spectral_norm: bool = _field(
         True, "Hold each row of W at unit length, so that the semantic part can't be shrunk away."
@@ -207,9 +207,9 @@ class ObjectiveConfig:
         choices=("positive", "history"),
     )
     history_negatives: bool = _field(
-        True,
+        False,
         "Add the items of a position's own history to its sampled negatives: a catalogue's draws hardly ever hold them, "
-        "and a model that is not told ranks what users have bought first. Leave it out where people buy things again. "
+        "and a model that is not told ranks what users have bought first. For people who never buy a thing twice. "
         "softmax holds them anyway; sampled_softmax takes them with --mask_negatives=history, which leaves them out of "
         "what is drawn.",
     )
@@ -245,7 +245,12 @@ class OptimizerConfig:
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.")
     spectral_lr_multiplier: float = _field(
-        1.0, "Learning rate of Q, K, the threshold and the Taylor coefficients over that of the rest."
+        5.0, "Learning rate of Q, K, the threshold and the Taylor coefficients over that of the rest."
+    )
+    spectral_epochs: float = _field(
+        8.0,
+        "Epochs over which that learning rate falls to zero (a cosine): the attention learns while the text leads, and "
+        "is not drawn into what the IDs memorise later. 0: it does not fall.",
     )
     weight_decay: float = _field(
         0.0, "Decoupled weight decay; never on thresholds, Taylor coefficients, norms and biases."

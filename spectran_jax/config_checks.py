@@ -30,6 +30,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "gbce_t": (0, 1),
     "learning_rate": (0, None),
     "spectral_lr_multiplier": (0, None),
+    "spectral_epochs": (0, None),
     "weight_decay": (0, None),
     "warmup_steps": (0, None),
     "clip_norm": (0, None),
