@@ -330,7 +330,9 @@ def test_distillation_of_few_users(present):
     assert np.isfinite(gradient).all()
 
 
-def test_llmesr_users_are_histories_packed_or_padded():
+@pytest.mark.parametrize("hidden", [None, [[False, True], [True, True, False], [True, False, True, False]]])
+def test_llmesr_users_are_histories_packed_or_padded(hidden):
+    """With the state of their last position, or of the last hidden one."""
     module, frozen, params = started("llmesr", alignment_weight=0.7)
     rng = np.random.default_rng(3)
     histories = [[1, 2], [2, 8, TEXTLESS], [5, 6, 1, 9]]
@@ -341,7 +343,14 @@ def test_llmesr_users_are_histories_packed_or_padded():
     for layout in (packed, padded):
         ids, states = rng.integers(N, size=layout.mask.shape), rng.normal(size=(*layout.mask.shape, D))
         ids[layout.mask] = np.concatenate(histories)
-        states[np.asarray(last_positions(layout))] = ends
+        if hidden is None:
+            states[np.asarray(last_positions(layout))] = ends
+        else:
+            where = np.zeros_like(layout.mask)
+            where[layout.mask] = np.concatenate(hidden)
+            layout = layout._replace(hidden=where)
+            at = np.argwhere(layout.mask)[[1, 3, 7]]  # of the nine positions
+            states[at[:, 0], at[:, 1]] = ends
         seen = StepView(None, np.int32(ids), layout, np.float32(states), TARGETS, WEIGHT)
         values.append(float(auxiliary(module, frozen, params, seen)["distillation"]))
     u, s, _ = singular_vectors()
