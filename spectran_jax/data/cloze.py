@@ -54,7 +54,7 @@ def hidden_positions(
 
 
 def _random_words(seed: int, epoch: int, users: np.ndarray, place: np.ndarray) -> UInt64[np.ndarray, "T"]:
-    """Random words above 0, each a function of its arguments: SplitMix64 (Steele et al., OOPSLA 2014), once a number."""
+    """Random words above 0, each a function of its arguments: SplitMix64 (Steele et al., OOPSLA 2014)."""
     start = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
     words = _mix(_mix(start + users.astype(np.uint64)) + place.astype(np.uint64))
     return np.maximum(words, np.uint64(1))
