@@ -47,6 +47,12 @@ class DataConfig:
         0.0, "With --split=temporal: validation begins at this timestamp; 0 takes the 80 % quantile."
     )
     test_time: float = _field(0.0, "With --split=temporal: test begins at this timestamp; 0 takes the 90 % quantile.")
+    holdout_items: float = _field(
+        0.0,
+        "Share of the items in training to take out of every training history, so that they are known by their text "
+        "alone; they stay candidates, targets, and part of the histories that are evaluated. 0 takes none.",
+    )
+    holdout_seed: int = _field(0, "Which items --holdout_items takes out; the same for every --seed.")
     max_length: int = _field(50, "Longest history that a model sees, in items; older items are left out.")
     packing: bool = _field(
         True, "Put several short histories into one row of max_length, so that little is computed on padding."
@@ -166,11 +172,21 @@ class EncoderConfig:
 class BackboneConfig:
     """The sequence model."""
 
-    backbone: str = _field("sasrec", "Backbone: sasrec.")
-    blocks: int = _field(2, "Transformer blocks.")
+    backbone: str = _field(
+        "sasrec",
+        "Backbone: sasrec (a causal transformer); bert4rec (a transformer that looks both ways, trained to fill in hidden "
+        "items); hstu (gated pointwise attention with relative positions and, where the data has timestamps, "
+        "relative times).",
+    )
+    mask_ratio: float = _field(
+        0.3,
+        "Share of a history's items that bert4rec must fill in, one at least. A fifth of the histories hide their last "
+        "item only, as prediction does.",
+    )
+    blocks: int = _field(2, "Blocks of attention.")
     heads: int = _field(2, "Attention heads; must divide the dimension.")
     dropout: float = _field(0.3, "Dropout rate on inputs, attention outputs and feed-forward outputs.")
-    ffn_multiplier: int = _field(4, "Width of the feed-forward layer over the dimension.")
+    ffn_multiplier: int = _field(4, "Width of the feed-forward layer over the dimension; hstu has none.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from spectran_jax.errors import InputError
 _RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, 2**31 - 1),
     "k_core": (0, None),
+    "holdout_items": (0, 0.9),
+    "holdout_seed": (0, 2**31 - 1),
     "max_length": (1, None),
     "rtol": (0, 1),
     "max_rank": (0, None),
@@ -60,6 +62,8 @@ def check(config: Config) -> None:
                 raise InputError(f"--{field.name} must be {bound}, got {value}.")
     if not 0 <= config.backbone.dropout < 1:
         raise InputError(f"--dropout must be at least 0 and below 1, got {config.backbone.dropout}.")
+    if not 0 < config.backbone.mask_ratio < 1:
+        raise InputError(f"--mask_ratio must lie between 0 and 1, got {config.backbone.mask_ratio}.")
     if not config.objective.temperature > 0:
         raise InputError(f"--temperature must be above 0, got {config.objective.temperature}.")
     for name in ("attention_live", "null_share"):

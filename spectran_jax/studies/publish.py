@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spectran_jax.report import html
-from spectran_jax.report.figures import Plot
+from spectran_jax.report.figures import HALF, Plot
 from spectran_jax.report.stylesheet import CSS
 from spectran_jax.studies import tables
 from spectran_jax.studies.tables import Table
@@ -86,12 +86,14 @@ def page(result: Result) -> str:
     command = f"<pre>{html.text(result.command)}</pre>" if result.command else ""
     shown = [html.panel(_html_table(table)) for table in result.tables if not table.appendix]
     folded = [html.details(html.text(table.title), _html_table(table)) for table in result.tables if table.appendix]
-    drawn = html.grid("two", *(html.plot(figure) for figure in result.figures))
+    wide = [figure for figure in result.figures if width(figure.svg) > HALF[0]]
+    half = [figure for figure in result.figures if width(figure.svg) <= HALF[0]]
+    drawn = [*(html.plot(figure, wide=True) for figure in wide), html.grid("two", *map(html.plot, half))]
     body = "".join(
         [
             html.section("about", "What was done", "", paragraphs, command),
             html.section("results", "Results", "", '<div class="stack">', *shown, "</div>") if shown else "",
-            html.section("figures", "Figures", "", drawn),
+            html.section("figures", "Figures", "", '<div class="stack">', *drawn, "</div>") if result.figures else "",
             html.section("appendix", "Appendix", "", *folded),
         ]
     )
@@ -115,6 +117,12 @@ def standalone(svg: str) -> str:
         svg = svg.replace(f"var({variable})", colour)
     opening = '<svg xmlns="http://www.w3.org/2000/svg" style="font-family: system-ui, sans-serif; background: #ffffff"'
     return svg.replace("<svg", opening, 1) + "\n"
+
+
+def width(svg: str) -> float:
+    """Of an inline SVG, in CSS pixels, by its view box; 0 where it has none."""
+    found = re.search(r'viewBox="\S+ \S+ (\S+)', svg)
+    return float(found.group(1)) if found else 0.0
 
 
 def unique_names(titles: Sequence[str]) -> list[str]:

@@ -27,11 +27,13 @@ def protocol(setup: Setup) -> str:
     """Fingerprint of all that decides whether two runs' numbers may stand in one table (design: section 6)."""
     config = setup.config
     temporal = config.data.split == "temporal"
+    held = {"held_out": [config.data.holdout_items, config.data.holdout_seed]} if config.data.holdout_items else {}
     return evaluation.protocol_fingerprint(
         data=setup.dataset.digest,
         split=config.data.split,
         cuts=[config.data.valid_time, config.data.test_time] if temporal else None,
         filter_seen=config.training.filter_seen,
+        **held,
     )
 
 
@@ -85,6 +87,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
             config.training.eval_batch_size,
             filter_seen=filter_seen,
             longest=setup.dataset.longest,
+            masked=setup.masked,
         )
         ranks = trained.programs.rank(trained.params, table, batches)
         metrics[name] = evaluation.metrics_from_ranks(ranks)
