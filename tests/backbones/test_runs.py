@@ -64,7 +64,9 @@ def test_a_hidden_items_own_vector_reaches_no_state(masked_setup):
     vectors = jax.random.normal(jax.random.PRNGKey(0), (*batch.item_ids.shape, 16))
     params = {"params": {"backbone": None}}
     backbone = backbones.build(setup.config.backbone, dimension=16, max_length=5)
-    params = {"params": {"backbone": backbone.init(jax.random.PRNGKey(1), vectors, batch.layout, train=False)["params"]}}
+    params = {
+        "params": {"backbone": backbone.init(jax.random.PRNGKey(1), vectors, batch.layout, train=False)["params"]}
+    }
 
     def states(vectors):
         return model.apply(params, vectors, batch.layout, method=model.read)

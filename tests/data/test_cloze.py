@@ -23,9 +23,7 @@ def histories():
 
 
 def source(histories, *, packed=True, row_multiple=1, **options):
-    plan = make_plan(
-        histories.lengths, L, packed=packed, batch_size=6, row_multiple=row_multiple, mask_ratio=RATIO
-    )
+    plan = make_plan(histories.lengths, L, packed=packed, batch_size=6, row_multiple=row_multiple, mask_ratio=RATIO)
     return TrainBatches(histories, plan, **{"seed": 3, "epochs": 4, **options}), plan
 
 

@@ -133,7 +133,7 @@ def test_a_real_comparison(tiny_flags, tmp_path, run_command):
         "workdir": tmp_path / "w",
         "results": tmp_path / "RESULTS.md",
     }
-    done = run_command("compare", flags)
+    done = run_command("compare", flags, timeout=600)
     assert done.returncode == 0, done.stderr
     held = json.loads((tmp_path / "w" / "result.json").read_text())
     trials = next(table for table in held["tables"] if table["title"] == "Trials")["rows"]
