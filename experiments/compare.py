@@ -19,7 +19,7 @@ tests over users with Holm's correction, mean ranks, chosen values, trials and c
 Runs: data sets x backbones x encoders x (budget + seeds), each a process with a folder under --workdir/runs. One that
 is there already is not run again: the same command goes on after whatever stopped it, and with another seed at the end
 of --seeds it runs only that one. A run that fails is counted, told, and left out of its row. A field that the command
-line names (--dropout=0.2) is fixed, and not searched.
+line names (--dropout=0.2) is fixed, and not searched; one that only --datasets names is searched all the same.
 """
 
 define_study_flags()

@@ -80,7 +80,7 @@ class Board:
         self._failed += bool(failure)
         said = f"failed: {failure}" if failure else headline or "done"
         place = f"{self._before + len(self._took)}/{self._total}"
-        left = f", about {duration(self.left())} left" if self._bar is None and self.left() else ""
+        left = f", about {duration(self.left())} left" if self._bar is None and self.left() >= 1 else ""
         self._line(f"{place} {name}: {said} ({duration(took)}){left}")
 
     def left(self) -> float:

@@ -87,7 +87,7 @@ def compare(
         tables.append(comparison_tables.chosen_table(cells))
     tables.append(comparison_tables.cost_table(cells))
     if budget:
-        tables.append(trials_table("Trials", cells, comparison_tables.KEYS))
+        tables.append(trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
     return Result(
         f"Item encoders compared on {', '.join(datasets)}",
         [table for table in tables if table.rows],

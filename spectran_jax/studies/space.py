@@ -83,7 +83,6 @@ def design(space: Sequence[Range], trials: int, seed: int) -> list[dict[str, flo
     return [{r.name: r.at(p) for r, p in zip(space, point, strict=False)} for point in points.tolist()]
 
 
-DIMENSIONS = 16
 COMMON = "learning_rate=log:5e-4:3e-3,dropout=0.1:0.5,weight_decay=log:1e-6:1e-2"
 """What every method is searched over."""
 

@@ -88,7 +88,7 @@ def sign_flip_test(differences: Float[np.ndarray, "U"], *, permutations: int = P
         count = min(rows, permutations - start)
         bits = np.unpackbits(rng.integers(0, 256, (count, -(-n // 8)), np.uint8), axis=1, count=n)
         # A sum of signs times values is the sum of all less twice the sum of those that are flipped.
-        sums = values.sum() - 2 * (bits.astype(np.float32) @ values.astype(np.float32)).astype(np.float64)
+        sums = values.sum() - 2 * (bits.astype(np.float64) @ values)
         extreme += int(np.count_nonzero(np.abs(sums) >= bar))
     return (extreme + 1) / (permutations + 1)
 

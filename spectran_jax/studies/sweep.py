@@ -90,13 +90,14 @@ def _spread(found: Found, metric: str) -> str:
     return words.metric(metric, made.mean) + std
 
 
-def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str]) -> Table:
+def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *, appendix: bool = False) -> Table:
     """Every trial: where, its values, validation metric and seconds, or why it failed. The chosen ones are bold.
 
     Args:
       title: of the table.
       found: what was found, by the tuple of cells that say where.
       keys: titles of those cells.
+      appendix: see `Table`.
     """
     rows: list[Sequence[Cell]] = []
     bold = set()

@@ -81,7 +81,7 @@ def to_terminal(table: Table) -> RichTable:
         title_style="bold", caption_justify="left",
     )  # fmt: skip
     for title, right in zip(table.columns, table.numeric(), strict=True):
-        made.add_column(Text(title), justify="right" if right else "left", overflow="fold")
+        made.add_column(Text(title), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for i, row in enumerate(table.text()):
         made.add_row(*(Text(cell, style="bold" if (i, j) in table.bold else "") for j, cell in enumerate(row)))
     return made

@@ -58,6 +58,13 @@ def test_many_differences_are_tested_as_scipy_does(shift):
     assert ours == statistics.sign_flip_test(-values, permutations=4999)
 
 
+def test_sums_that_tie_with_the_observed_one_count():
+    """Differences of one size: the sum is a binomial's, and 14 of 20 ties with many flips."""
+    values = np.where(np.arange(20) < 14, 1, -1) / math.log2(3)
+    expected = 2 * stats.binom.sf(13, 20, 0.5)
+    assert statistics.sign_flip_test(values, permutations=20_000) == pytest.approx(expected, abs=0.012)
+
+
 def test_a_clear_difference_reaches_the_floor(monkeypatch):
     monkeypatch.setattr(statistics, "_CHUNK", 1000)  # several chunks
     assert statistics.sign_flip_test(np.ones(100), permutations=199) == 1 / 200
