@@ -172,11 +172,21 @@ class EncoderConfig:
 class BackboneConfig:
     """The sequence model."""
 
-    backbone: str = _field("sasrec", "Backbone: sasrec.")
-    blocks: int = _field(2, "Transformer blocks.")
+    backbone: str = _field(
+        "sasrec",
+        "Backbone: sasrec (a causal transformer); bert4rec (a transformer that looks both ways, trained to fill in hidden "
+        "items); hstu (gated pointwise attention with relative positions and, where the data has timestamps, "
+        "relative times).",
+    )
+    mask_ratio: float = _field(
+        0.3,
+        "Share of a history's items that bert4rec must fill in, one at least. A fifth of the histories hide their last "
+        "item only, as prediction does.",
+    )
+    blocks: int = _field(2, "Blocks of attention.")
     heads: int = _field(2, "Attention heads; must divide the dimension.")
     dropout: float = _field(0.3, "Dropout rate on inputs, attention outputs and feed-forward outputs.")
-    ffn_multiplier: int = _field(4, "Width of the feed-forward layer over the dimension.")
+    ffn_multiplier: int = _field(4, "Width of the feed-forward layer over the dimension; hstu has none.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,8 @@ def check(config: Config) -> None:
                 raise InputError(f"--{field.name} must be {bound}, got {value}.")
     if not 0 <= config.backbone.dropout < 1:
         raise InputError(f"--dropout must be at least 0 and below 1, got {config.backbone.dropout}.")
+    if not 0 < config.backbone.mask_ratio < 1:
+        raise InputError(f"--mask_ratio must lie between 0 and 1, got {config.backbone.mask_ratio}.")
     if not config.objective.temperature > 0:
         raise InputError(f"--temperature must be above 0, got {config.objective.temperature}.")
     for name in ("attention_live", "null_share"):

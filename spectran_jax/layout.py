@@ -31,18 +31,23 @@ class SequenceLayout(NamedTuple):
 
 
 class TrainBatch(NamedTuple):
-    """Inputs and next-item targets of one update. Padding holds id 0 and is told by the mask alone."""
+    """Inputs and targets of one update. Padding and hidden items have id 0; the layout alone tells them."""
 
     item_ids: Int[Array, "B L"]
     """int32 dense item ids in [0, N)."""
     targets: Int[Array, "B L"]
-    """int32: the item that follows each position in its history."""
+    """int32: the item that follows each position in its history; for a masked backbone the position's own item."""
     layout: SequenceLayout
     supervised: Int[Array, "G T"]
     """int32: where the loss is taken, ascending. The rows are G equal groups (one a shard of the batch axis); a number
     counts positions within the group, row by row, and `B / G * L` stands for none."""
     rows: ItemRows | None = None
     """What the host looked up for this batch, where item arrays are kept off the device."""
+
+    @property
+    def items(self) -> Int[Array, "B L"]:
+        """int32: the item of each position, also where `item_ids` hides it from the backbone."""
+        return self.item_ids if self.layout.hidden is None else self.targets
 
     def at_supervised(self, values: Float[Array, "B L *d"]) -> Float[jax.Array, "S *d"]:
         """The values at the supervised positions, group by group, S = G T; some others where there is none."""
@@ -73,7 +78,7 @@ class EvalBatch(NamedTuple):
     item_ids: Int[Array, "B L"]
     layout: SequenceLayout
     last: Int[Array, "B"]
-    """int32 index of the newest item of each row."""
+    """int32 position of each row whose state the target is ranked by: the newest item, or the hidden one after it."""
     targets: Int[Array, "B"]
     """int32 dense id of the target."""
     user: Int[Array, "B"]

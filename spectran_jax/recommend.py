@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from spectran_jax import data, evaluation
+from spectran_jax import backbones, data, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.progress import task
+from spectran_jax.progress import stderr_console, task
 from spectran_jax.ranking import check_recall, top_k
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import partitioning
@@ -67,6 +68,8 @@ def recommend(
         seen = batch.seen if filter_seen else None
         return top_k(last_states(params, table, batch), table.vectors, k, seen, recall=recall)
 
+    if not setup.timed:  # a model that was trained without times has no use for them
+        histories = dataclasses.replace(histories, timestamps=None)
     users = np.arange(len(histories), dtype=np.int32)
     # The run may have been trained on fewer devices: rows must be a multiple of those that are here.
     devices = setup.mesh.shape["data"]
@@ -75,6 +78,7 @@ def recommend(
         setup.config.data,
         -(-setup.config.training.eval_batch_size // devices) * devices,
         filter_seen=filter_seen,
+        masked=setup.masked,
     )
     with task("Recommending", len(batches)) as progress:
         _, (scores, ids) = evaluation.per_user(
@@ -130,6 +134,10 @@ def write_recommendations(
     dataset = setup.dataset
     if histories is not None:
         user_ids, known = read_histories(histories, dataset, unknown_items)
+        name = setup.config.backbone.backbone
+        if backbones.lookup(name).reads_time and setup.timed and known.timestamps is None:
+            note = f"{histories} has no timestamps: {name} leaves its time bias out, and was trained with it."
+            stderr_console().print(note, markup=False, highlight=False)
     elif until == "test":
         targets = setup.split.test
         user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history

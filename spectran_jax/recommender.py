@@ -49,8 +49,13 @@ class Recommender(nn.Module):
     def read(
         self, inputs: Float[jax.Array, "B L d"], layout: SequenceLayout, *, train: bool = False
     ) -> Float[jax.Array, "B L d"]:
-        """User states, float32, of histories of item vectors; the one at a position scores the item after it."""
-        inputs = self.item_encoder.contextualize(jnp.where(layout.mask[..., None], inputs, 0), layout, train=train)
+        """User states, float32, of histories of item vectors; the one at a position scores the item after it, that at
+        a hidden position the item itself.
+
+        What stands on padding and at hidden positions is read by nothing.
+        """
+        shown = layout.mask if layout.hidden is None else layout.mask & ~layout.hidden
+        inputs = self.item_encoder.contextualize(jnp.where(shown[..., None], inputs, 0), layout, train=train)
         return self.scored(self.backbone(inputs, layout, train=train))
 
     def scored(self, vectors: Float[jax.Array, "... d"]) -> Float[jax.Array, "... d"]:

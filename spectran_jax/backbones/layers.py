@@ -22,16 +22,20 @@ _LEVELS = 1 << 16
 _MAX_CUDNN_HEAD = 128
 
 
-def causal_mask(layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
-    """True where a query (third axis) may attend to a key (fourth): not later, and of the same history.
+def history_mask(layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
+    """True where a query (third axis) and a key (fourth) are of the same history.
 
     Every position may attend to itself, padding included, so that no softmax is over nothing.
     """
     segment = jnp.asarray(layout.segment)
-    length = segment.shape[1]
     same = (segment[:, :, None] == segment[:, None, :]) & jnp.asarray(layout.mask)[:, None, :]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return ((same & causal) | jnp.eye(length, dtype=bool))[:, None]
+    return (same | jnp.eye(segment.shape[1], dtype=bool))[:, None]
+
+
+def causal_mask(layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
+    """`history_mask` where the key is not later than the query."""
+    length = layout.segment.shape[1]
+    return history_mask(layout) & jnp.tril(jnp.ones((length, length), bool))
 
 
 def fused_attention(

@@ -1,77 +1,22 @@
-"""SASRec: a causal transformer over the item history (Kang and McAuley, ICDM 2018).
-
-Pre-norm blocks with GELU, as later implementations found more stable than the paper's post-norm with ReLU.
-Attention probabilities are not dropped out, so that fused attention kernels apply; block outputs are.
-"""
+"""SASRec: a causal transformer over the item history (Kang and McAuley, ICDM 2018)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from spectran_jax.backbones.layers import Dropout, LayerNorm, attention, causal_mask, gelu
+from spectran_jax.backbones.layers import causal_mask
+from spectran_jax.backbones.transformer import Transformer
 from spectran_jax.layout import SequenceLayout
 
-_INIT = nn.initializers.normal(0.02)
 
+class SASRec(Transformer):
+    """The backbone; the state at position t depends on items 0..t of the same history alone, and predicts t + 1."""
 
-class Block(nn.Module):
-    """Pre-norm self-attention and feed-forward, each with a residual."""
+    task: ClassVar[Literal["next", "masked"]] = "next"
 
-    heads: int
-    ffn_multiplier: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[jax.Array, "n d"], mask: Bool[jax.Array, "B 1 L L"], drop: Dropout, site: int
-    ) -> Float[jax.Array, "n d"]:
-        """Returns the block's output, n = B * L.
-
-        `mask` is True where attention may look; `site` and `site + 1` are the block's own places to drop.
-        """
-        d = x.shape[-1]
-
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
-
-        h = dense(3 * d, "qkv")(LayerNorm(name="attention_norm")(x))
-        h = attention(h, mask, heads=self.heads)
-        x = x + drop(dense(d, "attention_out")(h), site)
-        h = gelu(dense(self.ffn_multiplier * d, "ffn_in")(LayerNorm(name="ffn_norm")(x)))
-        return x + drop(dense(d, "ffn_out")(h), site + 1)
-
-
-class SASRec(nn.Module):
-    """The backbone; the state at position t depends on items 0..t of the same history alone."""
-
-    dimension: int
-    max_length: int
-    blocks: int = 2
-    heads: int = 2
-    dropout: float = 0.3
-    ffn_multiplier: int = 4
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, item_vectors: Float[jax.Array, "B L d"], layout: SequenceLayout, *, train: bool
-    ) -> Float[jax.Array, "B L d"]:
-        """Maps `[B, L, d]` item vectors to `[B, L, d]` user states in the compute dtype.
-
-        Item vectors are scaled by sqrt(d) before the position embedding is added, as in the paper's code,
-        and the sum is layer-normalised, so only the ratio of item to position counts.
-        """
-        d = self.dimension
-        positions = self.param("position_embedding", _INIT, (self.max_length, d), jnp.float32)
-        drop = Dropout(self.dropout, self.make_rng("dropout") if train and self.dropout else None)
-        mask = causal_mask(layout)
-        x = item_vectors.astype(self.dtype) * d**0.5 + positions.astype(self.dtype)[layout.position]
-        x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
-        for index in range(self.blocks):
-            x = Block(self.heads, self.ffn_multiplier, self.dtype, name=f"block_{index}")(x, mask, drop, 2 * index + 1)
-        return LayerNorm(name="output_norm")(x).reshape(item_vectors.shape)
+    def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
+        """The same history, no later."""
+        return causal_mask(layout)

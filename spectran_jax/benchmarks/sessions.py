@@ -152,7 +152,11 @@ class Epochs:
         """Metrics of the test targets by full ranking, and the seconds that took."""
         training = self.setup.config.training
         test = data.eval_batches(
-            self.setup.split.test, self.setup.config.data, training.eval_batch_size, longest=self.setup.dataset.longest
+            self.setup.split.test,
+            self.setup.config.data,
+            training.eval_batch_size,
+            longest=self.setup.dataset.longest,
+            masked=self.setup.masked,
         )
         start = time.perf_counter()
         table = self.programs.table(self.state.params, self.frozen)

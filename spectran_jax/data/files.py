@@ -64,14 +64,20 @@ def read_interactions(path: Path) -> Interactions:
     return Interactions(path, table.ids("user_id"), table.ids("item_id"), order.get("timestamp"), order.get("position"))
 
 
-def histories_by_user(interactions: Interactions) -> tuple[list[OriginalId], list[list[OriginalId]]]:
-    """Original ids of the users, by first appearance, and of the items of each, oldest first."""
+def histories_by_user(
+    interactions: Interactions,
+) -> tuple[list[OriginalId], list[list[OriginalId]], list[list[int]] | None]:
+    """Original ids of the users, by first appearance, of the items of each, oldest first, and their timestamps."""
     order = interactions.order()
-    items = interactions.items.originals()
-    ends = np.cumsum(np.bincount(interactions.users.codes, minlength=len(interactions.users.values)))
-    rows = [[items[code] for code in part.tolist()] for part in np.split(interactions.items.codes[order], ends[:-1])]
-    found = [(user, row) for user, row in zip(interactions.users.originals(), rows, strict=True) if row]
-    return [user for user, _ in found], [row for _, row in found]
+    items, users = interactions.items.originals(), interactions.users.originals()
+    ends = np.cumsum(np.bincount(interactions.users.codes, minlength=len(users)))[:-1]
+    rows = [[items[code] for code in part.tolist()] for part in np.split(interactions.items.codes[order], ends)]
+    here = [index for index, row in enumerate(rows) if row]
+    times = None
+    if interactions.timestamps is not None:
+        split = np.split(interactions.timestamps[order], ends)
+        times = [split[index].tolist() for index in here]
+    return [users[index] for index in here], [rows[index] for index in here], times
 
 
 def read_items(path: Path) -> Items:

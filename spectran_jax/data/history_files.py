@@ -16,7 +16,8 @@ _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories]:
     """Original user ids, and their items as dense ids, oldest first.
 
-    JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions.
+    JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions, whose timestamps, where
+    there are any, come with the histories.
 
     Args:
       path: the file.
@@ -28,8 +29,9 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     """
     if tables.content_suffix(path) in _JSON_SUFFIXES:
         users, rows = _read_jsonl(path)
+        times = None
     else:
-        users, rows = files.histories_by_user(files.read_interactions(path))
+        users, rows, times = files.histories_by_user(files.read_interactions(path))
     if not rows:
         raise InputError(f"{path} holds no history.")
     dense = [dataset.dense_items(row) for row in rows]
@@ -46,7 +48,12 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     empty = next((user for user, ids in zip(users, kept, strict=True) if not ids), None)
     if empty is not None:
         raise InputError(f"{path}: no item of user {empty!r} is known to the run; leave this user out.")
-    return users, Histories.from_lists(kept)
+    if times is not None:
+        times = [
+            [time for time, known in zip(row, ids >= 0, strict=True) if known]
+            for row, ids in zip(times, dense, strict=True)
+        ]
+    return users, Histories.from_lists(kept, times)
 
 
 def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:

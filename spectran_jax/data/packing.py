@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from spectran_jax.data import cloze
 from spectran_jax.errors import InputError
 
 
@@ -26,11 +27,16 @@ class Plan:
     """int32 column where each slot begins; slots are in the order of their rows."""
     slot_length: Int[np.ndarray, "S"]
     """int32 positions of the slot."""
+    slot_supervised: Int[np.ndarray, "S"]
+    """int32 supervised positions of the slot: all of them, or those that a masked backbone must fill in."""
+    slot_last_only: Bool[np.ndarray, "S"] | None
+    """For a masked backbone, True where the slot hides its last item only (`cloze.py`); else None."""
     slots_by_length: Int[np.ndarray, "S"]
     """int64 slots by rising length: the i-th takes the i-th of the shuffled users."""
     row_offsets: Int[np.ndarray, "R_plus_1"]
     """int64: row r holds slots `row_offsets[r]` to `row_offsets[r + 1]`."""
-    max_length: int
+    row_length: int
+    """Positions of a row."""
     steps_per_epoch: int
     rows_per_step: int
     """Rows of a batch over all processes, empty ones that fill it up included."""
@@ -49,20 +55,23 @@ class Plan:
     @property
     def positions(self) -> int:
         """Supervised positions of an epoch."""
-        return int(self.slot_length.sum(dtype=np.int64))
+        return int(self.slot_supervised.sum(dtype=np.int64))
 
     @property
     def fill(self) -> float:
         """Share of the positions computed in an epoch that are real."""
-        return self.positions / (self.steps_per_epoch * self.rows_per_step * self.max_length)
+        real = int(self.slot_length.sum(dtype=np.int64))
+        return real / (self.steps_per_epoch * self.rows_per_step * self.row_length)
 
     def row_positions(self) -> Int[np.ndarray, "R"]:
         """Supervised positions of each row, int64."""
-        return np.add.reduceat(self.slot_length.astype(np.int64), self.row_offsets[:-1])
+        return np.add.reduceat(self.slot_supervised.astype(np.int64), self.row_offsets[:-1])
 
     def row_items(self) -> Int[np.ndarray, "R"]:
         """Items of the histories in each row, inputs and targets, int64."""
-        return self.row_positions() + np.diff(self.row_offsets)
+        items = np.add.reduceat(self.slot_length.astype(np.int64), self.row_offsets[:-1])
+        # The last target of the next-item task stands at no position.
+        return items + np.diff(self.row_offsets) if self.slot_last_only is None else items
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,20 +87,28 @@ class Epoch:
 
 
 def make_plan(
-    lengths: Int[np.ndarray, "U"], max_length: int, *, packed: bool, batch_size: int, row_multiple: int = 1
+    lengths: Int[np.ndarray, "U"],
+    max_length: int,
+    *,
+    packed: bool,
+    batch_size: int,
+    row_multiple: int = 1,
+    mask_ratio: float | None = None,
 ) -> Plan:
-    """Plans how training histories of these lengths fill rows of `max_length` positions.
+    """Plans how training histories of these lengths fill rows of a fixed number of positions.
 
     A history of n items gives a sequence of `min(n - 1, max_length)` positions (input: all items but the last,
-    target: all but the first), none if n < 2. Rows are spread over the steps as evenly as can be, so no step is
+    target: all but the first), none if n < 2; for a masked backbone the same items, inputs and last target, in
+    `max_length + 1` positions at most. Rows are spread over the steps as evenly as can be, so no step is
     empty; each batch is filled up with empty rows at its end.
 
     Args:
       lengths: int64 number of training items of each user.
-      max_length: positions of a row.
+      max_length: the longest history that a model predicts from.
       packed: put several sequences into a row; else one sequence a row.
       batch_size: users per update, on average over the epoch's steps.
       row_multiple: rows per step are rounded up to a multiple of this (devices on the data axis).
+      mask_ratio: share of the items that a masked backbone must fill in; None for the next-item task.
 
     Raises:
       InputError: where no user has two training items, or a number is below one.
@@ -99,13 +116,16 @@ def make_plan(
     for name, value in (("max_length", max_length), ("batch_size", batch_size), ("row_multiple", row_multiple)):
         if value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}.")
-    positions = np.minimum(np.asarray(lengths, np.int64) - 1, max_length)
+    masked = mask_ratio is not None
+    row_length = max_length + masked
+    lengths = np.asarray(lengths, np.int64)
+    positions = np.where(lengths < 2, 0, np.minimum(lengths - (not masked), row_length))
     by_length = np.argsort(positions, kind="stable")
     users = by_length[np.searchsorted(positions[by_length], 1) :]
     if not len(users):
         raise InputError("No user has two training items, so there is nothing to learn from; give longer histories.")
-    counts = np.bincount(positions[users], minlength=max_length + 1)
-    patterns = best_fit(counts, max_length) if packed else [((n,), int(c)) for n, c in enumerate(counts) if n and c]
+    counts = np.bincount(positions[users], minlength=row_length + 1)
+    patterns = best_fit(counts, row_length) if packed else [((n,), int(c)) for n, c in enumerate(counts) if n and c]
 
     slot_length = np.concatenate([np.tile(np.asarray(lens, np.int32), count) for lens, count in patterns])
     slot_start = np.concatenate([np.tile(np.cumsum((0, *lens[:-1])), count) for lens, count in patterns])
@@ -116,13 +136,22 @@ def make_plan(
     steps = min(-(-len(users) // batch_size), rows)
     rows_per_step = -(-rows // steps)
     rows_per_step = -(-rows_per_step // row_multiple) * row_multiple
+    slots_by_length = np.argsort(slot_length, kind="stable")
+    slot_supervised, slot_last_only = slot_length, None
+    if mask_ratio is not None:
+        slot_last_only = np.empty(len(users), bool)
+        slot_last_only[slots_by_length] = cloze.last_only(len(users))  # the same share of every length
+        hidden = cloze.hidden_counts(slot_length, mask_ratio)
+        slot_supervised = np.where(slot_last_only, 1, hidden).astype(np.int32)
     plan = Plan(
         users=users.astype(np.int32),
         slot_start=slot_start.astype(np.int32),
         slot_length=slot_length,
-        slots_by_length=np.argsort(slot_length, kind="stable"),
+        slot_supervised=slot_supervised,
+        slot_last_only=slot_last_only,
+        slots_by_length=slots_by_length,
         row_offsets=row_offsets,
-        max_length=max_length,
+        row_length=row_length,
         steps_per_epoch=steps,
         rows_per_step=rows_per_step,
         groups=row_multiple,

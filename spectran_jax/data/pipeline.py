@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from spectran_jax.config import DataConfig
-from spectran_jax.data import packing
+from spectran_jax.data import cloze, packing
 from spectran_jax.data.interactions import Histories, ragged_indices
 from spectran_jax.data.splits import Targets
 from spectran_jax.errors import InputError
@@ -62,27 +62,33 @@ class TrainBatches:
         rows = epoch.row_order[first:last][self._rows]
         slots_per_row = plan.row_offsets[rows + 1] - plan.row_offsets[rows]
         slots = ragged_indices(plan.row_offsets[rows], slots_per_row)
-        lengths = plan.slot_length[slots]
-        # Flat index in the histories of the first input: the sequence ends at the user's last item.
-        sources = histories.offsets[epoch.slot_user[slots] + 1] - 1 - lengths
-        starts = np.repeat(np.arange(len(rows)), slots_per_row) * plan.max_length + plan.slot_start[slots]
+        lengths, users = plan.slot_length[slots], epoch.slot_user[slots]
+        masked = plan.slot_last_only is not None
+        # Flat index in the histories of the first input: the sequence ends at the user's last item, as an input where
+        # that is hidden, else as a target.
+        sources = histories.offsets[users + 1] - lengths - (not masked)
+        starts = np.repeat(np.arange(len(rows)), slots_per_row) * plan.row_length + plan.slot_start[slots]
         segments = slots - np.repeat(plan.row_offsets[rows], slots_per_row) + 1
 
-        shape = (self._rows.stop - self._rows.start, plan.max_length)
+        shape = (self._rows.stop - self._rows.start, plan.row_length)
         source = ragged_indices(sources, lengths)
         place = _Placer(shape, ragged_indices(starts, lengths))
         layout = _layout(histories, place, source, sources, lengths, segments)
-        return TrainBatch(
-            item_ids=place(histories.items[source]),
-            targets=place(histories.items[source + 1]),
-            layout=layout,
-            supervised=self._supervised(np.asarray(layout.mask)),
-        )
+        items = histories.items[source]
+        if plan.slot_last_only is None:
+            item_ids, targets, supervised = place(items), place(histories.items[source + 1]), layout.mask
+        else:
+            hidden = cloze.hidden_positions(
+                self._seed, number, users, lengths, plan.slot_supervised[slots], plan.slot_last_only[slots]
+            )
+            item_ids, targets, supervised = place(np.where(hidden, 0, items)), place(items), place(hidden, np.bool_)
+            layout = layout._replace(hidden=supervised)
+        return TrainBatch(item_ids, targets, layout, supervised=self._supervised(np.asarray(supervised)))
 
-    def _supervised(self, mask: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "G T"]:
-        """Where the loss is taken: at every item, each of which has a target."""
+    def _supervised(self, where: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "G T"]:
+        """Where the loss is taken, by group."""
         plan = self._plan
-        groups = mask.reshape(plan.groups * len(mask) // plan.rows_per_step, -1)
+        groups = where.reshape(plan.groups * len(where) // plan.rows_per_step, -1)
         out = np.full((len(groups), plan.group_positions), groups.shape[1], np.int32)
         for row, group in zip(out, groups, strict=True):
             at = np.flatnonzero(group)
@@ -140,8 +146,9 @@ def train_iterator(
     """The batches of a whole training run, built ahead by two threads.
 
     A user with training items s gives the inputs `s[:-1]` and the targets `s[1:]`, of which the last
-    `data_config.max_length` positions are kept; users with fewer than two training items give nothing. Every
-    epoch holds each user once, in an order that depends on (seed, epoch) only.
+    `data_config.max_length` positions are kept; users with fewer than two training items give nothing. For a masked
+    backbone the same items stand in one sequence, some of them hidden (`plan` says how many, `cloze.py` where): hidden
+    positions have item id 0, `layout.hidden` is True, and the targets are the items themselves. Every epoch holds each user once, in an order that depends on (seed, epoch) only.
 
     Args:
       histories: training part of all users.
@@ -152,11 +159,12 @@ def train_iterator(
       process_index: which contiguous slice of each batch this process takes.
       process_count: number of processes; must divide `row_multiple`, or the rows of a batch.
       epochs: the iterator ends after this many.
-      plan: what `packing.make_plan` gives for these histories and sizes, where it is made already.
+      plan: what `packing.make_plan` gives for these histories and sizes, where it is made already; the next-item
+        task's if None.
       extend: called with the step and its batch, in the threads that build batches; gives the batch.
 
     Returns:
-      An iterator of batches with arrays `[rows_per_step / process_count, max_length]`.
+      An iterator of batches with arrays `[rows_per_step / process_count, plan.row_length]`.
 
     Raises:
       InputError: where no user has two training items, or rows can't be shared evenly between processes.
@@ -188,6 +196,7 @@ class EvalBatches:
     process_index: int = 0
     process_count: int = 1
     longest: int = 0
+    masked: bool = False
 
     def __len__(self) -> int:
         return -(-len(self.targets) // self.batch_size)
@@ -210,19 +219,21 @@ class EvalBatches:
         lengths = np.minimum(whole, self.max_length)
         row = np.arange(len(which))
         source = ragged_indices(ends - lengths, lengths)
-        place = _Placer((size, self.max_length), ragged_indices(row * self.max_length, lengths))
+        row_length = self.max_length + self.masked
+        place = _Placer((size, row_length), ragged_indices(row * row_length, lengths))
         seen = np.full((size, self.seen_width), -1, np.int32)
         if self.filter_seen:
             index = ragged_indices(row * self.seen_width, whole)
             seen.reshape(-1)[index] = history.items[ragged_indices(ends - whole, whole)]
         filled = slice(0, len(which))
         last, target, user = np.zeros(size, np.int32), np.zeros(size, np.int32), np.full(size, -1, np.int32)
-        last[filled] = np.maximum(lengths - 1, 0)
+        last[filled] = lengths if self.masked else np.maximum(lengths - 1, 0)
         target[filled] = self.targets.target[which]
         user[filled] = self.targets.user[which]
+        layout = _layout(history, place, source, ends - lengths, lengths, np.ones(len(which), np.int64))
         return EvalBatch(
             item_ids=place(history.items[source]),
-            layout=_layout(history, place, source, ends - lengths, lengths, np.ones(len(which), np.int64)),
+            layout=_with_hidden_last(layout, lengths) if self.masked else layout,
             last=last,
             targets=target,
             user=user,
@@ -239,10 +250,11 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     longest: int = 0,
+    masked: bool = False,
 ) -> EvalBatches:
     """Batches of fixed shape for ranking: the last `max_length` items of each history, from column 0 on.
 
-    Rows that fill up the last batch have user -1 and nothing but padding.
+    For a masked backbone a hidden position follows them, `EvalBatch.last`, so rows are one longer. Rows that fill up the last batch have user -1 and nothing but padding.
 
     Args:
       targets: histories and what to rank after them.
@@ -253,6 +265,7 @@ def eval_batches(
       process_count: number of processes; must divide `batch_size`.
       longest: `EvalBatch.seen` has room for this many items at least. The longest history of the data set gives all
         parts of a split one shape, and so one compiled program.
+      masked: for a masked backbone.
 
     Raises:
       InputError: where `batch_size` is below one, or can't be shared evenly between processes.
@@ -260,7 +273,9 @@ def eval_batches(
     if batch_size < 1:
         raise InputError(f"--eval_batch_size must be at least 1, got {batch_size}.")
     _process_slice(batch_size, process_index, process_count, "evaluation batch rows")
-    return EvalBatches(targets, data_config.max_length, batch_size, filter_seen, process_index, process_count, longest)
+    return EvalBatches(
+        targets, data_config.max_length, batch_size, filter_seen, process_index, process_count, longest, masked
+    )
 
 
 class _Placer:
@@ -294,6 +309,18 @@ def _layout(
         position=place(source - np.repeat(starts, lengths)),
         timestamp=timestamp,
     )
+
+
+def _with_hidden_last(layout: SequenceLayout, lengths: Int[np.ndarray, "n"]) -> SequenceLayout:
+    """The layout of rows of one history each with a hidden position behind them, at the newest item's time."""
+    row = np.arange(len(lengths))
+    hidden = np.zeros_like(layout.mask)
+    hidden[row, lengths] = layout.mask[row, lengths] = True
+    layout.segment[row, lengths] = 1
+    layout.position[row, lengths] = lengths
+    if layout.timestamp is not None:
+        layout.timestamp[row, lengths] = layout.timestamp[row, np.maximum(lengths - 1, 0)]
+    return layout._replace(hidden=hidden)
 
 
 def _process_slice(rows: int, process_index: int, process_count: int, what: str) -> slice:

@@ -47,7 +47,7 @@ class StepView(NamedTuple):
     vectors: Float[Array, "U d"]
     """What `encode` gave. Which items are here beside the batch's depends on the loss: go by `item_at`, `target_at`."""
     item_at: Int[Array, "B L"]
-    """int32 number of each input item; anything on padding."""
+    """int32 number of the item at each position, those hidden from the backbone included; anything on padding."""
     layout: SequenceLayout
     states: Float[Array, "B L d"]
     """User states as they are scored, float32; anything on padding."""

@@ -141,18 +141,20 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
     def auxiliary(self, rows: Rows, view: StepView) -> dict[str, Float[Array, ""]]:
         """`distillation`: mean squared distance, over users, of their state to their teachers' mean, times its weight.
 
-        The state of a user is that of the last position of its history; histories sharing a row are users of their own.
+        Histories that share a row are users of their own. The state of a user is that of the last position of the
+        history, or, of a backbone that hides positions, of the last hidden one: what predicts.
         """
-        last = last_positions(view.layout).reshape(-1)
+        layout = view.layout
+        mask, last = jnp.asarray(layout.mask).reshape(-1), last_positions(layout).reshape(-1)
+        predicts = mask if layout.hidden is None else mask & jnp.asarray(layout.hidden).reshape(-1)
         size = min(len(last), _USERS)
-        (at,) = jnp.nonzero(last, size=size, fill_value=0)
-        present = jnp.arange(size) < jnp.count_nonzero(last)
-        states = normalize(view.states.reshape(len(last), -1)[at].astype(jnp.float32))
-        # The user of each position, counting ends before it; histories are contiguous.
-        user = jnp.where(view.layout.mask.reshape(-1), jnp.cumsum(last) - last, size)
+        # The user of each position, counting ends before it: histories are contiguous. Those beyond `size` are dropped.
+        user = jnp.where(mask, jnp.cumsum(last) - last, size)
+        at = jnp.full(size, -1).at[user].max(jnp.where(predicts, jnp.arange(len(last)), -1), mode="drop")
+        states = normalize(view.states.reshape(len(last), -1)[jnp.maximum(at, 0)].astype(jnp.float32))
         text = self._components({"u": rows["u"][view.item_at.reshape(-1)]}, "weights")
         texts = jnp.zeros((size, text.shape[-1])).at[user].add(text, mode="drop")  # a cosine does not see the count
-        loss = distillation(states, texts, present)
+        loss = distillation(states, texts, at >= 0)
         return {"distillation": self.alignment_weight * loss}
 
     def diagnostics(self) -> dict[str, Array]:

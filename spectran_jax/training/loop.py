@@ -128,6 +128,7 @@ def train(
         training.eval_batch_size,
         filter_seen=training.filter_seen,
         longest=setup.dataset.longest,
+        masked=setup.masked,
     )
 
     # What is compiled, and what it reads.

@@ -75,7 +75,8 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     def init() -> TrainState:
         dtype = DTYPES[config.encoder.table_dtype]
         frozen = {"item_encoder": one_row}
-        return init_state(model, optimizer, config.training.seed, config.data.max_length, frozen, dtype)
+        seed, timed = config.training.seed, setup.timed
+        return init_state(model, optimizer, seed, setup.plan.row_length, frozen, dtype, timed=timed)
 
     shapes = jax.eval_shape(init)
     shardings = partitioning.state_shardings(mesh, shapes, names)

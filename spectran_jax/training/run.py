@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from spectran_jax import backbones
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
@@ -103,6 +104,9 @@ def notices(setup: Setup) -> list[str]:
     cold = int((split.item_counts == 0).sum())
     if cold:
         lines.append(f"{cold:,} items appear in no training history: they are ranked by their text alone.")
+    name = setup.config.backbone.backbone
+    if backbones.lookup(name).reads_time and not setup.timed:
+        lines.append(f"The interactions have no timestamps: {name} leaves its time bias out.")
     tied = split.tied_targets
     if tied["count"]:
         lines.append(

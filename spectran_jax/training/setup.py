@@ -49,6 +49,16 @@ class Setup:
         return json_digest([self.dataset.digest, None if self.embeddings is None else self.embeddings.digest])
 
     @property
+    def masked(self) -> bool:
+        """Whether the backbone is trained to fill in hidden items."""
+        return backbones.is_masked(self.config.backbone)
+
+    @property
+    def timed(self) -> bool:
+        """Whether histories have timestamps."""
+        return self.split.train.timestamps is not None
+
+    @property
     def touched(self) -> int | None:
         """Distinct items that a training step touches at most; None where it takes all of them."""
         if not self.objective.sampled or self.config.optimizer.table_updates == "dense":
@@ -126,6 +136,7 @@ def assemble(
         packed=config.data.packing,
         batch_size=config.training.batch_size,
         row_multiple=mesh.shape["data"],
+        mask_ratio=config.backbone.mask_ratio if backbones.is_masked(config.backbone) else None,
     )
     source = item_encoders.ItemSource(
         num_items=dataset.num_items,

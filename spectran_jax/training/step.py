@@ -92,9 +92,11 @@ def init_state(
     model: Recommender,
     optimizer: optax.GradientTransformation,
     seed: int,
-    max_length: int,
+    row_length: int,
     frozen: dict[str, Any],
     table_dtype: Any = jnp.float32,
+    *,
+    timed: bool = False,
 ) -> TrainState:
     """A new training state; run it under jit with output shardings, so that no host holds a whole table.
 
@@ -102,13 +104,15 @@ def init_state(
       model: gives the parameters.
       optimizer: gives its state.
       seed: of the run.
-      max_length: L.
+      row_length: L.
       frozen: the collection "frozen"; of arrays with one row an item, any rows will do.
       table_dtype: how the item parameters are stored.
+      timed: whether the data has timestamps; a backbone makes parameters for what it will read.
     """
     key, init_key = run_keys(seed)
-    ones = jnp.ones((1, max_length), jnp.int32)
-    layout = SequenceLayout(mask=ones > 0, segment=ones, position=ones * 0, timestamp=ones * 0)
+    ones = jnp.ones((1, row_length), jnp.int32)
+    times = ones * 0 if timed else None
+    layout = SequenceLayout(mask=ones > 0, segment=ones, position=ones * 0, timestamp=times)
     _, variables = model.apply(
         {"frozen": frozen}, ones * 0, layout, rngs={"params": init_key}, mutable=["params"], method=model.create
     )
@@ -128,7 +132,7 @@ def touched_items(batch: TrainBatch, negative_ids: Int[Array, "n"], num_items: i
     A target is the next input or the last item of its history, so `plan.step_items` counts them all.
     """
     mask = batch.layout.mask
-    ids = [jnp.where(mask, batch.item_ids, num_items), jnp.where(mask, batch.targets, num_items)]
+    ids = [jnp.where(mask, batch.items, num_items), jnp.where(mask, batch.targets, num_items)]
     return jnp.concatenate([x.reshape(-1) for x in (*ids, negative_ids)])
 
 
@@ -204,7 +208,8 @@ def make_train_step(
                     negatives=given,
                     candidates=frozen.candidates,
                 )
-                view = StepView(vectors, item_at, batch.layout, states, positive_at, weight)
+                whole_at = item_at if batch.layout.hidden is None else at(batch.items)
+                view = StepView(vectors, whole_at, batch.layout, states, positive_at, weight)
                 return loss, extra, encoder.auxiliary(item_rows, view)
 
             made: Any = part.apply({"params": params, "frozen": arrays}, rngs={"dropout": keys.dropout}, method=forward)
@@ -240,13 +245,13 @@ def _negatives(
     sampler = objective.sampler
     assert sampler is not None
     if objective.mask_negatives == "history":
-        excluded = batch.at_supervised(negatives.exclude_history(batch.item_ids, batch.targets, batch.layout, drawn))
+        excluded = batch.at_supervised(negatives.exclude_history(batch.items, batch.targets, batch.layout, drawn))
         mass = batch.at_supervised(
             negatives.history_mass(
-                batch.item_ids,
+                batch.items,
                 batch.targets,
                 batch.layout,
-                sampler.log_q(arrays, batch.item_ids),
+                sampler.log_q(arrays, batch.items),
                 sampler.log_q(arrays, batch.targets),
             )
         )

@@ -87,6 +87,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
             config.training.eval_batch_size,
             filter_seen=filter_seen,
             longest=setup.dataset.longest,
+            masked=setup.masked,
         )
         ranks = trained.programs.rank(trained.params, table, batches)
         metrics[name] = evaluation.metrics_from_ranks(ranks)

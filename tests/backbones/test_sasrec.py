@@ -13,9 +13,9 @@ from spectran_jax.layout import SequenceLayout
 D, L = 16, 8
 
 
-def layout(lengths: list[list[int]]) -> SequenceLayout:
+def layout(lengths: list[list[int]], length: int = L) -> SequenceLayout:
     """Rows of histories of these lengths, packed from the left."""
-    mask, segment, position = (np.zeros((len(lengths), L), np.int32) for _ in range(3))
+    mask, segment, position = (np.zeros((len(lengths), length), np.int32) for _ in range(3))
     for row, parts in enumerate(lengths):
         start = 0
         for number, part in enumerate(parts, 1):
@@ -97,7 +97,7 @@ def test_dropout_only_in_training(model):
     assert np.abs(np.asarray(drop[0]) - np.asarray(drop[1])).max() > 1e-3
 
 
-def reference(xp, x, p, lay, *, heads=2, d=D):
+def reference(xp, x, p, lay, *, heads=2, d=D, causal=True):
     """The model from its formulas, one history and one head at a time, in `xp` (NumPy, or jax.numpy to differentiate).
 
     Returns the states of the first row's histories, [sum of lengths, d].
@@ -122,7 +122,7 @@ def reference(xp, x, p, lay, *, heads=2, d=D):
             outputs = []
             for i in range(heads):
                 s = slice(i * d // heads, (i + 1) * d // heads)
-                z = q[:, s] @ k[:, s].T / np.sqrt(d // heads) + np.triu(np.full((n, n), -1e30), 1)
+                z = q[:, s] @ k[:, s].T / np.sqrt(d // heads) + causal * np.triu(np.full((n, n), -1e30), 1)
                 w = xp.exp(z - z.max(-1, keepdims=True))
                 outputs.append(w / w.sum(-1, keepdims=True) @ v[:, s])
             h = h + dense(xp.concatenate(outputs, -1), b["attention_out"])

@@ -129,9 +129,10 @@ def test_categories_of_parquet_need_not_all_occur(write, tmp_path):
 
 def test_histories_by_user_in_original_ids(write):
     text = "user_id,item_id,timestamp\n9,b,3\n4,7,1\n9,a,2\n9,x,3\n"
-    users, items = histories_by_user(read_interactions(write("i.csv", text)))
+    users, items, times = histories_by_user(read_interactions(write("i.csv", text)))
     assert users == [9, 4]
     assert items == [["a", "b", "x"], ["7"]]
+    assert times == [[2, 3, 3], [1]]
 
 
 def test_unknown_items(write):

@@ -122,7 +122,7 @@ def test_no_step_holds_more_than_the_plan_says(options, seed):
         assert items[rows].sum() <= plan.step_items
         for start in range(0, len(rows), share):
             assert positions[rows[start : start + share]].sum() <= plan.group_positions
-    assert plan.group_positions <= share * plan.max_length
+    assert plan.group_positions <= share * plan.row_length
 
 
 def test_capacities_are_tight_and_survive_a_heavy_tail():

@@ -105,6 +105,9 @@ def test_alphafuse_is_text_in_the_row_space_and_ids_in_the_null_space():
     np.testing.assert_allclose(text @ ids.T, 0, atol=1e-6)
     np.testing.assert_allclose(vectors @ vectors.T, (text + ids) @ (text + ids).T, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(vectors, np.concatenate([0.2 * u[:, :6], learned], axis=1), atol=1e-5)
+    trained = np.asarray(table(module, frozen, {"id_embedding": params["id_embedding"] + 1}))
+    np.testing.assert_array_equal(trained[:, :6], vectors[:, :6])  # whatever is learned, the text stays
+    assert (trained[:COLD, 6:] != vectors[:COLD, 6:]).all()
 
 
 @pytest.mark.parametrize(("share", "part"), [(0.05, "the IDs"), (0.95, "the text")])
@@ -327,7 +330,9 @@ def test_distillation_of_few_users(present):
     assert np.isfinite(gradient).all()
 
 
-def test_llmesr_users_are_histories_packed_or_padded():
+@pytest.mark.parametrize("hidden", [None, [[False, True], [True, True, False], [True, False, True, False]]])
+def test_llmesr_users_are_histories_packed_or_padded(hidden):
+    """With the state of their last position, or of the last hidden one."""
     module, frozen, params = started("llmesr", alignment_weight=0.7)
     rng = np.random.default_rng(3)
     histories = [[1, 2], [2, 8, TEXTLESS], [5, 6, 1, 9]]
@@ -338,10 +343,58 @@ def test_llmesr_users_are_histories_packed_or_padded():
     for layout in (packed, padded):
         ids, states = rng.integers(N, size=layout.mask.shape), rng.normal(size=(*layout.mask.shape, D))
         ids[layout.mask] = np.concatenate(histories)
-        states[np.asarray(last_positions(layout))] = ends
+        if hidden is None:
+            states[np.asarray(last_positions(layout))] = ends
+        else:
+            where = np.zeros_like(layout.mask)
+            where[layout.mask] = np.concatenate(hidden)
+            layout = layout._replace(hidden=where)
+            at = np.argwhere(layout.mask)[[1, 3, 7]]  # of the nine positions
+            states[at[:, 0], at[:, 1]] = ends
         seen = StepView(None, np.int32(ids), layout, np.float32(states), TARGETS, WEIGHT)
         values.append(float(auxiliary(module, frozen, params, seen)["distillation"]))
     u, s, _ = singular_vectors()
     texts = np.array([(u * s)[history, :4].sum(axis=0) for history in histories])
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert values[0] == pytest.approx(0.7 * numpy_distillation(ends, texts), rel=1e-4)
+
+
+# Every loss
+
+
+@pytest.mark.parametrize("options", [("rlmrec", "contrastive"), ("rlmrec", "generative"), ("llmesr", "contrastive")])
+def test_a_part_of_the_catalogue_gives_the_losses_and_gradients_of_the_whole(options):
+    """As a sparse step takes it: the items that it touches, others among them, and filled up."""
+    module, frozen, params = started(options[0], alignment=options[1])
+    layout, rng = layout_of(SEGMENT), np.random.default_rng(4)
+    item_ids = np.where(layout.mask, rng.integers(N, size=SEGMENT.shape), 0)
+    states = rng.normal(size=(*SEGMENT.shape, D)).astype(np.float32)
+    ids = np.unique(np.concatenate([item_ids[layout.mask], TARGETS, [0, 15, 29]]))
+    ids = np.append(ids, [N - 1, N - 1])  # two rows too many
+    assert len(ids) < N
+    part = module.clone(num_items=len(ids))
+    rows = {name: array[ids] if name in module.item_arrays else array for name, array in frozen.items()}
+    few = {**params, "id_embedding": params["id_embedding"][ids]}
+    place = lambda x: np.int32(np.searchsorted(ids[:-2], x))  # noqa: E731
+
+    def step(module, frozen, params, at):
+        seen = StepView(None, np.int32(at(item_ids)), layout, states, np.int32(at(TARGETS)), WEIGHT)
+        seen = jax.tree.map(jnp.asarray, seen)
+        key = {"dropout": jax.random.key(5)}
+
+        def loss(p):
+            (value,) = module.apply({"params": p, "frozen": frozen}, seen, method=_auxiliary, rngs=key).values()
+            return value
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    whole, gradient = step(module, frozen, params, lambda x: x)
+    value, sparse = step(part, rows, few, place)
+    assert whole > 0.01
+    assert float(value) == pytest.approx(float(whole), rel=1e-5)
+    table = np.zeros((N, sparse["id_embedding"].shape[1]), np.float32)
+    np.add.at(table, ids, sparse["id_embedding"])
+    gradient = {**gradient, "id_embedding": np.asarray(gradient["id_embedding"])}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), {**sparse, "id_embedding": table}, gradient
+    )

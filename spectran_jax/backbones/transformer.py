@@ -1,0 +1,89 @@
+"""The transformer encoder that `sasrec` and `bert4rec` share; they differ in who may look at whom.
+
+Pre-norm blocks with GELU, as later implementations found more stable than the papers' post-norm.
+Attention probabilities are not dropped out, so that fused attention kernels apply; block outputs are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Bool, Float
+
+from spectran_jax.backbones.layers import Dropout, LayerNorm, attention, gelu
+from spectran_jax.layout import SequenceLayout
+
+INIT = nn.initializers.normal(0.02)
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and feed-forward, each with a residual."""
+
+    heads: int
+    ffn_multiplier: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[jax.Array, "n d"], mask: Bool[jax.Array, "B 1 L L"], drop: Dropout, site: int
+    ) -> Float[jax.Array, "n d"]:
+        """Returns the block's output, n = B * L.
+
+        `mask` is True where attention may look; `site` and `site + 1` are the block's own places to drop.
+        """
+        d = x.shape[-1]
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
+
+        h = dense(3 * d, "qkv")(LayerNorm(name="attention_norm")(x))
+        h = attention(h, mask, heads=self.heads)
+        x = x + drop(dense(d, "attention_out")(h), site)
+        h = gelu(dense(self.ffn_multiplier * d, "ffn_in")(LayerNorm(name="ffn_norm")(x)))
+        return x + drop(dense(d, "ffn_out")(h), site + 1)
+
+
+class Transformer(nn.Module):
+    """Item vectors and position embeddings, blocks, a norm. A subclass says what may be looked at."""
+
+    dimension: int
+    row_length: int
+    blocks: int = 2
+    heads: int = 2
+    dropout: float = 0.3
+    ffn_multiplier: int = 4
+    dtype: Any = jnp.float32
+
+    task: ClassVar[Literal["next", "masked"]]
+    reads_time: ClassVar[bool] = False
+
+    def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
+        """True where a query (third axis) may attend to a key (fourth)."""
+        raise NotImplementedError
+
+    def shown(self, item_vectors: Float[jax.Array, "B L d"], layout: SequenceLayout) -> Float[jax.Array, "B L d"]:
+        """What stands at each position."""
+        return item_vectors
+
+    @nn.compact
+    def __call__(
+        self, item_vectors: Float[jax.Array, "B L d"], layout: SequenceLayout, *, train: bool
+    ) -> Float[jax.Array, "B L d"]:
+        """Maps `[B, L, d]` item vectors to `[B, L, d]` user states in the compute dtype.
+
+        Item vectors are scaled by sqrt(d) before the position embedding is added, as in SASRec's code,
+        and the sum is layer-normalised, so only the ratio of item to position counts.
+        """
+        d = self.dimension
+        positions = self.param("position_embedding", INIT, (self.row_length, d), jnp.float32)
+        drop = Dropout(self.dropout, self.make_rng("dropout") if train and self.dropout else None)
+        mask = self.visible(layout)
+        shown = self.shown(item_vectors.astype(self.dtype), layout)
+        x = shown * d**0.5 + positions.astype(self.dtype)[layout.position]
+        x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
+        for index in range(self.blocks):
+            x = Block(self.heads, self.ffn_multiplier, self.dtype, name=f"block_{index}")(x, mask, drop, 2 * index + 1)
+        return LayerNorm(name="output_norm")(x).reshape(item_vectors.shape)

@@ -1,0 +1,74 @@
+"""BERT4Rec: the mask token, attention both ways within a history, packing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sasrec import D, L, layout, reference
+
+from spectran_jax import backbones
+from spectran_jax.config import BackboneConfig
+
+HIDDEN = np.zeros((2, L + 1), bool)
+HIDDEN[0, [1, 4]] = HIDDEN[1, 8] = True
+
+
+def hidden_layout(lengths, hidden):
+    """Rows of L + 1 positions."""
+    found = layout(lengths, L + 1)
+    return found._replace(hidden=hidden & found.mask)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = BackboneConfig(backbone="bert4rec", blocks=2, heads=2)
+    module = backbones.build(config, dimension=D, max_length=L)
+    x = jax.random.normal(jax.random.PRNGKey(0), (2, L + 1, D))
+    lay = hidden_layout([[5], [L + 1]], HIDDEN)
+    params = module.init(jax.random.PRNGKey(1), x, lay, train=False)["params"]
+    # Larger weights than at initialisation, so that attention is far from uniform and a leak would show.
+    params = jax.tree.map(lambda p: p * 5 if p.ndim == 2 else p, params)
+    params["mask_token"] = jax.random.normal(jax.random.PRNGKey(2), (D,))
+    run = jax.jit(lambda x, lay: module.apply({"params": params}, x, lay, train=False))
+    return lambda x, lay: np.asarray(run(x, lay)), params, x
+
+
+def test_it_is_trained_by_masking_in_rows_of_one_more_position(model):
+    assert backbones.is_masked(BackboneConfig(backbone="bert4rec"))
+    assert not backbones.is_masked(BackboneConfig())
+    assert model[1]["position_embedding"].shape == (L + 1, D)
+    assert model[1]["mask_token"].shape == (D,)
+
+
+def test_what_is_hidden_influences_no_state(model):
+    run, _, x = model
+    lay = hidden_layout([[5], [L + 1]], HIDDEN)
+    before = run(x, lay)
+    np.testing.assert_array_equal(run(jnp.where(lay.hidden[..., None], 1e3, x), lay)[lay.mask], before[lay.mask])
+    # Every other item does, in both directions, and no other history's does.
+    for row, at in ((0, 0), (0, 3), (1, 7)):
+        moved = np.abs(run(x.at[row, at, 0].add(2.0), lay) - before).max(axis=-1)
+        assert moved[row][lay.mask[row]].min() > 1e-4
+        assert moved[1 - row].max() == 0
+
+
+def test_packed_and_padded_rows_give_the_same_states(model):
+    run, _, x = model
+    packed = hidden_layout([[3, 6], []], np.array([[0, 1, 0, 0, 0, 0, 0, 1, 1], [0] * 9], bool))
+    padded = hidden_layout([[3], [6]], np.array([[0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0, 0]], bool))
+    rolled = jnp.stack([x[0], jnp.roll(x[0], -3, 0)])
+    ours, theirs = run(x, packed), run(rolled, padded)
+    np.testing.assert_allclose(ours[0, :3], theirs[0, :3], atol=1e-5)
+    np.testing.assert_allclose(ours[0, 3:], theirs[1, :6], atol=1e-5)
+    noisy = jnp.where(padded.mask[..., None], rolled, 1e3)
+    np.testing.assert_allclose(run(noisy, padded)[padded.mask], theirs[padded.mask], atol=1e-5)
+    assert np.isfinite(ours).all()  # of a row that is all padding, too
+
+
+def test_states_agree_with_the_formula(model):
+    run, params, x = model
+    lay = hidden_layout([[4, 5], [2]], HIDDEN)
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    shown = np.where(lay.hidden[..., None], wide["mask_token"], np.asarray(x, np.float64))
+    want = reference(np, shown[:1], wide, lay, causal=False)
+    np.testing.assert_allclose(run(x, lay)[0][lay.mask[0]], want, atol=2e-4)
