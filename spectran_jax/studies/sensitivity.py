@@ -93,4 +93,4 @@ def seed_table(grid: Grid) -> Table:
         for seed, outcome in grid.ok(dataset, REFERENCE).items()
         if outcome.metrics
     ]
-    return Table("Seeds of the unchanged configuration", ["Data set", "Seed", "NDCG@10", "HR@10"], rows)
+    return Table("Seeds of the unchanged configuration", ["Data set", "Seed", "NDCG@10", "HR@10"], rows, appendix=True)
