@@ -16,8 +16,8 @@ _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories]:
     """Original user ids, and their items as dense ids, oldest first.
 
-    JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions, whose timestamps, where
-    there are any, come with the histories.
+    JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions, whose timestamps,
+    where there are any, come with the histories.
 
     Args:
       path: the file.

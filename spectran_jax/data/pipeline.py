@@ -148,7 +148,8 @@ def train_iterator(
     A user with training items s gives the inputs `s[:-1]` and the targets `s[1:]`, of which the last
     `data_config.max_length` positions are kept; users with fewer than two training items give nothing. For a masked
     backbone the same items stand in one sequence, some of them hidden (`plan` says how many, `cloze.py` where): hidden
-    positions have item id 0, `layout.hidden` is True, and the targets are the items themselves. Every epoch holds each user once, in an order that depends on (seed, epoch) only.
+    positions have item id 0, `layout.hidden` is True, and the targets are the items themselves. Every epoch holds each
+    user once, in an order that depends on (seed, epoch) only.
 
     Args:
       histories: training part of all users.
@@ -254,7 +255,8 @@ def eval_batches(
 ) -> EvalBatches:
     """Batches of fixed shape for ranking: the last `max_length` items of each history, from column 0 on.
 
-    For a masked backbone a hidden position follows them, `EvalBatch.last`, so rows are one longer. Rows that fill up the last batch have user -1 and nothing but padding.
+    For a masked backbone a hidden position follows them, `EvalBatch.last`, so rows are one longer. Rows that fill up
+    the last batch have user -1 and nothing but padding.
 
     Args:
       targets: histories and what to rank after them.

@@ -1,4 +1,4 @@
-"""HSTU: its attention against loops written from the formula, plain and in blocks; its states, causality and packing."""
+"""HSTU: its attention against loops written from the formula, plain and in blocks; states, causality, packing."""
 
 import os
 import subprocess
@@ -225,7 +225,7 @@ assert used < square / 8, (used, square)
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_a_long_row_never_holds_a_square_in_either_direction(platform):
-    """Of the compiled gradient: temporaries far below one array of [B, H, L, L]. For a TPU it needs no TPU, but libtpu."""
+    """Of the compiled gradient: temporaries far below one array of [B, H, L, L]. For a TPU it needs libtpu alone."""
     if platform == "tpu":
         pytest.importorskip("libtpu")
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
