@@ -1,46 +1,44 @@
 """Searches on validation, then trains the chosen values with several seeds."""
 
-from pathlib import Path
-
 from absl import flags
 
-from spectran_jax.errors import InputError
-from spectran_jax.flags import config_from_flags, define_config_flags, run
+from spectran_jax.flags import run
+from spectran_jax.studies.flags import OWN, define_study_flags, study_from_flags
 
 SYNOPSIS = """
 Tries --trials points of the search space on the validation set, then trains the best with each of --seeds and reads
-the test set. Every run has its own folder under --workdir; one that is there already is not run again.
+the test set. Every run is a process of its own, with a folder under --workdir/runs; one that is there already is not
+run again, so the same command goes on after whatever stopped it.
 
   python -m experiments.sweep --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5 --trials=8 --workdir=runs/sweep
 """
 
-define_config_flags()
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the sweep.")
+define_study_flags(seeds=(0, 1, 2))
 _SEARCH = flags.DEFINE_string("search", "", "Search space: NAME=LOW:HIGH or NAME=log:LOW:HIGH, comma-separated.")
 _TRIALS = flags.DEFINE_integer("trials", 8, "Points tried on the validation set.", lower_bound=1)
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs, comma-separated.")
 
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    if not _WORKDIR.value:
-        raise InputError("Name a folder: --workdir=DIR.")
-    if not all(seed.isdecimal() for seed in _SEEDS.value):
-        raise InputError(f"--seeds={','.join(_SEEDS.value)}: write whole numbers, comma-separated.")
-    from spectran_jax.report import sweep_table
-    from spectran_jax.sweep import parse_space, sweep
-    from spectran_jax.training.run import print_table, train_and_report
+    study = study_from_flags()
+    from spectran_jax.studies.publish import publish
+    from spectran_jax.studies.results_md import refresh
+    from spectran_jax.studies.space import parse_space
+    from spectran_jax.studies.sweep import sweep
 
     result = sweep(
-        config_from_flags(),
-        Path(_WORKDIR.value),
+        study.datasets,
+        study.workdir,
         space=parse_space(_SEARCH.value),
         trials=_TRIALS.value,
-        seeds=[int(seed) for seed in _SEEDS.value],
-        run=train_and_report,
+        seeds=study.seeds,
+        parallel=study.parallel,
+        command=study.command,
     )
-    print_table(sweep_table(result))
+    publish(result, study.workdir)
+    if study.results:
+        refresh(study.results, f"sweep-{'-'.join(study.datasets)}", result)
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "search", "trials", "seeds", "config"))
+    run(main, SYNOPSIS, own=("search", "trials", *OWN))

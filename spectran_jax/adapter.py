@@ -238,16 +238,29 @@ class SpecTranAdapter(nn.Module):
         return values
 
 
+ENERGY_BINS = 64
+"""Of `component_energy`."""
+
+
+def energy_bin_width(rank: int) -> int:
+    """Components in a bin of `component_energy`."""
+    return -(-rank // ENERGY_BINS)
+
+
 def diagnostics(parts: SpectralParts) -> dict[str, Array]:
-    """State of the attention and the diagonal as float32 scalars; cheap, for use under jit.
+    """State of the attention and the diagonal as small float32 arrays; cheap, for use under jit.
 
     Keys, where the parts exist: `attention_live` (share of entries that are not 0), `attention_row_energy` and
     `diagonal_row_energy` (sums of squares of phi(Z) and A over d), `attention_energy` (their ratio), and always
-    `tail_energy` (share of the energy of W beyond the first d components).
+    `tail_energy` (share of the energy of W beyond the first d components) and `component_energy` (its share by
+    component, neighbours together in at most `ENERGY_BINS` bins of one width).
     """
-    d = parts.weights.shape[0]
-    square = parts.weights**2
-    values = {"tail_energy": square[:, d:].sum() / jnp.maximum(square.sum(), 1e-12)}
+    d, rank = parts.weights.shape
+    energy = jnp.sum(parts.weights**2, axis=0)
+    energy = energy / jnp.maximum(energy.sum(), 1e-12)
+    width = energy_bin_width(rank)
+    bins = jnp.pad(energy, (0, -rank % width)).reshape(-1, width).sum(axis=1)
+    values = {"tail_energy": energy[d:].sum(), "component_energy": bins}
     if parts.attention is not None:
         values["attention_live"] = jnp.mean(parts.attention != 0, dtype=jnp.float32)
         values["attention_row_energy"] = jnp.sum(parts.attention**2) / d

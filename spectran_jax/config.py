@@ -47,6 +47,12 @@ class DataConfig:
         0.0, "With --split=temporal: validation begins at this timestamp; 0 takes the 80 % quantile."
     )
     test_time: float = _field(0.0, "With --split=temporal: test begins at this timestamp; 0 takes the 90 % quantile.")
+    holdout_items: float = _field(
+        0.0,
+        "Share of the items in training to take out of every training history, so that they are known by their text "
+        "alone; they stay candidates, targets, and part of the histories that are evaluated. 0 takes none.",
+    )
+    holdout_seed: int = _field(0, "Which items --holdout_items takes out; the same for every --seed.")
     max_length: int = _field(50, "Longest history that a model sees, in items; older items are left out.")
     packing: bool = _field(
         True, "Put several short histories into one row of max_length, so that little is computed on padding."
@@ -104,7 +110,8 @@ class EncoderConfig:
         "spectran",
         "Item encoder: id (no text); spectran; svd (frozen head of the spectrum); llminit (the ID table starts "
         "from it); mlp (two layers), moe (whitening experts behind a gate) or whiten (whitened text, two layers) on the "
-        "text embedding itself.",
+        "text embedding itself; alphafuse (some dimensions text, the others ID); rlmrec (IDs, pulled towards the text by "
+        "a loss of their own); llmesr (a view of text and one of IDs that attend to each other).",
     )
     dimension: int = _field(64, "Dimension d of item vectors and user states.")
     fusion: str = _field(
@@ -122,7 +129,7 @@ class EncoderConfig:
     )
     taylor_order: int = _field(2, "Order P of the Taylor map; it has P + 1 coefficients.")
     attention_dimension: int = _field(64, "Dimension k of the spectral queries and keys.")
-    attention_live: float = _field(0.05, "Share of attention entries above the threshold at start.")
+    attention_live: float = _field(0.8, "Share of attention entries above the threshold at start.")
     attention_energy: float = _field(0.1, "Energy of the attention at start, relative to the principal diagonal's.")
     spectral_norm: bool = _field(
         True, "Hold each row of W at unit length, so that the semantic part can't be shrunk away."
@@ -133,6 +140,25 @@ class EncoderConfig:
         4,
         "Groups of dimensions that the relaxed whitening of whiten treats apart; its result joins that of the full "
         "whitening (WhitenRec+). 1 takes the full whitening alone (WhitenRec).",
+    )
+    null_share: float = _field(
+        0.5,
+        "Share of the dimensions that alphafuse learns for each item; the others hold the head of the spectrum, frozen. "
+        "More suits catalogues with many interactions an item, less those with many rare items.",
+    )
+    alignment: str = _field(
+        "contrastive",
+        "Loss of rlmrec. contrastive: the text, through two layers, must tell its item's ID vector from those of the "
+        "batch's other items; generative: a masked ID vector, through two layers, must tell its item's text.",
+        choices=("contrastive", "generative"),
+    )
+    alignment_weight: float = _field(
+        0.1,
+        "Weight of the auxiliary loss, against the recommendation loss: of rlmrec's alignment, or of llmesr's distillation "
+        "from similar users. 0 trains without it.",
+    )
+    alignment_temperature: float = _field(
+        0.2, "Cosines are divided by this in rlmrec's loss; lower looks at the most similar other items only."
     )
     table_dtype: str = _field(
         "float32",
@@ -197,9 +223,9 @@ class ObjectiveConfig:
         choices=("positive", "history"),
     )
     history_negatives: bool = _field(
-        True,
+        False,
         "Add the items of a position's own history to its sampled negatives: a catalogue's draws hardly ever hold them, "
-        "and a model that is not told ranks what users have bought first. Leave it out where people buy things again. "
+        "and a model that is not told ranks what users have bought first. For people who never buy a thing twice. "
         "softmax holds them anyway; sampled_softmax takes them with --mask_negatives=history, which leaves them out of "
         "what is drawn.",
     )
@@ -235,7 +261,12 @@ class OptimizerConfig:
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.")
     spectral_lr_multiplier: float = _field(
-        1.0, "Learning rate of Q, K, the threshold and the Taylor coefficients over that of the rest."
+        5.0, "Learning rate of Q, K, the threshold and the Taylor coefficients over that of the rest."
+    )
+    spectral_epochs: float = _field(
+        8.0,
+        "Epochs over which that learning rate falls to zero (a cosine): the attention learns while the text leads, and "
+        "is not drawn into what the IDs memorise later. 0: it does not fall.",
     )
     weight_decay: float = _field(
         0.0, "Decoupled weight decay; never on thresholds, Taylor coefficients, norms and biases."

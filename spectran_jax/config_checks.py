@@ -9,6 +9,8 @@ from spectran_jax.errors import InputError
 _RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, 2**31 - 1),
     "k_core": (0, None),
+    "holdout_items": (0, 0.9),
+    "holdout_seed": (0, 2**31 - 1),
     "max_length": (1, None),
     "rtol": (0, 1),
     "max_rank": (0, None),
@@ -19,6 +21,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "adapter_width": (1, None),
     "experts": (1, None),
     "whiten_groups": (1, None),
+    "alignment_weight": (0, None),
     "semantic_scale": (0, None),
     "id_scale": (0, None),
     "blocks": (1, None),
@@ -29,6 +32,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "gbce_t": (0, 1),
     "learning_rate": (0, None),
     "spectral_lr_multiplier": (0, None),
+    "spectral_epochs": (0, None),
     "weight_decay": (0, None),
     "warmup_steps": (0, None),
     "clip_norm": (0, None),
@@ -62,8 +66,12 @@ def check(config: Config) -> None:
         raise InputError(f"--mask_ratio must lie between 0 and 1, got {config.backbone.mask_ratio}.")
     if not config.objective.temperature > 0:
         raise InputError(f"--temperature must be above 0, got {config.objective.temperature}.")
-    if not 0 < config.encoder.attention_live < 1:
-        raise InputError(f"--attention_live must lie between 0 and 1, got {config.encoder.attention_live}.")
+    for name in ("attention_live", "null_share"):
+        share = getattr(config.encoder, name)
+        if not 0 < share < 1:
+            raise InputError(f"--{name} must lie between 0 and 1, got {share}.")
+    if not config.encoder.alignment_temperature > 0:
+        raise InputError(f"--alignment_temperature must be above 0, got {config.encoder.alignment_temperature}.")
     if config.spectrum.decomposition == "randomized" and not config.spectrum.max_rank:
         raise InputError(
             "--decomposition=randomized finds the leading components only: give their number with --max_rank."

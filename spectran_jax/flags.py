@@ -80,7 +80,10 @@ def help_text(synopsis: str, own: Sequence[str], with_config: bool, flag_values:
         flag = flag_values[name]
         choices = getattr(flag.parser, "enum_values", None)
         kind = "|".join(choices) if choices else ("" if flag.boolean else flag.flag_type().upper())
-        default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
+        value = flag.default
+        if isinstance(value, list):
+            kind, value = "A,B,...", ",".join(value)
+        default = "" if value in (None, "", False) else f" (default {value})"
         head = f"--[no]{name}" if flag.boolean else f"--{name}={kind}"
         if flag.boolean and flag.default:
             default = " (default true)"
@@ -102,7 +105,8 @@ def help_text(synopsis: str, own: Sequence[str], with_config: bool, flag_values:
                 current = section
                 doc = type(getattr(Config(), sections[section].name)).__doc__ or ""
                 lines += ["", f"{section.capitalize()}: {doc.strip()}"]
-            add(field.name)
+            if field.name not in own:
+                add(field.name)
     return "\n".join(lines) + "\n"
 
 

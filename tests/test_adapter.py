@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from spectran_jax import adapter
-from spectran_jax.adapter import SpecTranAdapter
+from spectran_jax.adapter import SpectralParts, SpecTranAdapter, diagnostics
 from spectran_jax.errors import InputError
 from spectran_jax.initial_scale import (
     equal_row_normal,
@@ -305,11 +305,21 @@ def test_diagnostics_match_their_definition(text):
     np.testing.assert_array_equal(got["taylor"], params["params"]["taylor"])
 
 
+@pytest.mark.parametrize(("rank", "bins", "width"), [(5, 5, 1), (64, 64, 1), (65, 33, 2), (4096, 64, 64)])
+def test_energy_by_component_is_binned_evenly(rank, bins, width):
+    weights = np.random.default_rng(rank).normal(size=(3, rank)).astype(np.float32)
+    got = np.asarray(diagnostics(SpectralParts(None, None, weights))["component_energy"])
+    share = (weights**2).sum(0) / (weights**2).sum()
+    assert got.shape == (bins,)
+    np.testing.assert_allclose(got, [share[i * width : (i + 1) * width].sum() for i in range(bins)], rtol=1e-4)
+
+
 def test_diagnostics_leave_out_what_does_not_exist():
     sigma = np.ones(6, np.float32)
     none = SpecTranAdapter(4, 6, attention="none")
     assert set(apply(none, start(none), sigma, method=none.diagnostics)) == {
         "tail_energy",
+        "component_energy",
         "diagonal_row_energy",
         "taylor",
     }

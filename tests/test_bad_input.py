@@ -398,13 +398,14 @@ def test_a_stray_word():
     assert_fails(start([*command("train", {}), "epochs", "3"]), 2, "Unexpected argument 'epochs'", "--name=value")
 
 
-@pytest.mark.parametrize("module", ["train", "sweep", "recommend"])
+@pytest.mark.parametrize("module", ["train", "sweep", "compare", "recommend"])
 def test_help_explains_every_flag_without_starting_jax(module):
     done = start([*command(module, {}), "--help"], PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0
     own = {
         "train": ["workdir", "config"],
-        "sweep": ["workdir", "search", "trials", "seeds", "config"],
+        "sweep": ["search", "trials", "seeds", "jobs", "workdir", "datasets", "results", "config"],
+        "compare": ["item_encoders", "backbones", "budget", "target", "seeds", "jobs", "workdir", "config"],
         "recommend": ["workdir", "k", "histories", "until", "filter_seen", "output"],
     }
     names = own[module] + ([] if module == "recommend" else [field.name for _, field in fields()])

@@ -26,7 +26,6 @@ from spectran_jax.report import (
     plots,
     render,
     spectral_plots,
-    sweep_table,
     words,
     write_report,
 )
@@ -427,19 +426,6 @@ def test_parameter_table():
     assert "[3, 4]" in text
     assert "(None,)" in text
     assert re.search(r"Total\s+13\b", text)
-
-
-def test_sweep_table():
-    result = {
-        "chosen": {"dropout": 0.25},
-        "trials": [{}, {}],
-        "runs": [{"seed": 0, "test": {"mrr": 0.1}}, {"seed": 5, "test": {"mrr": 0.3}}],
-        "test": {"mrr": {"mean": 0.2, "std": 0.1414, "sem": 0.1}},
-    }
-    text = printed(sweep_table(result))
-    assert "dropout = 0.25, chosen on validation among 2" in " ".join(text.split())
-    assert re.search(r"MRR\s+0\.1000\s+0\.3000\s+0\.2000\s+0\.1414", text)
-    assert "Seed 5" in text
 
 
 @pytest.mark.parametrize(

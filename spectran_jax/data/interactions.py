@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from spectran_jax.errors import InputError
 
@@ -62,6 +62,11 @@ class Histories:
         """The histories of some users, in the order given."""
         users = np.asarray(users, np.int64)
         return self.slices(self.offsets[users], self.lengths[users])
+
+    def where(self, keep: Bool[np.ndarray, "nnz"]) -> Histories:
+        """The histories without the interactions that `keep` is False for; a user may be left with none."""
+        offsets = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[self.offsets]
+        return Histories(offsets, self.items[keep], None if self.timestamps is None else self.timestamps[keep])
 
     @classmethod
     def from_lists(cls, items: Sequence[Sequence[int]], timestamps: Sequence[Sequence[int]] | None = None) -> Histories:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from spectran_jax.config import DataConfig
 from spectran_jax.data.interactions import Dataset, Histories
@@ -53,7 +53,8 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     rest is training; the test history includes the validation item. Users with fewer than three interactions take
     no part. `temporal`: training is everything before T1, each user's first item in [T1, T2) is a validation
     target and the first from T2 on a test target, each with everything before it as history; users without any
-    history at that point give no target. Ties in time keep file order.
+    history at that point give no target. Ties in time keep file order. `config.holdout_items` then takes a share of
+    the items out of the training histories; evaluation keeps them as candidates, as targets and in histories.
 
     Raises:
       InputError: for an unknown split, missing timestamps, T1 >= T2, or a part that comes out empty.
@@ -91,7 +92,7 @@ def _leave_one_out(dataset: Dataset, config: DataConfig) -> Split:
     tied = np.zeros(len(users), bool)
     if histories.timestamps is not None:
         tied = histories.timestamps[ends - 1] == histories.timestamps[ends - 2]
-    return _assemble(dataset, lengths, users, starts, ends - 2, users, starts, ends - 1, tied, config.max_length)
+    return _assemble(dataset, lengths, users, starts, ends - 2, users, starts, ends - 1, tied, config)
 
 
 def _temporal(dataset: Dataset, config: DataConfig) -> Split:
@@ -126,7 +127,7 @@ def _temporal(dataset: Dataset, config: DataConfig) -> Split:
         starts[test_users],
         at,
         tied,
-        config.max_length,
+        config,
     )
 
 
@@ -147,22 +148,35 @@ def _assemble(
     test_starts: np.ndarray,
     test_at: np.ndarray,
     tied: np.ndarray,
-    max_length: int,
+    config: DataConfig,
 ) -> Split:
     """Builds the parts from flat indices: where each history starts and where its target stands."""
     histories = dataset.histories
     train = histories.slices(histories.offsets[:-1], train_lengths)
+    counts = _sequence_counts(train, dataset.num_items, config.max_length)
+    if config.holdout_items:
+        held = held_out(counts, config.holdout_items, config.holdout_seed)
+        train = train.where(~held[train.items])
+        counts = _sequence_counts(train, dataset.num_items, config.max_length)
 
     def targets(users: np.ndarray, starts: np.ndarray, at: np.ndarray) -> Targets:
         return Targets(histories.slices(starts, at - starts), histories.items[at], users.astype(np.int32))
 
     return Split(
         train=train,
-        item_counts=_sequence_counts(train, dataset.num_items, max_length),
+        item_counts=counts,
         valid=targets(valid_users, valid_starts, valid_at),
         test=targets(test_users, test_starts, test_at),
         tied_targets={"count": int(tied.sum()), "total": len(test_users)},
     )
+
+
+def held_out(counts: Int[np.ndarray, "N"], share: float, seed: int) -> Bool[np.ndarray, "N"]:
+    """The items to take out of training: `share` of those that are in it, at least one, drawn by `seed` alone."""
+    trained = np.flatnonzero(counts)
+    held = np.zeros(len(counts), bool)
+    held[np.random.default_rng(seed).permutation(trained)[: max(1, round(share * len(trained)))]] = True
+    return held
 
 
 def _sequence_counts(train: Histories, num_items: int, max_length: int) -> Int[np.ndarray, "N"]:

@@ -13,11 +13,14 @@ import numpy as np
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.item_encoders.alphafuse import AlphaFuseEncoder
 from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows, StepView
 from spectran_jax.item_encoders.id import IdEncoder
+from spectran_jax.item_encoders.llmesr import LlmEsrEncoder
 from spectran_jax.item_encoders.llminit import LlmInitEncoder
 from spectran_jax.item_encoders.mlp import MlpEncoder
 from spectran_jax.item_encoders.moe import MoeEncoder
+from spectran_jax.item_encoders.rlmrec import RlmRecEncoder
 from spectran_jax.item_encoders.spectran import SpecTranEncoder
 from spectran_jax.item_encoders.svd import SvdEncoder
 from spectran_jax.item_encoders.whiten import WhitenEncoder
@@ -31,6 +34,9 @@ REGISTRY: dict[str, type[ItemEncoder]] = {
     "mlp": MlpEncoder,
     "moe": MoeEncoder,
     "whiten": WhitenEncoder,
+    "alphafuse": AlphaFuseEncoder,
+    "rlmrec": RlmRecEncoder,
+    "llmesr": LlmEsrEncoder,
     "spectran": SpecTranEncoder,
 }
 

@@ -46,10 +46,15 @@ class IdEncoder(ItemEncoder, kw_only=True):
         """`trained [N]` bool: True for items with training interactions."""
         return {"trained": np.asarray(source.counts) > 0}
 
+    @property
+    def table_width(self) -> int:
+        """Columns of the ID table: d, or less where a subclass learns some of the dimensions only."""
+        return self.dimension
+
     def setup(self) -> None:
         """Creates the ID table."""
         init = nn.initializers.normal(self.id_scale)
-        self.id_embedding = self.param("id_embedding", init, (self.num_items, self.dimension), jnp.float32)
+        self.id_embedding = self.param("id_embedding", init, (self.num_items, self.table_width), jnp.float32)
 
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
         """`identity [..., d]` and `trained [...]`."""
@@ -67,6 +72,6 @@ class IdEncoder(ItemEncoder, kw_only=True):
     def diagnostics(self) -> dict[str, Array]:
         """`id_rms`: root mean square of the ID part over the trained items."""
         trained = self._frozen("trained")
-        count = jnp.maximum(trained.sum(dtype=jnp.float32), 1) * self.dimension
+        count = jnp.maximum(trained.sum(dtype=jnp.float32), 1) * self.table_width
         square = jnp.where(trained[:, None], self.id_embedding, 0) ** 2
         return {"id_rms": jnp.sqrt(square.sum() / count)}

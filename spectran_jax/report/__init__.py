@@ -6,7 +6,7 @@ Takes NumPy arrays and plain Python only, and needs no JAX. Matplotlib is import
 from spectran_jax.report.data import Parameter, Recommended, ReportData, UserExample
 from spectran_jax.report.page import render, write_report
 from spectran_jax.report.statistics import effective_rank, energy_beyond, live_share
-from spectran_jax.report.terminal import metrics_table, parameter_table, phase_table, sweep_table
+from spectran_jax.report.terminal import metrics_table, parameter_table, phase_table
 
 __all__ = [
     "Parameter",
@@ -20,6 +20,5 @@ __all__ = [
     "parameter_table",
     "phase_table",
     "render",
-    "sweep_table",
     "write_report",
 ]

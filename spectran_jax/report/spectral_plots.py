@@ -88,7 +88,7 @@ def item_spectrum(
     return Plot(svg, "Learned item vectors", caption)
 
 
-def attention_map(attention: Float[np.ndarray, "d r"] | None) -> Plot | None:
+def attention_map(attention: Float[np.ndarray, "d r"] | None, name: str = "attention") -> Plot | None:
     """phi(Z) as a heat map over the spectrum, and above it the live share of each component."""
     if attention is None or not attention.size:
         return None
@@ -156,7 +156,7 @@ def attention_map(attention: Float[np.ndarray, "d r"] | None) -> Plot | None:
         else f"{words.percent(np.count_nonzero(attention) / attention.size)} of the entries are live; dead ones are "
         f"blank. Orange adds, blue subtracts.{together}"
     )
-    svg = figures.svg(figure, "attention", "Heat map of the spectral attention, output dimensions by components")
+    svg = figures.svg(figure, name, "Heat map of the spectral attention, output dimensions by components")
     return Plot(svg, "Attention over the spectrum", caption)
 
 
@@ -164,6 +164,7 @@ def position_encoding(
     taylor: Float[np.ndarray, "P1"] | None,
     sigma: Float[np.ndarray, "r"] | None,
     diagonal: Float[np.ndarray, "d"] | None,
+    name: str = "position",
 ) -> Plot | None:
     """p(sigma) over sigma, the first d components as dots, the start p = 1 dashed."""
     if taylor is None or sigma is None or not len(sigma):
@@ -187,5 +188,5 @@ def position_encoding(
         f"p is {words.number(strongest)} at the largest singular value and {words.number(weakest)} at the last of the "
         f"first {len(head)}: training gave more weight to {trend}. Flat at 1 is the whitened SVD."
     )
-    svg = figures.svg(figure, "position", "Learned importance over the normalised singular value")
+    svg = figures.svg(figure, name, "Learned importance over the normalised singular value")
     return Plot(svg, "Spectral position encoding", caption)

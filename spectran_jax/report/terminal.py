@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,33 +33,6 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for name in words.ordered_metrics(*columns.values()):
         cells = [words.metric(name, values[name]) if name in values else "" for values in columns.values()]
         table.add_row(Text(words.label(name)), *cells)
-    return table
-
-
-def sweep_table(result: Mapping[str, Any]) -> Table:
-    """The test metrics of a search's chosen values: one column a seed, then mean and standard deviation.
-
-    Args:
-      result: the content of sweep.json: `chosen` values, `runs` by seed, `test` with mean and std by metric.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    chosen = ", ".join(f"{name} = {words.number(value)}" for name, value in result["chosen"].items())
-    title = "Test metrics" + (f" of {chosen}, chosen on validation among {len(result['trials'])}" if chosen else "")
-    table = Table(title=Text(title), box=box.SIMPLE_HEAVY, title_style="bold")
-    table.add_column("Metric", no_wrap=True)
-    for run in result["runs"]:
-        table.add_column(Text(f"Seed {run['seed']}"), justify="right")
-    table.add_column("Mean", justify="right", style="bold")
-    table.add_column("Std", justify="right")
-    for name in words.ordered_metrics(result["test"], *(run["test"] for run in result["runs"])):
-        if name not in result["test"]:
-            continue
-        spread = result["test"][name]
-        values = [*(run["test"].get(name, math.nan) for run in result["runs"]), spread["mean"], spread["std"]]
-        table.add_row(Text(words.label(name)), *(words.metric(name, value) for value in values))
     return table
 
 

@@ -35,7 +35,7 @@ def is_decayed(params: Any) -> Any:
 def is_spectral(params: Any) -> Any:
     """A tree of bools: True for the parameters of the spectral attention."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "item_encoder" in _names(path) and _names(path)[-1] in SPECTRAL, params
+        lambda path, _: "adapter" in _names(path) and _names(path)[-1] in SPECTRAL, params
     )
 
 
@@ -54,7 +54,7 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
 
 
 def build_optimizer(
-    config: OptimizerConfig, total_steps: int, item_params: Sequence[str] = ()
+    config: OptimizerConfig, total_steps: int, item_params: Sequence[str] = (), steps_per_epoch: int = 1
 ) -> optax.GradientTransformation:
     """Clipping, the rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule.
 
@@ -63,6 +63,7 @@ def build_optimizer(
       total_steps: where a cosine schedule ends.
       item_params: names of the item encoder's parameters that have one row an item, which may have a rule of their own
         (see `row_optimizers.py`).
+      steps_per_epoch: what `spectral_epochs` is counted in.
     """
     parts = []
     if config.clip_norm > 0:
@@ -70,7 +71,11 @@ def build_optimizer(
     parts.append(_rule(config, item_params))
     if config.weight_decay > 0:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=is_decayed))
-    if config.spectral_lr_multiplier != 1.0:
+    if config.spectral_epochs > 0:
+        steps = max(1, round(config.spectral_epochs * steps_per_epoch))
+        falling = optax.cosine_decay_schedule(config.spectral_lr_multiplier, steps)
+        parts.append(optax.masked(optax.scale_by_schedule(falling), is_spectral))
+    elif config.spectral_lr_multiplier != 1.0:
         parts.append(optax.masked(optax.scale(config.spectral_lr_multiplier), is_spectral))
     parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)))
     return optax.chain(*parts)

@@ -64,7 +64,7 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     """The programs of a run of `total_steps` updates; nothing is compiled until it is called."""
     config, mesh, model, objective = setup.config, setup.mesh, setup.model, setup.objective
     names = model.item_encoder.item_params
-    optimizer = optimizers.build_optimizer(config.optimizer, total_steps, names)
+    optimizer = optimizers.build_optimizer(config.optimizer, total_steps, names, setup.plan.steps_per_epoch)
     schedule = optimizers.learning_rate_schedule(config.optimizer, total_steps)
     # Initial values depend on no item's rows, so one row of each array is enough, and nothing large is captured.
     one_row = {

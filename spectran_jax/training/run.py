@@ -21,7 +21,7 @@ from spectran_jax.training import loop, summary
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.signals import StopRequest
-from spectran_jax.training.workdir import locked, refuse_other_run, write_json
+from spectran_jax.training.workdir import locked, refuse_other_run, write_arrays, write_json
 
 
 def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
@@ -29,7 +29,8 @@ def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
 
     Args:
       config: everything that decides the run.
-      workdir: folder of the run; gets config.json, metrics.jsonl, metrics.json, report.html and checkpoints/.
+      workdir: folder of the run; gets config.json, metrics.jsonl, metrics.json, ranks.npz, report.html and
+        checkpoints/.
 
     Returns:
       What metrics.json holds (design: section 5).
@@ -63,7 +64,7 @@ def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
         same = Config.from_dict(metrics["config"]) == setup.config and metrics["inputs"] == setup.inputs_digest
     except (FileNotFoundError, ValueError, KeyError, InputError):
         return None
-    return metrics if same else None
+    return metrics if same and (workdir / "ranks.npz").exists() else None
 
 
 def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float]) -> dict[str, Any]:
@@ -81,11 +82,12 @@ def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float
     trained = loop.train(setup, workdir, stop, announce)
     phases |= trained.phases
     clock = time.perf_counter()
-    metrics, ranked = summary.final_metrics(setup, trained)
+    metrics, ranked, arrays = summary.final_metrics(setup, trained)
     phases["final evaluation"] = time.perf_counter() - clock
     summary.write_run_report(
         setup, trained, ranked, metrics, phases, _command(config, workdir), workdir / "report.html"
     )
+    write_arrays(workdir / "ranks.npz", arrays)
     write_json(workdir / "metrics.json", metrics)  # last: it says that the run is finished
     print_table(phase_table(phases), console)
     return metrics

@@ -27,17 +27,19 @@ def protocol(setup: Setup) -> str:
     """Fingerprint of all that decides whether two runs' numbers may stand in one table (design: section 6)."""
     config = setup.config
     temporal = config.data.split == "temporal"
+    held = {"held_out": [config.data.holdout_items, config.data.holdout_seed]} if config.data.holdout_items else {}
     return evaluation.protocol_fingerprint(
         data=setup.dataset.digest,
         split=config.data.split,
         cuts=[config.data.valid_time, config.data.test_time] if temporal else None,
         filter_seen=config.training.filter_seen,
+        **held,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """What the final reading found for each target."""
+    """What the final reading found for each target of the set that was read last."""
 
     targets: data.Targets
     ranks: np.ndarray
@@ -50,10 +52,11 @@ class Ranked:
     """Of the centred item vectors, descending."""
 
 
-def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], Ranked]:
-    """What metrics.json holds, and the ranks behind it.
+def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], Ranked, dict[str, np.ndarray]]:
+    """What metrics.json holds, the ranks behind it, and what ranks.npz holds.
 
-    That is the contract of design section 5, with slices by popularity, coverage and counts beside it.
+    That is the contract of design section 5, with slices by popularity, coverage and counts beside it; and, for each
+    set that was read, `rank_arrays`.
     """
     config, split = setup.config, setup.split
     metrics: dict[str, Any] = {
@@ -76,6 +79,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
         wanted = {config.training.evaluate: wanted[config.training.evaluate]}
     table = trained.programs.table(trained.params, trained.frozen)
     filter_seen, k = config.training.filter_seen, min(TOP_K, setup.dataset.num_items)
+    arrays: dict[str, np.ndarray] = {"item_counts": np.asarray(split.item_counts, np.int32)}
     for name, targets in wanted.items():
         batches = data.eval_batches(
             targets,
@@ -88,10 +92,21 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
         ranks = trained.programs.rank(trained.params, table, batches)
         metrics[name] = evaluation.metrics_from_ranks(ranks)
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
+        arrays |= rank_arrays(name, targets, ranks)
     # Of the set that was read last, the test set where there is one, also what is recommended.
     scores, ids = recommend(setup, trained.params, targets.history, k, filter_seen=filter_seen, table=table)
     metrics[name] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(k,))
-    return metrics, Ranked(targets, ranks, scores, ids, loop.singular_values(trained.programs, table))
+    ranked = Ranked(targets, ranks, scores, ids, loop.singular_values(trained.programs, table))
+    return metrics, ranked, arrays
+
+
+def rank_arrays(name: str, targets: data.Targets, ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """int32 `NAME_user`, `NAME_item`, `NAME_rank` (0-based) and `NAME_history` (its length), `[U]` each.
+
+    Users and items are dense ids, the same for every run on the same data.
+    """
+    columns = {"user": targets.user, "item": targets.target, "rank": ranks, "history": targets.history.lengths}
+    return {f"{name}_{column}": np.asarray(values, np.int32) for column, values in columns.items()}
 
 
 def dataset_summary(setup: Setup) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -135,3 +137,32 @@ def test_items_that_no_training_sequence_holds_are_cold():
     result = split(make_dataset(rows, num_items=6), DataConfig(max_length=2))
     assert result.train[0].tolist() == [0, 1, 2, 3]
     assert result.item_counts.tolist() == [0, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("config", [LEAVE_ONE_OUT, TEMPORAL])
+def test_items_held_out_leave_training_and_nothing_else(config):
+    """Evaluation stays as it is; training loses a fixed share of the items it had, whole, and nothing besides."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 40, n).tolist() for n in rng.integers(3, 15, 60)]
+    dataset = make_dataset(rows, [list(range(len(row))) for row in rows], num_items=50)
+    plain = split(dataset, config)
+    held = split(dataset, dataclasses.replace(config, holdout_items=0.25, holdout_seed=1))
+    for part in ("valid", "test"):
+        assert as_lists(getattr(held, part)) == as_lists(getattr(plain, part))
+    gone = np.flatnonzero((plain.item_counts > 0) & (held.item_counts == 0))
+    trained = np.count_nonzero(plain.item_counts)
+    assert len(gone) == round(0.25 * trained) > 0
+    for user in range(len(rows)):
+        assert held.train[user].tolist() == [i for i in plain.train[user].tolist() if i not in gone]
+    again = split(dataset, dataclasses.replace(config, holdout_items=0.25, holdout_seed=1))
+    other = split(dataset, dataclasses.replace(config, holdout_items=0.25, holdout_seed=2))
+    assert np.array_equal(again.item_counts, held.item_counts)
+    assert not np.array_equal(other.item_counts, held.item_counts)
+    stays = ~np.isin(plain.train.items, gone)
+    assert np.array_equal(held.train.timestamps, plain.train.timestamps[stays])
+
+
+def test_a_small_share_still_holds_one_item_out():
+    dataset = make_dataset([[0, 1, 2, 3, 4]] * 3)
+    held = split(dataset, DataConfig(holdout_items=1e-6))
+    assert np.count_nonzero(held.item_counts) == 2  # of items 0, 1 and 2; the rest are targets only

@@ -13,6 +13,8 @@ from spectran_jax.training.run import train_and_report
         {"item_encoder": "mlp", "fusion": "none", "loss": "gbce", "spectrum_memory": "disk", "weight_decay": 0.01},
         {"item_encoder": "moe", "loss": "softmax", "precision": "bfloat16"},
         {"item_encoder": "whiten", "fusion": "gate", "spectrum_memory": "host"},
+        {"item_encoder": "alphafuse", "spectrum_memory": "disk", "table_dtype": "bfloat16"},
+        {"item_encoder": "llmesr", "spectrum_memory": "host", "precision": "bfloat16", "spectrum_dtype": "int8"},
         {"item_encoder": "llminit", "table_dtype": "bfloat16", "spectrum_dtype": "int8"},
     ],
     ids=lambda options: options["item_encoder"],

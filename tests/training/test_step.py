@@ -1,5 +1,6 @@
 """One update: on the touched items or on all, packed or padded, from the device or the host, one at a time or many."""
 
+import itertools
 import subprocess
 import sys
 
@@ -73,8 +74,17 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-@pytest.mark.parametrize("encoder", ["id", "svd", "spectran"])
-@pytest.mark.parametrize("options", [{}, {"packing": False, "mask_negatives": "history", "loss": "sampled_softmax"}])
+OTHER = {"packing": False, "mask_negatives": "history", "loss": "sampled_softmax"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        *itertools.product(["id", "svd", "spectran"], [{}, OTHER]),
+        ("rlmrec", {"alignment": "generative"}),
+        ("llmesr", {}),
+    ],
+)
 def test_touched_rows_alone_give_the_dense_step(wide_config, encoder, options):
     config = wide_config.replace(item_encoder=encoder, **SGD, **options)
     sparse, dense = Run(config), Run(config.replace(table_updates="dense"))

@@ -1,0 +1,68 @@
+"""Compares item encoders on backbones and data sets: one search budget, several seeds, tests over users."""
+
+from absl import flags
+
+from spectran_jax.errors import InputError
+from spectran_jax.flags import run
+from spectran_jax.studies.flags import OWN, define_study_flags, split_names, study_from_flags
+
+SYNOPSIS = """
+Compares item encoders (--item_encoders) on every backbone (--backbones) and data set (--dataset). Each is searched
+with --budget trials on the validation set, with the first of --seeds; the chosen values are then run with every seed
+and read the test set. Writes tables (CSV, Markdown, LaTeX), figures, index.html and result.json to --workdir: means
+and standard deviations, the gain of --target over the rival that validation finds best, p-values of paired permutation
+tests over users with Holm's correction, mean ranks, chosen values, trials and cost.
+
+  python -m experiments.compare --item_encoders=id,svd,spectran --backbones=sasrec --jobs=2 --workdir=runs/compare
+  python -m experiments.compare --datasets=data.toml --dataset=beauty,office --budget=16 --workdir=runs/amazon
+
+Runs: data sets x backbones x encoders x (budget + seeds), each a process with a folder under --workdir/runs. One that
+is there already is not run again: the same command goes on after whatever stopped it, and with another seed at the end
+of --seeds it runs only that one. A run that fails is counted, told, and left out of its row. A field that the command
+line names (--dropout=0.2) is fixed, and not searched; one that only --datasets names is searched all the same.
+"""
+
+define_study_flags()
+flags.DEFINE_list("item_encoders", [], "Item encoders to compare, comma-separated; all that there are if empty.")
+flags.DEFINE_list("backbones", [], "Backbones to compare them on, comma-separated; all that there are if empty.")
+_BUDGET = flags.DEFINE_integer(
+    "budget",
+    8,
+    "Trials of each search, the same for every method; powers of two cover the space most evenly. 0 searches nothing "
+    "and takes the configuration as it is.",
+    lower_bound=0,
+)
+_TARGET = flags.DEFINE_string(
+    "target", "", "The item encoder whose gain over the others is told; spectran if empty and there, else the first."
+)
+
+
+def main() -> None:
+    """Runs the experiment that the flags describe."""
+    study = study_from_flags()
+    for name in ("item_encoder", "backbone"):
+        if name in study.given:
+            raise InputError(f"A comparison takes several: give --{name}s=NAME,NAME instead of --{name}.")
+    from spectran_jax.studies.compare import compare
+    from spectran_jax.studies.publish import publish
+    from spectran_jax.studies.results_md import refresh
+
+    result = compare(
+        study.datasets,
+        study.workdir,
+        encoders=split_names(",".join(flags.FLAGS.item_encoders)),
+        backbone_names=split_names(",".join(flags.FLAGS.backbones)),
+        budget=_BUDGET.value,
+        seeds=study.seeds,
+        target=_TARGET.value,
+        given=tuple(study.given),
+        parallel=study.parallel,
+        command=study.command,
+    )
+    publish(result, study.workdir)
+    if study.results:
+        refresh(study.results, f"compare-{'-'.join(study.datasets)}", result)
+
+
+if __name__ == "__main__":
+    run(main, SYNOPSIS, own=("item_encoders", "backbones", "budget", "target", *OWN))

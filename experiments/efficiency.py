@@ -1,0 +1,56 @@
+"""What each item encoder costs: parameters, FLOPs, memory and time."""
+
+from pathlib import Path
+
+from absl import flags
+
+from spectran_jax.errors import InputError
+from spectran_jax.flags import config_from_flags, define_config_flags, run
+from spectran_jax.studies.flags import command_line, split_names
+
+SYNOPSIS = """
+Counts parameters, FLOPs and bytes of each encoder's training step by the compiler's account, and times steps and
+evaluations in turn, on random text and histories of the sizes given: no data set is needed. Figures that are in
+--workdir already are not measured again.
+
+  python -m experiments.efficiency --num_items=10000 --text_dimension=1024 --dimension=64 --workdir=runs/efficiency
+"""
+
+define_config_flags()
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the experiment: tables/, index.html, result.json.")
+_ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders, comma-separated; all if empty.")
+_ITEMS = flags.DEFINE_integer("num_items", 10_000, "Items N.", lower_bound=2)
+_WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
+_USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Figures of each encoder, of which the median counts.", lower_bound=1)
+_RESULTS = flags.DEFINE_string(
+    "results", "", "Markdown file, such as RESULTS.md, whose section of this experiment is written again."
+)
+
+
+def main() -> None:
+    """Runs the experiment that the flags describe."""
+    if not _WORKDIR.value:
+        raise InputError("Name a folder for the experiment: --workdir=DIR.")
+    from spectran_jax.item_encoders import REGISTRY
+    from spectran_jax.studies import costs
+
+    costs.run(
+        config_from_flags(),
+        Path(_WORKDIR.value),
+        split_names(_ENCODERS.value) or list(REGISTRY),
+        items=_ITEMS.value,
+        width=_WIDTH.value,
+        users=_USERS.value,
+        repeats=_REPEATS.value,
+        command=command_line(),
+        results=Path(_RESULTS.value) if _RESULTS.value else None,
+    )
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        SYNOPSIS,
+        own=("workdir", "item_encoders", "num_items", "text_dimension", "users", "repeats", "results", "config"),
+    )

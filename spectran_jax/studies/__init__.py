@@ -1,0 +1,1 @@
+"""Experiments on many runs: jobs, searches, comparisons, tests of significance, tables and pages."""

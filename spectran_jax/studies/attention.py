@@ -1,0 +1,93 @@
+"""What a trained SpecTran adapter attends to: its parts, kept beside the run, and the numbers that describe them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from spectran_jax.errors import InputError
+from spectran_jax.flags import read_config
+from spectran_jax.report.statistics import energy_beyond
+
+FILE = "adapter.npz"
+
+
+class Adapter(NamedTuple):
+    """The adapter of the best parameters of a run; None for parts that it does without."""
+
+    sigma: Float[np.ndarray, "r"]
+    weights: Float[np.ndarray, "d r"]
+    """W as it multiplies u."""
+    attention: Float[np.ndarray, "d r"] | None = None
+    """phi(Z)."""
+    diagonal: Float[np.ndarray, "n"] | None = None
+    """p(sigma) of the first min(d, r) components."""
+    taylor: Float[np.ndarray, "P1"] | None = None
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter of a finished run; taken out of its best checkpoint the first time and kept in the folder.
+
+    Raises:
+      InputError: where the folder holds no trained run of spectran.
+    """
+    path = folder / FILE
+    if not path.exists():
+        parts = {name: value for name, value in _restore(folder)._asdict().items() if value is not None}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+        np.savez(temporary, **parts)
+        temporary.replace(path)
+    with np.load(path) as stored:
+        return Adapter(**{name: stored[name] for name in stored.files})
+
+
+def _restore(folder: Path) -> Adapter:
+    from spectran_jax.training.restore import load_run
+
+    encoder = read_config(folder / "config.json").encoder.item_encoder
+    if encoder != "spectran":
+        raise InputError(f"{folder} is a run of --item_encoder={encoder}, not of spectran.")
+    setup, params = load_run(folder)
+    assert setup.spectrum is not None
+    # Of the frozen arrays, the parts read sigma alone.
+    sigma = np.asarray(setup.spectrum.sigma, np.float32)
+    frozen = {"item_encoder": {"sigma": sigma}}
+
+    def read(params: Any) -> Any:
+        variables = {"params": params, "frozen": frozen}
+        return setup.model.apply(variables, method=lambda model: model.item_encoder.parts())
+
+    parts = jax.device_get(jax.jit(read)(params))
+    taylor = params["item_encoder"]["adapter"].get("taylor")
+    return Adapter(sigma, parts.weights, parts.attention, parts.diagonal, jax.device_get(taylor))
+
+
+class Reach(NamedTuple):
+    """Where in the spectrum an adapter looks."""
+
+    tail: float
+    """Share of the energy of W beyond the first d components, where a truncated SVD sees nothing."""
+    live: float | None
+    """Share of the entries of phi(Z) that are not 0; None without attention."""
+    breadth: float
+    """Components that an output dimension draws on: exp of the entropy of its row's energy, averaged over rows. 1
+    where each reads one component, as in SVD."""
+    half: int
+    """The first components, in the order of the spectrum, that hold half of the energy."""
+
+
+def reach(adapter: Adapter) -> Reach:
+    """The numbers of one adapter."""
+    energy = np.square(np.asarray(adapter.weights, np.float64))
+    phi = adapter.attention
+    live = None if phi is None else np.count_nonzero(phi) / phi.size
+    share = energy / np.maximum(energy.sum(axis=1, keepdims=True), 1e-300)
+    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
+    held = np.cumsum(energy.sum(axis=0))
+    half = int(np.searchsorted(held, held[-1] / 2)) + 1
+    return Reach(energy_beyond(adapter.weights), live, float(np.exp(entropy).mean()), half)

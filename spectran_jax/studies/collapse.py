@@ -1,0 +1,102 @@
+"""Whether item vectors collapse: the spectra of what each encoder learned, at its best step and through training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spectran_jax.report.figures import Plot
+from spectran_jax.studies import spectra
+from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.flags import Study
+from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
+from spectran_jax.studies.publish import Result
+from spectran_jax.studies.search import spread
+from spectran_jax.studies.spectra import collapse
+from spectran_jax.studies.tables import Cell, Table
+from spectran_jax.studies.variants import encoder_variants
+
+TEXT = """
+Singular values of the centred item vectors as they are scored, at the start and at every reading of the validation
+set. Effective rank is exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); information
+abundance their sum over the largest (Guo et al., ICML 2024). Both are 1 where one direction holds everything, and d
+where all directions are used alike. The top direction is its share of the variance.
+
+The table stands at the step that validation chose.
+"""
+
+
+def run(study: Study, encoders: Sequence[str] = ()) -> Result:
+    """Runs and publishes the study of these encoders, of all if none is named."""
+    grid = run_grid(study, everywhere(study, encoder_variants(encoders)), "Collapse")
+    return finish(study, "collapse", result(grid, study.command))
+
+
+def result(grid: Grid, command: str) -> Result:
+    """The table and the plots of a grid."""
+    rows: list[list[Cell]] = []
+    histories: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
+    for dataset, encoder in grid.pairs():
+        outcomes = [o for o in grid.ok(dataset, encoder).values() if o.metrics]
+        histories[dataset, encoder] = read = [spectra.read_history(o.folder) for o in outcomes]
+        steps = [o.metrics["train"]["best_step"] for o in outcomes if o.metrics]
+        best = [spectra.reading_at(h, spectra.KEY, step) for h, step in zip(read, steps, strict=True)]
+        starts = [collapse(spectra.readings(h, spectra.KEY)[1][0]).effective_rank for h in read]
+        measures = [collapse(values) for values in best if values is not None]
+        at_best = [spread([values[i] for values in measures]) for i in range(3)]
+        rows.append([dataset, encoder, grid.metric(dataset, encoder, "ndcg@10"), spread(starts), *at_best])
+    columns = ["Data set", "Encoder", "NDCG@10", "Rank at start", "Effective rank", "Abundance", "Top direction"]
+    table = Table("Collapse of item vectors", columns, rows, note=grid.failures())
+    plots = []
+    for dataset in grid.runs:
+        read_here = {encoder: found for (d, encoder), found in histories.items() if d == dataset}
+        best_steps = {
+            encoder: [o.metrics["train"]["best_step"] for o in grid.ok(dataset, encoder).values() if o.metrics]
+            for encoder in read_here
+        }
+        plots += [spectrum_plot(dataset, read_here, best_steps), rank_plot(dataset, read_here)]
+    return Result("Collapse of item vectors", [table], plots, TEXT, command)
+
+
+def spectrum_plot(dataset: str, histories: dict[str, list[Any]], best_steps: dict[str, list[int]]) -> Plot:
+    """Singular values over the largest at the best step, averaged over seeds."""
+    series = {}
+    for encoder, found in histories.items():
+        best = [spectra.reading_at(h, spectra.KEY, s) for h, s in zip(found, best_steps[encoder], strict=True)]
+        scaled = [np.asarray(v) / max(v) for v in best if v is not None and max(v) > 0]
+        mean = np.mean(scaled, axis=0) if scaled else np.zeros(0)
+        mean = mean[mean > 1e-6]
+        series[encoder] = Series(list(range(1, len(mean) + 1)), mean.tolist())
+    return lines(
+        f"spectrum-{dataset}",
+        f"Singular values of item vectors, {dataset}",
+        "At the step that validation chose, over the largest. A line that drops early shows collapse.",
+        series,
+        xlabel="Direction",
+        ylabel="Singular value / largest",
+        yscale="log",
+        markers=False,
+    )
+
+
+def rank_plot(dataset: str, histories: dict[str, list[Any]]) -> Plot:
+    """The effective rank through training, averaged over seeds."""
+    series = {}
+    for encoder, found in histories.items():
+        ranked = [
+            [{**line, "rank": collapse(line[spectra.KEY]).effective_rank} for line in h if spectra.KEY in line]
+            for h in found
+        ]
+        steps, ranks = spectra.mean_readings(ranked, "rank")
+        series[encoder] = Series(steps.tolist(), ranks.tolist())
+    return lines(
+        f"rank-{dataset}",
+        f"Effective rank through training, {dataset}",
+        "Of the centred item vectors, mean over seeds.",
+        series,
+        xlabel="Step",
+        ylabel="Effective rank",
+        markers=False,
+    )

@@ -1,0 +1,138 @@
+"""Item encoders against each other, on backbones and data sets: one search budget, several seeds, tests over users."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectran_jax import backbones, item_encoders
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.report import words
+from spectran_jax.studies import comparison_plots, comparison_tables
+from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.publish import Result
+from spectran_jax.studies.rivals import TEST_METRIC, Cells, against_rivals
+from spectran_jax.studies.search import SELECTION_METRIC, Method, Runner, one_protocol, search, to_json
+from spectran_jax.studies.space import space_of
+from spectran_jax.studies.sweep import trials_table
+
+
+def compare(
+    datasets: Mapping[str, Config],
+    workdir: Path,
+    *,
+    encoders: Sequence[str] = (),
+    backbone_names: Sequence[str] = (),
+    budget: int,
+    seeds: Sequence[int],
+    target: str = "",
+    given: Sequence[str] = (),
+    parallel: int = 1,
+    command: str = "",
+    runner: Runner = run_jobs,
+) -> Result:
+    """Compares item encoders: each searched with the same budget, chosen on validation, run with every seed.
+
+    Args:
+      datasets: configurations to start from, by data set.
+      workdir: of the experiment; runs are in `runs/DATASET/BACKBONE/ENCODER/`.
+      encoders: of the registry; all of them if empty.
+      backbone_names: of the registry; all of them if empty.
+      budget: trials of each search (`space.space_of`); 0 takes the configurations as they are.
+      seeds: of the runs that read the test set; trials take the first.
+      target: the encoder whose gain over its rivals is told; `spectran` if empty and there, else the first.
+      given: fields that are fixed, and not searched.
+      parallel: runs at a time.
+      command: for the page.
+      runner: makes the runs.
+
+    Returns:
+      Test metrics, gains over the best rival, mean ranks, chosen values, cost and trials as tables; plots.
+      `data["cells"]` holds every trial and run.
+
+    Raises:
+      InputError: an unknown name (the nearest is named) or one that stands twice; and as `search`.
+      RunError: as `search`.
+    """
+    encoders = check_names("item_encoders", "item encoder", encoders, item_encoders.REGISTRY)
+    backbone_names = check_names("backbones", "backbone", backbone_names, backbones.BACKBONES)
+    target = target or ("spectran" if "spectran" in encoders else encoders[0])
+    if target not in encoders:
+        raise InputError(f"--target={target} is not among --item_encoders={','.join(encoders)}.")
+    places = [(dataset, backbone) for dataset in datasets for backbone in backbone_names]
+    methods = {
+        "/".join((*place, encoder)): Method(
+            datasets[place[0]].replace(backbone=place[1], item_encoder=encoder), space_of(encoder, given)
+        )
+        for place in places
+        for encoder in encoders
+    }
+    found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, runner=runner)
+    cells: Cells = {(*place, encoder): found["/".join((*place, encoder))] for place in places for encoder in encoders}
+    protocols = {
+        dataset: one_protocol({"/".join(key): each for key, each in cells.items() if key[0] == dataset}, dataset)
+        for dataset in datasets
+    }
+    versus = against_rivals(cells, places, encoders, target)
+    tables = [
+        comparison_tables.metrics_table(cells, places, versus, target),
+        comparison_tables.gains_table(cells, places, versus, target),
+    ]
+    if len(places) > 1:
+        tables.append(comparison_tables.ranks_table(cells, places, encoders))
+    if budget:
+        tables.append(comparison_tables.chosen_table(cells))
+    tables.append(comparison_tables.cost_table(cells))
+    if budget:
+        tables.append(trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
+    return Result(
+        f"Item encoders compared on {', '.join(datasets)}",
+        [table for table in tables if table.rows],
+        comparison_plots.plots(cells, places, encoders),
+        text=_text(budget, seeds, target, len(versus)),
+        command=command,
+        data={
+            "protocols": protocols,
+            "target": target,
+            "cells": [
+                {"dataset": dataset, "backbone": backbone, "item_encoder": encoder, **to_json(each)}
+                for (dataset, backbone, encoder), each in cells.items()
+            ],
+            "versus": [dataclasses.asdict(each) for each in versus],
+        },
+    )
+
+
+def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[str, Any]) -> list[str]:
+    """The names of a list flag, all of the registry where there is none.
+
+    Raises:
+      InputError: an unknown name, or one that stands twice.
+    """
+    for name in names:
+        if name not in registry:
+            raise unknown_name(f"{kind} in --{flag}:", name, registry)
+    if len(set(names)) < len(names):
+        raise InputError(f"--{flag}={','.join(names)}: name each only once.")
+    return list(names or registry)
+
+
+def _text(budget: int, seeds: Sequence[int], target: str, comparisons: int) -> str:
+    searched = (
+        f"Every method was searched with {budget} trials: points of one Sobol sequence over the same common fields, "
+        "the scale of the text, and one or two fields of its own. Trials read the validation set alone, with seed "
+        f"{seeds[0]}; the best {words.label(SELECTION_METRIC)} decided."
+        if budget
+        else "Nothing was searched: every method has the configuration's values."
+    )
+    return (
+        f"{searched} The chosen values were run with {len(seeds)} seeds, which read the test set once, by ranking the "
+        "whole catalogue. Figures are means over seeds and their standard deviation (n - 1).\n\n"
+        f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}. p-values are of two-sided paired sign-flip "
+        "tests over users, on each user's mean over seeds, with Holm's correction for all "
+        f"{comparisons} comparisons of {target} in these tables. They say how far a difference would carry over to "
+        "other users like these; how far it would carry over to other seeds, the standard deviations say."
+    )

@@ -1,0 +1,126 @@
+"""The tables of a comparison, from what was found in each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spectran_jax.report import words
+from spectran_jax.studies import statistics
+from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
+from spectran_jax.studies.search import SELECTION_METRIC, Found, spread
+from spectran_jax.studies.space import describe
+from spectran_jax.studies.tables import Cell, Table
+
+METRICS = ("ndcg@10", "hr@10", "ndcg@20", "mrr")
+KEYS = ("Data set", "Backbone", "Method")
+
+
+def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus], target: str) -> Table:
+    """Mean and standard deviation of the test metrics over seeds, and the target's gain over each."""
+    by_key = {(*each.place, each.rival): each for each in versus}
+    rows: list[Sequence[Cell]] = []
+    bold = set()
+    failures = []
+    for key, each in cells.items():
+        failures += [f"{'/'.join(key)}: {each.failures[-1].failure}"] if each.failures and not each.done else []
+        against = by_key.get(key)
+        gain = None if against is None else percent(against.gain)
+        p = None if against is None else against.p
+        seeds = f"{len(each.done)} of {len(each.runs)}" if each.runs else "none"
+        rows.append([*key, *(each.spread(metric) for metric in METRICS), gain, p, seeds])
+    for place in places:
+        for metric_index, metric in enumerate(METRICS):
+            means = {
+                i: float(np.mean(each.values(metric)))
+                for i, (key, each) in enumerate(cells.items())
+                if key[:2] == place and each.done
+            }
+            bold |= {(i, len(KEYS) + metric_index) for i, mean in means.items() if mean == max(means.values())}
+    failed = sum(len(each.failures) for each in cells.values())
+    notes = [f"{failed} run{'s' if failed > 1 else ''} failed." if failed else "", *failures]
+    fewest = min((len(each.runs) for each in cells.values() if each.runs), default=0)
+    notes.append(statistics.too_few_seeds(fewest))
+    columns = [*KEYS, *map(words.label, METRICS), f"Gain of {target}", "p (Holm)", "Seeds"]
+    return Table("Test metrics", columns, rows, note=" ".join(filter(None, notes)), bold=bold)
+
+
+def gains_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus], target: str) -> Table:
+    """The target against the rival that validation chose, in each place."""
+    rows: list[Sequence[Cell]] = []
+    for place in places:
+        best = best_rival(cells, place, versus)
+        if best is None:
+            continue
+        interval = None if best.interval is None else f"{percent(best.interval[0])} to {percent(best.interval[1])}"
+        ours, theirs = (cells[*place, name].spread(TEST_METRIC) for name in (target, best.rival))
+        rows.append([*place, best.rival, ours, theirs, percent(best.gain), interval, best.p])
+    name = words.label(TEST_METRIC)
+    columns = [
+        "Data set",
+        "Backbone",
+        "Best rival",
+        f"{target} {name}",
+        f"Rival {name}",
+        "Gain",
+        "95 % interval",
+        "p (Holm)",
+    ]
+    note = "The rival was chosen by validation; the interval is a bootstrap over users."
+    gains = [best.gain for place in places if (best := best_rival(cells, place, versus)) is not None]
+    if len(gains) > 1:
+        note += f" Mean gain over {len(gains)} places: {percent(float(np.mean(gains)))}."
+    return Table(f"{target} over the best rival", columns, rows, note=note)
+
+
+def ranks_table(cells: Cells, places: Sequence[Place], encoders: Sequence[str]) -> Table:
+    """The mean rank of each method over the places."""
+
+    def mean(found: Found) -> float:
+        return float(np.mean(found.values(TEST_METRIC))) if found.done else np.nan
+
+    scores = np.array([[mean(cells[*place, name]) for name in encoders] for place in places])
+    means = statistics.mean_ranks(scores)
+    whole = int((~np.isnan(scores).any(axis=1)).sum())
+    order = sorted(range(len(encoders)), key=lambda i: (np.isnan(means[i]), means[i]))
+    rows = [[encoders[i], None if np.isnan(means[i]) else float(means[i])] for i in order]
+    note = f"By mean test {words.label(TEST_METRIC)}; 1 is best. Over {whole} of {len(places)} places: those where all "
+    return Table("Mean ranks", ["Method", "Mean rank"], rows, note=note + "methods have results.")
+
+
+def chosen_table(cells: Cells) -> Table:
+    """What validation chose for each method in each place."""
+    rows: list[Sequence[Cell]] = []
+    for key, each in cells.items():
+        scores = [trial.score for trial in each.trials if trial.score is not None]
+        values = "all trials failed" if each.chosen is None else describe(each.chosen)
+        failed = f"{len(each.trials) - len(scores)} of {len(each.trials)}"
+        rows.append([*key, values, max(scores, default=None), failed])
+    selection = f"Validation {words.label(SELECTION_METRIC)}"
+    columns = [*KEYS, "Values", selection, "Trials failed"]
+    return Table("Chosen values", columns, rows)
+
+
+def cost_table(cells: Cells) -> Table:
+    """Parameters, steps and seconds of the runs of the chosen values."""
+    rows: list[Sequence[Cell]] = []
+    for key, each in cells.items():
+        metrics = [outcome.metrics for outcome in each.done.values() if outcome.metrics is not None]
+        if not metrics:
+            continue
+        parameters = metrics[0].get("parameters", {}).get("total")
+        steps = spread([m["train"]["steps"] for m in metrics])
+        seconds = spread([m["train"]["seconds"] for m in metrics])
+        search_seconds = sum(
+            t.outcome.metrics["train"]["seconds"] for t in each.trials if t.outcome.metrics is not None
+        )
+        rows.append([*key, parameters, steps, seconds, float(search_seconds)])
+    columns = [*KEYS, "Parameters", "Steps", "Seconds of training", "Seconds of its search"]
+    note = "Runs side by side share the machine, so seconds compare methods only roughly."
+    return Table("Cost", columns, rows, note=note)
+
+
+def percent(share: float) -> str:
+    """A signed share in per cent: +3.2 %."""
+    return f"{100 * share:+.1f} %"

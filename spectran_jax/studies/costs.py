@@ -1,0 +1,138 @@
+"""The study of what item encoders cost: measured once, kept in its folder, and published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectran_jax.config import Config
+from spectran_jax.studies.curves import dots
+from spectran_jax.studies.publish import Result, publish
+from spectran_jax.studies.results_md import refresh
+from spectran_jax.studies.tables import Cell, Spread, Table
+
+COLUMNS = {
+    "parameters": "Parameters",
+    "adapter": "Adapter",
+    "step_flops": "MFLOP a step",
+    "item_flops": "kFLOP an item",
+    "temporary_bytes": "Temporary MiB",
+    "peak_bytes": "Peak MiB",
+    "step_seconds": "Step ms",
+    "evaluation_seconds": "Evaluation ms",
+}
+_UNITS = {
+    "step_flops": 1e6,
+    "item_flops": 1e3,
+    "temporary_bytes": 2**20,
+    "peak_bytes": 2**20,
+    "step_seconds": 1e-3,
+    "evaluation_seconds": 1e-3,
+}
+
+TEXT = """
+Random text and random histories: what a method costs does not depend on what it learns. The adapter is the item
+encoder without what has one row an item. FLOPs and bytes are the compiler's account of the training step, which counts
+the body of a loop once; peak is arguments, results and temporaries together. FLOPs of an item are those of encoding one
+more: what a step does once for all items, such as building W, is in the step's. Times are medians over repetitions in
+which the encoders take turns; an evaluation makes the item table and ranks every user's target.
+
+The second table is the size of SpecTran's adapter at the text width of LLaMA-3-8B. It does not depend on the number of
+items once there are as many as text dimensions.
+"""
+
+
+def run(
+    config: Config,
+    workdir: Path,
+    encoders: Sequence[str],
+    *,
+    items: int,
+    width: int,
+    users: int,
+    repeats: int,
+    command: str,
+    results: Path | None = None,
+) -> Result:
+    """Measures, unless the folder holds the figures of these very settings, and publishes; also to `results`, a
+    RESULTS.md.
+
+    Raises:
+      InputError: see `efficiency.measure`.
+    """
+    from spectran_jax.studies import efficiency
+    from spectran_jax.training.runtime import configure_jax
+    from spectran_jax.training.workdir import locked, write_json
+
+    settings = {
+        "config": config.to_dict(),
+        "encoders": list(encoders),
+        "items": items,
+        "width": width,
+        "users": users,
+        "repeats": repeats,
+    }
+    path = workdir / "figures.json"
+    with locked(workdir):
+        kept = _read(path)
+        if kept is None or kept["settings"] != settings:
+            configure_jax(config)
+            kept = {
+                "settings": settings,
+                "rows": efficiency.measure(config, encoders, items=items, width=width, users=users, repeats=repeats),
+                "adapters": efficiency.paper_adapters(config),
+            }
+            write_json(path, kept)
+    found = result(kept["rows"], kept["adapters"], efficiency.ADAPTER_BAR, title(config, items, width), command)
+    publish(found, workdir)
+    if results is not None:
+        refresh(results, "efficiency", found)
+    return found
+
+
+def title(config: Config, items: int, width: int) -> str:
+    """The sizes that the figures hold for."""
+    return f"Cost with N = {items:,} items, m = {width:,}, d = {config.encoder.dimension}"
+
+
+def result(
+    rows: Mapping[str, Mapping[str, float]], adapters: Sequence[Mapping[str, int]], bar: int, heading: str, command: str
+) -> Result:
+    """The tables of figures: `rows` by encoder (see `efficiency.measure`), `adapters` by size."""
+    cells: list[list[Cell]] = [
+        [name, *(row[key] / _UNITS[key] if key in _UNITS else int(row[key]) for key in COLUMNS)]
+        for name, row in rows.items()
+    ]
+    sizes: list[list[Cell]] = [
+        [a["width"], a["dimension"], a["k"], a["items"], a["parameters"], "yes" if a["parameters"] <= bar else "no"]
+        for a in adapters
+    ]
+    columns = ["m", "d", "k", "Items N", "Parameters", f"At most {bar:,}"]
+    plots = [
+        dots(
+            key.replace("_", "-"),
+            label,
+            f"{heading}; smaller is better.",
+            {name: Spread(row[key] / _UNITS[key], None) for name, row in rows.items()},
+            xlabel=label,
+            reference=0.0,
+        )
+        for key, label in COLUMNS.items()
+        if key in ("step_seconds", "peak_bytes", "step_flops")
+    ]
+    return Result(
+        "Cost of item encoders",
+        [Table(heading, ["Encoder", *COLUMNS.values()], cells), Table("Adapter of spectran", columns, sizes)],
+        plots,
+        TEXT,
+        command,
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None

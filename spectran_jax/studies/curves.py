@@ -1,0 +1,141 @@
+"""Plots that several studies share: lines and dots of many methods, and a map of steps by components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from spectran_jax.report import figures
+from spectran_jax.report.figures import BLUE, INK, MUTED, WIDE, Plot
+from spectran_jax.studies.comparison_plots import STYLES
+from spectran_jax.studies.tables import Spread
+
+_MARKERS = "os^D"
+
+
+class Series(NamedTuple):
+    """Points of one line."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+    """Standard deviation at each point, drawn as a bar."""
+
+
+def lines(
+    name: str,
+    title: str,
+    caption: str,
+    series: Mapping[str, Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    xscale: str = "linear",
+    yscale: str = "linear",
+    ticks: Mapping[float, str] | None = None,
+    markers: bool = True,
+    size: tuple[int, int] = WIDE,
+    legend: bool = True,
+) -> Plot:
+    """One line a method, told apart by colour, dash and marker together, with a legend beside the plot.
+
+    Args:
+      name: unique on the page.
+      title: of the plot.
+      caption: what to look for.
+      series: lines by label; empty ones are left out.
+      xlabel: of the abscissa.
+      ylabel: of the ordinate.
+      xscale: linear or log.
+      yscale: linear or log.
+      ticks: values of the abscissa to mark and what is written there, instead of round ones.
+      markers: whether points are marked.
+      size: width and height in CSS pixels.
+      legend: whether lines are named.
+    """
+    figure = figures.figure(*size)
+    axes = figure.add_subplot()
+    for i, (label, line) in enumerate((label, line) for label, line in series.items() if len(line.x)):
+        colour, dashes = STYLES[i % len(STYLES)]
+        axes.errorbar(
+            line.x,
+            line.y,
+            yerr=line.spread,
+            color=colour,
+            linestyle=(0, dashes) if dashes else "solid",
+            marker=_MARKERS[i % len(_MARKERS)] if markers or len(line.x) == 1 else None,
+            markersize=4,
+            linewidth=1.8,
+            elinewidth=1.1,
+            capsize=3,
+            label=label,
+        )
+    axes.set_xscale(xscale)
+    axes.set_yscale(yscale)
+    figures.style(axes, xlabel=xlabel, ylabel=ylabel)
+    if ticks:
+        from matplotlib.ticker import NullLocator
+
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.xaxis.set_minor_locator(NullLocator())
+    if legend and axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=figures.FONT, labelcolor=INK)
+    return Plot(figures.svg(figure, name, title), title, caption)
+
+
+def energy_map(
+    name: str, title: str, caption: str, steps: Sequence[float], energy: Float[np.ndarray, "n bins"], width: int, d: int
+) -> Plot:
+    """Share of energy by component over the steps of training, strong where much of it lies.
+
+    Args:
+      name: unique on the page.
+      title: of the plot.
+      caption: what to look for.
+      steps: of the n readings.
+      energy: shares, neighbours together in bins of `width` components.
+      width: of a bin.
+      d: where a truncated SVD stops, marked.
+    """
+    figure = figures.figure(*WIDE)
+    axes = figure.add_subplot()
+    readings, bins = energy.shape
+    shown = np.sqrt(energy)  # so that a tail of a few per cent is seen beside the head
+    image = figures.diverging(shown.T, float(shown.max()) or 1.0)
+    extent = (0.5, readings + 0.5, bins * width + 0.5, 0.5)
+    axes.imshow(image, extent=extent, aspect="auto", interpolation="none", zorder=2)
+    if d < bins * width:
+        axes.axhline(d + 0.5, color=MUTED, linewidth=1.2, linestyle=(0, (3, 3)), zorder=3)
+    figures.style(axes, xlabel="Step of the reading", ylabel="Spectral component")
+    axes.grid(False)
+    marked = np.unique(np.linspace(0, readings - 1, min(readings, 8)).astype(int))
+    axes.set_xticks(marked + 1, [f"{steps[i]:,.0f}" for i in marked])
+    return Plot(figures.svg(figure, name, title), title, caption)
+
+
+def dots(
+    name: str, title: str, caption: str, values: Mapping[str, Spread], *, xlabel: str, reference: float | None = None
+) -> Plot:
+    """One row a method: its mean as a dot with a bar of one standard deviation, a line down from `reference`.
+
+    Args:
+      name: unique on the page.
+      title: of the plot.
+      caption: what to look for.
+      values: by label, from the top.
+      xlabel: of the abscissa.
+      reference: a value to compare with, marked.
+    """
+    figure = figures.figure(figures.HALF[0], 90 + 22 * len(values))
+    axes = figure.add_subplot()
+    at = np.arange(len(values))[::-1]
+    if reference is not None:
+        axes.axvline(reference, color=MUTED, linewidth=1.2, linestyle=(0, (3, 3)))
+    means, bars = [v.mean for v in values.values()], [v.std or 0.0 for v in values.values()]
+    axes.errorbar(means, at, xerr=bars, fmt="o", color=BLUE, ecolor=INK, elinewidth=1.2, capsize=3, markersize=5)
+    figures.style(axes, xlabel=xlabel, grid="x")
+    axes.set_yticks(at, list(values), fontsize=figures.FONT, color=INK)
+    return Plot(figures.svg(figure, name, title), title, caption)

@@ -1,0 +1,108 @@
+"""Data sets of an experiment by name: built in, or tables of a TOML file. The one place that turns a name into a run.
+
+[beauty]
+interactions = "beauty/interactions.tsv"     # relative to the TOML file
+items = "beauty/items.jsonl"
+embeddings = "beauty/embeddings.minilm.npy"
+max_length = 20                              # any field of the configuration
+temperature = 0.07
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectran_jax.config import Config, fields
+from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError, unknown_name
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "movielens_100k": {
+        "dataset": "movielens_100k", "max_length": 100, "batch_size": 64, "epochs": 80, "eval_every": 5,
+    },
+}  # fmt: skip
+"""Fields that suit each data set of this package; 943 users need more updates an epoch than the defaults give."""
+
+PATHS = ("interactions", "items", "embeddings", "movielens", "data_dir")
+"""Fields that are paths: in a TOML file, relative to it."""
+
+FLAGS_OWN = "files"
+"""The name of the data set that the flags themselves describe (--interactions, --items)."""
+
+
+def dataset_configs(
+    names: Sequence[str],
+    file: Path | None = None,
+    *,
+    base: Config | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Config]:
+    """The configuration that an experiment starts from on each data set.
+
+    What is said later overrules: `base`, then the data set's own fields, then `given`.
+
+    Args:
+      names: `movielens_100k`, tables of `file`, or `files` for what `given` describes.
+      file: a TOML file of data sets, a table each.
+      base: the values that nobody names; the defaults if None.
+      given: fields by flat name, as given on the command line.
+
+    Raises:
+      InputError: no name or one twice, an unknown one (the nearest is named), a file that is missing or holds something
+        else than known fields, or a configuration out of range.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"--dataset={','.join(names)}: name at least one data set, and each only once.")
+    known = BUILT_IN | ({} if file is None else read_datasets(file))
+    given = dict(given or {})
+    if given.get("interactions"):
+        known[FLAGS_OWN] = {"dataset": "files"}
+    found = {}
+    for name in names:
+        if name not in known:
+            raise unknown_name("data set", name, known)
+        config = (base or Config()).replace(**known[name]).replace(**given)
+        check(config)
+        found[name] = config
+    return found
+
+
+def read_datasets(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads a TOML file: fields by data set, paths made absolute, `dataset = "files"` where `interactions` is named.
+
+    Raises:
+      InputError: as `dataset_configs`.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--datasets={path}: no such file.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"--datasets={path}: not a readable TOML file: {error}.") from None
+    return {name: _read_table(path, name, table) for name, table in tables.items()}
+
+
+def _read_table(path: Path, name: str, table: Any) -> dict[str, Any]:
+    owners = {field.name: section for section, field in fields()}
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: {name} must be a table of fields, written [{name}], got {table!r}.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == FLAGS_OWN:
+        raise InputError(f"{path}: a data set can't be named {name!r}; take letters, digits, -, _ and dots.")
+    values = dict(BUILT_IN.get(name, {}))
+    for key, value in table.items():
+        if key not in owners:
+            raise unknown_name(f"field in {path}, data set {name}:", key, owners)
+        section = owners[key]
+        config = Config.from_dict({section: {key: value}}, source=f"{path}, data set {name}")
+        values[key] = getattr(getattr(config, section), key)
+        if key in PATHS and values[key]:
+            values[key] = str(path.parent.resolve() / Path(values[key]).expanduser())
+    for key in ("interactions", "items", "embeddings"):
+        if values.get(key) and not Path(values[key]).is_file():
+            raise InputError(f"{path}, data set {name}: {key} names {values[key]}, and there is no such file.")
+    values.setdefault("dataset", "files")
+    return values

@@ -1,0 +1,189 @@
+"""What each item encoder costs: parameters, FLOPs and memory by the compiler's account, and seconds taken in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from spectran_jax import data, item_encoders
+from spectran_jax.benchmarks.sessions import batches_of
+from spectran_jax.benchmarks.timing import alternate
+from spectran_jax.config import Config
+from spectran_jax.item_encoders import ItemSource
+from spectran_jax.spectral import Spectrum
+from spectran_jax.studies.synthetic import synthetic_inputs, synthetic_setup
+from spectran_jax.training import catalogue, partitioning
+from spectran_jax.training.programs import build_programs
+from spectran_jax.training.setup import Setup
+
+PAPER_WIDTH, PAPER_DIMENSION, PAPER_ATTENTION = 4096, 128, 512
+"""m of LLaMA-3-8B, the d at which the paper counts its parameters, and the k that gives its number."""
+ADAPTER_BAR = 2_300_000
+"""Parameters of SpecTran's adapter at that size: at most this."""
+
+BATCHES = 4
+"""Kept on the device; a pass over them is timed."""
+
+
+class Counts(NamedTuple):
+    """Parameters of a model."""
+
+    total: int
+    adapter: int
+    """Of the item encoder, without what has one row an item."""
+
+
+def count_parameters(params: Mapping[str, Any], item_params: Sequence[str]) -> Counts:
+    """Elements of arrays, or of their shapes, in all and of the adapter."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(params))
+    size = lambda leaf: int(np.prod(leaf.shape))  # noqa: E731
+    adapter = sum(
+        size(leaf)
+        for path, leaf in leaves
+        if str(getattr(path[0], "key", "")) == "item_encoder" and not catalogue.has_item_rows(path, item_params)
+    )
+    return Counts(sum(size(leaf) for _, leaf in leaves), adapter)
+
+
+def adapter_parameters(config: Config, *, items: int, width: int) -> int:
+    """Parameters of the adapter over N items of text [N, m], from shapes alone: of u, nothing is there.
+
+    For the encoders that read the spectrum; the rank is min(N, m).
+    """
+    rank = min(items, width)
+    spectrum = Spectrum(
+        u=np.broadcast_to(np.float32(0), (items, rank)),
+        sigma=np.linspace(1, 0.1, rank, dtype=np.float32),
+        basis=np.broadcast_to(0.0, (width, rank)),
+        mean=np.zeros(width),
+        scale=np.asarray(1.0),
+        count=np.asarray(items),
+    )
+    source = ItemSource(num_items=items, counts=np.ones(items, np.int32), spectrum=spectrum)
+    encoder, frozen = item_encoders.build(config.encoder, source)
+    one_row = {name: np.zeros_like(a[:1]) if name in encoder.item_arrays else a for name, a in frozen.items()}
+
+    def init() -> Any:
+        variables = {"frozen": one_row}
+        _, made = encoder.apply(
+            variables, np.zeros(1, np.int32), rngs={"params": jax.random.key(0)}, mutable=["params"]
+        )
+        return made["params"]
+
+    return count_parameters({"item_encoder": jax.eval_shape(init)}, encoder.item_params).adapter
+
+
+def paper_adapters(config: Config) -> list[dict[str, int]]:
+    """Parameters of SpecTran's adapter at the paper's size, for the configured k and for 512, the k that gives the
+    2.2 M of the paper; at N = m and beyond."""
+    rows = []
+    for k in sorted({config.encoder.attention_dimension, PAPER_ATTENTION}):
+        changed = config.replace(item_encoder="spectran", dimension=PAPER_DIMENSION, attention_dimension=k)
+        for items in (PAPER_WIDTH, 10 * PAPER_WIDTH):
+            count = adapter_parameters(changed, items=items, width=PAPER_WIDTH)
+            row = {"width": PAPER_WIDTH, "dimension": PAPER_DIMENSION, "k": k, "items": items, "parameters": count}
+            rows.append(row)
+    return rows
+
+
+def flops(compiled: Any) -> float:
+    """Of a compiled program by XLA's account, which counts the body of a loop once."""
+    cost = compiled.cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0))
+
+
+def flops_per_item(setup: Setup, params: Any, few: int = 256) -> float:
+    """FLOPs that encoding one item more takes: the difference of two programs, so that what is done once a step for
+    all items (the matrix W of spectran) stays out."""
+
+    def of(items: int) -> float:
+        part = setup.model.of_items(items)
+        encoder = setup.model.item_encoder
+        shape = lambda x: jax.ShapeDtypeStruct((items, *x.shape[1:]), x.dtype)  # noqa: E731
+        shapes = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: shape(leaf) if catalogue.has_item_rows(path, encoder.item_params) else leaf, params
+        )
+        arrays = {k: shape(v) if k in encoder.item_arrays else v for k, v in setup.frozen.item_encoder.items()}
+
+        def encode(params: Any, arrays: Any) -> Any:
+            return part.apply({"params": params, "frozen": {"item_encoder": arrays}}, method=part.encode)
+
+        return flops(jax.jit(encode).lower(shapes, arrays).compile())
+
+    return (of(2 * few) - of(few)) / few
+
+
+@dataclasses.dataclass
+class Session:
+    """A model with its step compiled, batches on the device and a validation set to read."""
+
+    setup: Setup
+
+    def __post_init__(self) -> None:
+        self.programs = build_programs(self.setup, 1_000_000)
+        self.frozen = self.setup.place()
+        self.state = self.programs.init()
+        iterator = batches_of(self.setup)
+        self.batches = [partitioning.put_batch(self.setup.mesh, next(iterator)) for _ in range(BATCHES)]
+        lowered = self.programs.train_step.lower(self.state, self.frozen, self.batches[0])  # type: ignore[attr-defined]
+        self.compiled = lowered.compile()
+        config = self.setup.config
+        self.targets = data.eval_batches(self.setup.split.test, config.data, config.training.eval_batch_size)
+
+    def steps(self) -> Any:
+        """A pass over the batches; returns what to wait for."""
+        for batch in self.batches:
+            self.state, metrics = self.compiled(self.state, self.frozen, batch)
+        return metrics
+
+    def evaluate(self) -> Any:
+        """The item table and the ranks of all targets."""
+        table = self.programs.table(self.state.params, self.frozen)
+        return self.programs.rank(self.state.params, table, self.targets)
+
+    def account(self) -> dict[str, float]:
+        """Parameters, FLOPs and bytes; all but the seconds of a row."""
+        params, memory = self.programs.state.params, self.compiled.memory_analysis()
+        counts = count_parameters(params, self.setup.model.item_encoder.item_params)
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return {
+            "parameters": counts.total,
+            "adapter": counts.adapter,
+            "step_flops": flops(self.compiled),
+            "item_flops": flops_per_item(self.setup, params),
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "peak_bytes": held + memory.temp_size_in_bytes,
+        }
+
+
+def measure(
+    config: Config, encoders: Sequence[str], *, items: int, width: int, users: int, repeats: int
+) -> dict[str, dict[str, float]]:
+    """A row of figures for each encoder: `Session.account`, and medians of `step_seconds` and `evaluation_seconds`.
+
+    Encoders take turns, so that what disturbs the machine disturbs all of them.
+
+    Args:
+      config: everything but the item encoder.
+      encoders: names of the registry.
+      items: N.
+      width: m, the dimensions of the text.
+      users: how many are trained on and evaluated.
+      repeats: figures of each encoder.
+
+    Raises:
+      InputError: for an encoder that does not fit the configuration.
+    """
+    inputs = synthetic_inputs(items, width, users)
+    sessions = {name: Session(synthetic_setup(config.replace(item_encoder=name), inputs)) for name in encoders}
+    rows = {name: session.account() for name, session in sessions.items()}
+    steps = alternate({name: session.steps for name, session in sessions.items()}, repeats)
+    evaluations = alternate({name: session.evaluate for name, session in sessions.items()}, repeats)
+    for name, row in rows.items():
+        row["step_seconds"] = steps.median(name) / BATCHES
+        row["evaluation_seconds"] = evaluations.median(name)
+    return rows

@@ -1,0 +1,123 @@
+"""The flags that experiments on many runs share, beside those of the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from spectran_jax.config import Config, fields
+from spectran_jax.errors import InputError
+from spectran_jax.flags import define_config_flags, read_config
+from spectran_jax.studies.datasets import dataset_configs
+
+OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "config")
+"""The names of the common flags, for `flags.run(main, SYNOPSIS, own=(*OWN, ...))`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the common flags say."""
+
+    datasets: dict[str, Config]
+    """The configuration to start from, by data set."""
+    seeds: tuple[int, ...]
+    parallel: int
+    workdir: Path
+    results: Path | None
+    """The RESULTS.md to refresh."""
+    command: str
+    """The command that was given, for the pages that it makes."""
+    given: dict[str, Any]
+    """Configuration fields that the command line names; an experiment must not overrule them silently."""
+
+
+def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the configuration's flags and the common ones; `seeds` are the default ones."""
+    define_config_flags(flag_values)
+    flag_values["dataset"].help = (
+        "Data sets, comma-separated: movielens_100k, names of --datasets, or files for the one that --interactions and "
+        "--items name."
+    )
+
+    def text(name: str, help: str) -> None:
+        flags.DEFINE_string(name, "", help, flag_values=flag_values)
+
+    text("workdir", "Folder of the experiment: its runs, tables/, figures/, index.html, result.json.")
+    text(
+        "datasets",
+        "TOML file of data sets, a table each: [beauty], then interactions, items, embeddings (relative to the file) "
+        "and any other configuration field, such as max_length. What the command line says overrules them.",
+    )
+    text("results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.")
+    flags.DEFINE_list(
+        "seeds",
+        [str(seed) for seed in seeds],
+        "Seeds of the runs that read the test set, comma-separated; a search takes the first.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "jobs",
+        1,
+        "Runs at a time, each a process with its share of the cores. On a CPU as many as there are cores gets most "
+        "done, where memory allows; on one accelerator leave it at 1.",
+        flag_values=flag_values,
+    )
+
+
+def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
+    """Reads the common flags.
+
+    Raises:
+      InputError: no --workdir, seeds that are no whole numbers or stand twice, --jobs below 1, unknown data sets,
+        --seed beside --seeds, or a configuration out of range.
+    """
+    value: dict[str, Any] = {name: flag_values[name].value for name in (*OWN, "seed")}
+    if not value["workdir"]:
+        raise InputError("Name a folder for the experiment: --workdir=DIR.")
+    if flag_values["seed"].present:
+        raise InputError("An experiment runs several seeds: give --seeds=0,1,2 instead of --seed.")
+    if value["jobs"] < 1:
+        raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
+    given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
+    given.pop("dataset", None)
+    return Study(
+        datasets=dataset_configs(
+            split_names(value["dataset"]),
+            Path(value["datasets"]) if value["datasets"] else None,
+            base=read_config(Path(value["config"])) if value["config"] else None,
+            given=given,
+        ),
+        seeds=parse_seeds(value["seeds"]),
+        parallel=value["jobs"],
+        workdir=Path(value["workdir"]),
+        results=Path(value["results"]) if value["results"] else None,
+        command=command_line(),
+        given=given,
+    )
+
+
+def split_names(text: str) -> list[str]:
+    """Names from `a,b, c`."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
+    """Seeds from words; raises `InputError` where there is none, one twice, or one that is no whole number."""
+    if not words or len(set(words)) < len(words) or not all(word.strip().isdecimal() for word in words):
+        raise InputError(f"--seeds={','.join(words)}: give whole numbers, comma-separated, each once.")
+    return tuple(int(word) for word in words)
+
+
+def command_line(argv: Sequence[str] | None = None) -> str:
+    """The command of this process, as a person types it; the home folder is `~`."""
+    argv = sys.argv if argv is None else argv
+    words = ["python", "-m", f"experiments.{Path(argv[0]).stem}", *argv[1:]]
+    home = os.path.expanduser("~")
+    return " ".join(shlex.quote(word) for word in words).replace(f"{home}/", "~/")

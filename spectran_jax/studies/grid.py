@@ -1,0 +1,158 @@
+"""Named variants by data sets by seeds: their runs, and the table that sets each variant against a reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.report import words
+from spectran_jax.studies import results_md
+from spectran_jax.studies.flags import Study
+from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
+from spectran_jax.studies.publish import Result, publish
+from spectran_jax.studies.search import spread
+from spectran_jax.studies.statistics import bootstrap_interval, mean_over_seeds
+from spectran_jax.studies.tables import Cell, Spread, Table
+from spectran_jax.studies.variants import Variant
+
+METRICS = ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")
+"""What tables of variants show, of the test set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The outcomes of a study, by data set, variant and seed."""
+
+    runs: Mapping[str, Mapping[str, Mapping[int, Outcome]]]
+
+    def ok(self, dataset: str, variant: str) -> dict[int, Outcome]:
+        """The runs that came to their end, by seed."""
+        return {seed: outcome for seed, outcome in self.runs[dataset].get(variant, {}).items() if outcome.ok}
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every data set with every variant of it that has a run to show."""
+        return [(d, v) for d, variants in self.runs.items() for v in variants if self.ok(d, v)]
+
+    def metric(self, dataset: str, variant: str, name: str) -> Spread | None:
+        """A metric of the test set over the seeds; None where no run has it."""
+        return spread([o.metrics["test"][name] for o in self.ok(dataset, variant).values() if o.metrics])
+
+    def ndcg(self, dataset: str, variant: str, k: int = 10) -> Float[np.ndarray, "U"] | None:
+        """NDCG@k of each test user, averaged over the seeds."""
+        found = [outcome.ranks() for outcome in self.ok(dataset, variant).values()]
+        return mean_over_seeds(found, k) if found else None
+
+    def failures(self) -> str:
+        """One sentence a run that failed; empty where none did."""
+        every = [o for variants in self.runs.values() for seeds in variants.values() for o in seeds.values()]
+        return " ".join(f"{o.name} failed: {o.failure}" for o in every if not o.ok)
+
+
+def everywhere(study: Study, variants: Sequence[Variant]) -> dict[str, Sequence[Variant]]:
+    """The same variants on every data set."""
+    return {dataset: variants for dataset in study.datasets}
+
+
+def run_grid(
+    study: Study,
+    variants: Mapping[str, Sequence[Variant]],
+    description: str,
+    command: Callable[[Job, Path], list[str]] = train_command,
+) -> Grid:
+    """Runs each variant with each seed, in `runs/DATASET/VARIANT/seed-N` below the study's folder.
+
+    Args:
+      study: data sets with their configurations, seeds, how many at a time, and where.
+      variants: by data set; names differ within each.
+      description: what the progress line calls the runs.
+      command: see `run_jobs`.
+
+    Raises:
+      InputError: a field that the study varies and the command line names too, or runs of two protocols.
+      RunError: where no run came to its end.
+    """
+    varied = {name for some in variants.values() for variant in some for name in variant.values}
+    clash = sorted(varied & set(study.given))
+    if clash:
+        raise InputError(f"This study sets --{clash[0]} itself, run by run; leave the flag out.")
+    jobs = {
+        (dataset, variant.name, seed): Job(
+            f"{dataset}/{_folder(variant.name)}/seed-{seed}",
+            study.datasets[dataset].replace(**variant.values, seed=seed, evaluate="both"),
+        )
+        for dataset, some in variants.items()
+        for variant in some
+        for seed in study.seeds
+    }
+    outcomes = run_jobs(
+        list(jobs.values()), study.workdir, parallel=study.parallel, description=description, command=command
+    )
+    grid = Grid(
+        {
+            dataset: {v.name: {s: outcomes[jobs[dataset, v.name, s].name] for s in study.seeds} for v in some}
+            for dataset, some in variants.items()
+        }
+    )
+    if not grid.pairs():
+        raise RunError(f"No run came to its end. {grid.failures()}")
+    for dataset, some in grid.runs.items():
+        protocols = {o.metrics["protocol"] for seeds in some.values() for o in seeds.values() if o.metrics}
+        if len(protocols) > 1:
+            raise InputError(f"The runs on {dataset} follow {len(protocols)} protocols and can't share a table.")
+    return grid
+
+
+def finish(study: Study, name: str, result: Result) -> Result:
+    """Publishes a result in the study's folder and, where asked for, in its section of RESULTS.md."""
+    publish(result, study.workdir)
+    if study.results is not None:
+        results_md.refresh(study.results, name, result)
+    return result
+
+
+def comparison(grid: Grid, title: str, reference: str, metrics: Sequence[str] = METRICS) -> Table:
+    """One row a variant: metrics as mean ± s.d. over seeds, and what its NDCG@10 has over the reference's.
+
+    The difference is taken user by user, on each user's NDCG@10 averaged over the seeds, with its 95 % interval over
+    users. The best mean of each metric on each data set is bold.
+    """
+    rows: list[list[Cell]] = []
+    bold: list[tuple[int, int]] = []
+    for dataset in grid.runs:
+        start = len(rows)
+        for variant in (v for d, v in grid.pairs() if d == dataset):
+            values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
+            rows.append([dataset, variant, *values, difference(grid, dataset, variant, reference)])
+        for column in range(2, 2 + len(metrics)):
+            means = [cell.mean if isinstance(cell := row[column], Spread) else -1.0 for row in rows[start:]]
+            bold += [(start + int(np.argmax(means)), column)] if means else []
+    note = f"Difference: NDCG@10 less that of {reference}, paired by user, with its 95 % interval. {grid.failures()}"
+    columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
+    return Table(title, columns, rows, note=note.strip(), bold=bold)
+
+
+def difference(
+    grid: Grid, dataset: str, variant: str, reference: str, users: Bool[np.ndarray, "U"] | None = None
+) -> str | None:
+    """`+0.0012 [+0.0003, +0.0021]`: what a variant's NDCG@10 has over the reference's, over all or some users.
+
+    None where there is nothing to compare.
+    """
+    ours, theirs = grid.ndcg(dataset, variant), grid.ndcg(dataset, reference)
+    if variant == reference or ours is None or theirs is None:
+        return None
+    differences = (ours - theirs)[... if users is None else users]
+    if not len(differences):
+        return None
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*bootstrap_interval(differences))
+
+
+def _folder(name: str) -> str:
+    """A variant's name as the name of a folder."""
+    return re.sub(r"[^\w.=@+-]+", "-", name)

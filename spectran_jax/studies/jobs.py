@@ -1,0 +1,294 @@
+"""Many runs as processes of their own, some at a time: what every experiment on more than one run stands on.
+
+A job is a run of `experiments.train` in a folder of its own. A job that is finished is not run again, and one that was
+cut off resumes from its checkpoint, so that an experiment survives whatever stops it: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError, Interrupted
+from spectran_jax.studies.board import Board
+from spectran_jax.studies.ranks import Ranks, read_ranks
+from spectran_jax.training.signals import StopRequest
+from spectran_jax.training.workdir import is_locked, locked, write_json
+
+POLL_SECONDS = 0.1
+ATTEMPTS = 3
+"""Times that a job is started which leaves with 75, i.e. asks to be started again."""
+FREE_SECONDS = 60.0
+"""How long a job waits for a folder that another process holds: a child of a killed experiment that still saves."""
+LAUNCH = Path(__file__).with_name("launch.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run to make."""
+
+    name: str
+    """Its folder below `workdir/runs`; may have parts, as in `beauty/sasrec/spectran/seed-0`."""
+    config: Config
+    keep_checkpoints: bool = True
+    """Whether checkpoints/ stays when the run is finished. Nothing reads those of a search's trials."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a job: its metrics, or why it has none."""
+
+    name: str
+    folder: Path
+    metrics: dict[str, Any] | None = None
+    """The content of metrics.json; None for a run that failed."""
+    failure: str = ""
+    """Why it failed: the last line that it wrote to stderr."""
+    status: int = 0
+    """Exit status of its process: 2 where its input or configuration was refused, negative for a signal."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run came to its end."""
+        return self.metrics is not None
+
+    def ranks(self, split: str = "test") -> Ranks:
+        """The ranks of each user's target in `valid` or `test`, from ranks.npz; no model is needed."""
+        return read_ranks(self.folder / "ranks.npz", split)
+
+
+def train_command(job: Job, folder: Path) -> list[str]:
+    """The command of a job: `experiments.train` on the job.json in its folder."""
+    return [sys.executable, "-m", "experiments.train", f"--config={folder / 'job.json'}", f"--workdir={folder}"]
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    workdir: Path,
+    *,
+    parallel: int,
+    description: str = "Runs",
+    command: Callable[[Job, Path], list[str]] = train_command,
+) -> dict[str, Outcome]:
+    """Runs every job that is not finished yet, at most `parallel` at a time.
+
+    Each is a child process in `workdir/runs/NAME`, which gets `job.json`, `log.txt` (stdout and stderr of the
+    child) and all that a run writes. A child is given its share of the cores, 1 / parallel of them, by its affinity;
+    XLA, NumPy and Grain size their thread pools by it. SIGINT and SIGTERM are passed on: children save and leave, and
+    so does this function. Children of an experiment that is killed outright are told to save, too (Linux).
+
+    Args:
+      jobs: with different names.
+      workdir: held for this process meanwhile.
+      parallel: children at a time, at least 1.
+      description: what the progress line calls them.
+      command: makes the command line of a job; it must leave a metrics.json of the job's configuration.
+
+    Returns:
+      An outcome for each job, by name, in the order of `jobs`. A run that fails is reported, and the others go on.
+
+    Raises:
+      InputError: two jobs of one name, a name that leaves the folder, or a work directory in use.
+      Interrupted: on a signal, when the children have saved.
+    """
+    _check(jobs, parallel)
+    with StopRequest() as stop, locked(workdir):
+        stop.deferred = True
+        found = {job.name: finished(job, workdir / "runs" / job.name) for job in jobs}
+        done = {name: outcome for name, outcome in found.items() if outcome is not None}
+        todo = [job for job in jobs if job.name not in done]
+        if todo:
+            with Board(description, len(jobs), len(done), parallel) as board, _Children(parallel) as children:
+                done |= _run_all(todo, workdir / "runs", children, board, stop, command)
+        return {job.name: done[job.name] for job in jobs}
+
+
+def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None:
+    """The outcome of a job whose folder holds its results, or None.
+
+    The results must be of this very configuration and newer than every file that it reads; of a newer file, the run
+    itself finds out whether its content has changed. Where it just has (`checked`), the results count as new.
+    """
+    path = folder / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if Config.from_dict(metrics["config"]) != job.config or not (folder / "ranks.npz").exists():
+            return None
+        if checked:
+            path.touch()
+        files = (job.config.data.interactions, job.config.data.items, job.config.text.embeddings)
+        if any(Path(file).stat().st_mtime > path.stat().st_mtime for file in files if file):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return None
+    _clear(job, folder)
+    return Outcome(job.name, folder, metrics)
+
+
+def _run_all(
+    todo: Sequence[Job],
+    runs: Path,
+    children: _Children,
+    board: Board,
+    stop: StopRequest,
+    command: Callable[[Job, Path], list[str]],
+) -> dict[str, Outcome]:
+    queue = deque((job, 1) for job in todo)
+    waiting: dict[str, float] = {}
+    done: dict[str, Outcome] = {}
+    while queue or children.running:
+        if stop.requested:
+            children.leave()
+            raise Interrupted(
+                f"Stopped by {stop.requested}, the runs under way are saved; start the same command again to go on."
+            )
+        for _ in range(min(children.free, len(queue))):
+            job, attempt = queue.popleft()
+            folder = runs / job.name
+            since = waiting.setdefault(job.name, time.monotonic())
+            if is_locked(folder) and time.monotonic() - since < FREE_SECONDS:
+                queue.append((job, attempt))
+                continue
+            children.start(job, attempt, folder, command(job, folder))
+            board.started(job.name)
+        for child in children.ended():
+            if child.status == Interrupted.exit_status and child.attempt < ATTEMPTS:
+                queue.append((child.job, child.attempt + 1))
+                board.again(child.job.name)
+                continue
+            outcome = finished(child.job, child.folder, checked=True) if child.status == 0 else None
+            if outcome is None:
+                outcome = Outcome(child.job.name, child.folder, failure=_failure(child), status=child.status)
+            done[child.job.name] = outcome
+            board.finished(outcome.name, outcome.failure, _headline(outcome))
+        board.refresh()
+        time.sleep(POLL_SECONDS)
+    return done
+
+
+@dataclasses.dataclass
+class _Child:
+    job: Job
+    attempt: int
+    folder: Path
+    process: subprocess.Popen[bytes]
+    cores: frozenset[int]
+    status: int = 0
+
+
+class _Children:
+    """The processes under way, each on cores of its own."""
+
+    def __init__(self, parallel: int) -> None:
+        self.running: list[_Child] = []
+        self._shares = core_shares(parallel)
+        self._parallel = parallel
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves no child behind, whatever happened: those that are still there did not heed a request to leave."""
+        for child in self.running:
+            child.process.kill()
+            child.process.wait()
+
+    @property
+    def free(self) -> int:
+        """Children that may be started now."""
+        return self._parallel - len(self.running)
+
+    def start(self, job: Job, attempt: int, folder: Path, command: list[str]) -> None:
+        """Starts a job on the share of the cores that the fewest running children have."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "job.json", job.config.to_dict())
+        in_use = [child.cores for child in self.running]
+        cores = min(self._shares, key=in_use.count)
+        launch = [sys.executable, "-P", "-S", str(LAUNCH), str(os.getpid()), ",".join(map(str, sorted(cores)))]
+        with (folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                [*launch, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which passes it on
+            )
+        self.running.append(_Child(job, attempt, folder, process, cores))
+
+    def ended(self) -> list[_Child]:
+        """The children that have ended since the last call."""
+        over = [child for child in self.running if child.process.poll() is not None]
+        self.running = [child for child in self.running if child.process.poll() is None]
+        for child in over:
+            child.status = child.process.returncode
+        return over
+
+    def leave(self) -> None:
+        """Asks all children to save and leave, and waits for them."""
+        for child in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.send_signal(signal.SIGTERM)
+        for child in self.running:
+            child.process.wait()
+        self.running = []
+
+
+def core_shares(parallel: int) -> list[frozenset[int]]:
+    """The cores of this process in `parallel` parts of about one size, each core in one; one core each where short."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [frozenset()]
+    cores = sorted(os.sched_getaffinity(0))
+    parts = min(parallel, len(cores))
+    return [frozenset(cores[part::parts]) for part in range(parts)]
+
+
+def _failure(child: _Child) -> str:
+    """Why a run failed: the last line of its log, without the label that commands put before it."""
+    if child.status < 0:
+        name = signal.Signals(-child.status).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"Ended by {name}{hint}; see {child.folder / 'log.txt'}."
+    lines = (child.folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if child.status == 0:
+        return f"It ended without results of its configuration; see {child.folder / 'log.txt'}."
+    return last.removeprefix("error: ") or f"It ended with status {child.status} and said nothing."
+
+
+def _headline(outcome: Outcome) -> str:
+    """The metric that people want to see go by."""
+    for split in ("test", "valid"):
+        values = (outcome.metrics or {}).get(split)
+        if values and "ndcg@20" in values:
+            return f"{split} NDCG@20 {values['ndcg@20']:.4f}"
+    return ""
+
+
+def _clear(job: Job, folder: Path) -> None:
+    if not job.keep_checkpoints:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _check(jobs: Sequence[Job], parallel: int) -> None:
+    if parallel < 1:
+        raise InputError(f"--jobs must be at least 1, got {parallel}.")
+    names = [job.name for job in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"Two runs would share the folder runs/{twice[0]}; give each its own name.")
+    for name in names:
+        parts = Path(name).parts
+        if not parts or Path(name).is_absolute() or ".." in parts:
+            raise InputError(f"A run can't be named {name!r}: its name is a folder below --workdir.")

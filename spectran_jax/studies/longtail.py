@@ -1,0 +1,130 @@
+"""Who is served well: metrics by the popularity of the target, and for items that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spectran_jax.metrics import HEAD_SHARE, TAIL_SHARE
+from spectran_jax.report import words
+from spectran_jax.report.figures import Plot
+from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.flags import Study
+from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid
+from spectran_jax.studies.popularity import CLASSES, groups_of
+from spectran_jax.studies.publish import Result
+from spectran_jax.studies.search import spread
+from spectran_jax.studies.statistics import ndcg_by_user
+from spectran_jax.studies.tables import Cell, Spread, Table
+from spectran_jax.studies.variants import encoder_variants
+
+TEXT = f"""
+Test users by the popularity of their target in training: the head is the {HEAD_SHARE:.0%} most popular of the trained
+items, the tail the {TAIL_SHARE:.0%} least popular, cold items stand in no training sequence. Ranking is against the
+whole catalogue in every group, so groups differ in difficulty: compare encoders within a group.
+"""
+
+COLD_TEXT = """
+Test users whose target no training sequence holds. Its vector is made of its text alone: an encoder without text has
+nothing to go by, and ties count against it. With --holdout a share of the trained items is taken out of every training
+history, the same for all encoders and seeds; they stay candidates, targets, and part of the histories that are
+evaluated. Without it, cold targets are those that the split leaves, often few: see the counts.
+"""
+
+
+def run_longtail(study: Study, encoders: Sequence[str] = ()) -> Result:
+    """Runs and publishes the study of the long tail; the first encoder is the reference."""
+    variants = encoder_variants(encoders)
+    grid = run_grid(study, everywhere(study, variants), "Long tail")
+    groups = (*CLASSES, "all")
+    return finish(study, "longtail", result(grid, "Long tail", groups, variants[0].name, TEXT, study.command))
+
+
+def run_coldstart(study: Study, encoders: Sequence[str] = (), holdout: float = 0.0) -> Result:
+    """Runs and publishes the study of cold items; `holdout` is a share of the items in training to take out of it."""
+    variants = encoder_variants(encoders, **({"holdout_items": holdout} if holdout else {}))
+    grid = run_grid(study, everywhere(study, variants), "Cold start")
+    groups = ("cold", "warm", "all")
+    return finish(study, "coldstart", result(grid, "Cold start", groups, variants[0].name, COLD_TEXT, study.command))
+
+
+def result(grid: Grid, title: str, groups: Sequence[str], reference: str, text: str, command: str) -> Result:
+    """HR@10 and NDCG@10 by group, what each encoder has over the reference in each, and how many users that is."""
+    tables = [
+        count_table(grid, groups),
+        *(group_table(grid, groups, metric) for metric in ("ndcg@10", "hr@10")),
+        difference_table(grid, groups, reference),
+    ]
+    return Result(title, tables, [group_plot(grid, d, groups) for d in grid.runs], text, command)
+
+
+def count_table(grid: Grid, groups: Sequence[str]) -> Table:
+    """Test users and items by group."""
+    rows: list[list[Cell]] = []
+    for dataset in grid.runs:
+        encoder = next(e for d, e in grid.pairs() if d == dataset)
+        ranks = next(iter(grid.ok(dataset, encoder).values())).ranks()
+        users = groups_of(ranks)
+        items = groups_of(ranks._replace(item=np.arange(len(ranks.item_counts))))
+        rows.append([dataset, "users", *(int(users[name].sum()) for name in groups)])
+        rows.append([dataset, "items", *(int(items[name].sum()) for name in groups)])
+    return Table("Test users and catalogue by group", ["Data set", "Count of", *map(str.capitalize, groups)], rows)
+
+
+def group_metric(grid: Grid, dataset: str, encoder: str, group: str, metric: str) -> Spread | None:
+    """A metric of one group over the seeds; None where nobody is in it."""
+    values = []
+    for outcome in grid.ok(dataset, encoder).values():
+        ranks = outcome.ranks()
+        chosen = ranks.rank[groups_of(ranks)[group]]
+        if len(chosen):
+            values.append(float(np.mean(ndcg_by_user(chosen) if metric == "ndcg@10" else chosen < 10)))
+    return spread(values)
+
+
+def group_table(grid: Grid, groups: Sequence[str], metric: str) -> Table:
+    """One row an encoder, one column a group; the best of each group on each data set is bold."""
+    rows: list[list[Cell]] = []
+    bold: list[tuple[int, int]] = []
+    for dataset in grid.runs:
+        start = len(rows)
+        for encoder in (e for d, e in grid.pairs() if d == dataset):
+            rows.append([dataset, encoder, *(group_metric(grid, dataset, encoder, g, metric) for g in groups)])
+        for column in range(2, 2 + len(groups)):
+            means = [cell.mean if isinstance(cell := row[column], Spread) else 0.0 for row in rows[start:]]
+            bold += [(start + int(np.argmax(means)), column)] if any(means) else []
+    name = words.label(metric)
+    columns = ["Data set", "Encoder", *(f"{g.capitalize()} {name}" for g in groups)]
+    return Table(f"{name} by group", columns, rows, note=grid.failures(), bold=bold)
+
+
+def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table:
+    """What each encoder's NDCG@10 has over the reference's within each group."""
+    rows: list[list[Cell]] = []
+    for dataset, encoder in grid.pairs():
+        if encoder == reference:
+            continue
+        users = groups_of(next(iter(grid.ok(dataset, encoder).values())).ranks())
+        rows.append([dataset, encoder, *(difference(grid, dataset, encoder, reference, users[g]) for g in groups)])
+    columns = ["Data set", "Encoder", *map(str.capitalize, groups)]
+    note = "Paired by user, each user's NDCG@10 averaged over the seeds, with 95 % intervals over users."
+    return Table(f"NDCG@10 over {reference}", columns, rows, note=note)
+
+
+def group_plot(grid: Grid, dataset: str, groups: Sequence[str]) -> Plot:
+    """NDCG@10 by group, a line an encoder."""
+    series = {}
+    for encoder in (e for d, e in grid.pairs() if d == dataset):
+        found = [(i, group_metric(grid, dataset, encoder, g, "ndcg@10")) for i, g in enumerate(groups)]
+        kept = [(i, value) for i, value in found if value is not None]
+        series[encoder] = Series([i for i, _ in kept], [v.mean for _, v in kept], [v.std or 0.0 for _, v in kept])
+    return lines(
+        f"groups-{dataset}",
+        f"NDCG@10 by group, {dataset}",
+        "Mean over seeds; the bars are one standard deviation.",
+        series,
+        xlabel="Popularity of the target in training",
+        ylabel="NDCG@10",
+        ticks=dict(enumerate(groups)),
+    )

@@ -1,0 +1,25 @@
+"""How well targets are ranked by how often training saw them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from spectran_jax.metrics import popularity_classes
+from spectran_jax.studies.ranks import Ranks
+
+CLASSES = ("head", "middle", "tail", "cold")
+"""See `metrics.popularity_classes`."""
+
+
+def target_groups(targets: Int[np.ndarray, "U"], counts: Int[np.ndarray, "N"]) -> dict[str, Bool[np.ndarray, "U"]]:
+    """Who belongs to which group, by the popularity of the target: head, middle, tail and cold, which share out the
+    users between them; `warm`, all but cold; and `all`."""
+    targets = np.asarray(targets)
+    groups = {name: mask[targets] for name, mask in popularity_classes(counts).items()}
+    return {**groups, "warm": ~groups["cold"], "all": np.ones(len(targets), bool)}
+
+
+def groups_of(ranks: Ranks) -> dict[str, Bool[np.ndarray, "U"]]:
+    """`target_groups` of a run's targets."""
+    return target_groups(ranks.item, ranks.item_counts)

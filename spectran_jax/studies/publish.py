@@ -1,0 +1,149 @@
+"""What an experiment found, and everything it is written to: terminal, tables/, figures/, index.html, result.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectran_jax.report import html
+from spectran_jax.report.figures import HALF, Plot
+from spectran_jax.report.stylesheet import CSS
+from spectran_jax.studies import tables
+from spectran_jax.studies.tables import Table
+from spectran_jax.training.workdir import write_json, write_text
+
+COLOURS = {
+    "--ink": "#1a2230", "--muted": "#5a6576", "--line": "#e1e5eb", "--blue": "#2173c6", "--orange": "#d5690a",
+    "--green": "#23875f",
+}  # fmt: skip
+"""Of a figure that stands alone, without the page that knows whether it is light or dark."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an experiment found."""
+
+    title: str
+    tables: Sequence[Table] = ()
+    figures: Sequence[Plot] = ()
+    """Made with `report.figures`: inline SVG that takes its colours from the page."""
+    text: str = ""
+    """What the experiment asked and did, in plain paragraphs with empty lines between them."""
+    command: str = ""
+    """The command that gives it again."""
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """More for result.json: what other programs may want, JSON values without NaN."""
+
+
+def publish(result: Result, workdir: Path) -> None:
+    """Prints the tables, but for appendices, and writes them and the rest into `workdir`.
+
+    `tables/NAME.csv`, `.md` and `.tex`, `figures/NAME.svg`, `index.html` (one page, no network needed) and
+    `result.json`; NAME is the title in small letters. Each is written whole or not at all.
+
+    Raises:
+      RunError: where the disk refuses.
+    """
+    from spectran_jax.training.run import print_table
+
+    for table in (table for table in result.tables if not table.appendix):
+        print_table(tables.to_terminal(table))
+    for folder in ("tables", "figures"):
+        (workdir / folder).mkdir(parents=True, exist_ok=True)
+    names = unique_names([table.title for table in result.tables])
+    for name, table in zip(names, result.tables, strict=True):
+        write_text(workdir / "tables" / f"{name}.csv", tables.to_csv(table))
+        write_text(workdir / "tables" / f"{name}.md", tables.to_markdown(table))
+        write_text(workdir / "tables" / f"{name}.tex", tables.to_latex(table))
+    for name, figure in zip(unique_names([f.title for f in result.figures]), result.figures, strict=True):
+        write_text(workdir / "figures" / f"{name}.svg", standalone(figure.svg))
+    write_text(workdir / "index.html", page(result))
+    write_json(workdir / "result.json", to_json(result))
+    print(f"result: {workdir / 'result.json'}\npage:   {workdir / 'index.html'}")
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """What result.json holds: title, command, text, the tables' values and `data`."""
+    rows = [
+        {
+            "title": table.title,
+            "columns": list(table.columns),
+            "rows": [[c._asdict() if isinstance(c, tables.Spread) else c for c in row] for row in table.rows],
+            "note": table.note,
+        }
+        for table in result.tables
+    ]
+    named = {"title": result.title, "command": result.command, "text": result.text, "tables": rows}
+    return {**named, **result.data}
+
+
+def page(result: Result) -> str:
+    """index.html: text, tables and figures in the look of a run's report."""
+    paragraphs = "".join(f"<p>{html.text(p)}</p>" for p in re.split(r"\n\s*\n", result.text.strip()) if p)
+    command = f"<pre>{html.text(result.command)}</pre>" if result.command else ""
+    shown = [html.panel(_html_table(table)) for table in result.tables if not table.appendix]
+    folded = [html.details(html.text(table.title), _html_table(table)) for table in result.tables if table.appendix]
+    wide = [figure for figure in result.figures if width(figure.svg) > HALF[0]]
+    half = [figure for figure in result.figures if width(figure.svg) <= HALF[0]]
+    drawn = [*(html.plot(figure, wide=True) for figure in wide), html.grid("two", *map(html.plot, half))]
+    body = "".join(
+        [
+            html.section("about", "What was done", "", paragraphs, command),
+            html.section("results", "Results", "", '<div class="stack">', *shown, "</div>") if shown else "",
+            html.section("figures", "Figures", "", '<div class="stack">', *drawn, "</div>") if result.figures else "",
+            html.section("appendix", "Appendix", "", *folded),
+        ]
+    )
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.text(result.title)}</title>",
+            f"<style>{CSS}</style></head><body>",
+            f'<div class="wrap"><header><h1 dir="auto">{html.text(result.title)}</h1></header></div>',
+            f'<main class="wrap">{body}</main>',
+            "</body></html>\n",
+        ]
+    )
+
+
+def standalone(svg: str) -> str:
+    """An inline SVG of `report.figures` as a file of its own: a namespace, colours and a font."""
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(f"var({variable})", colour)
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" style="font-family: system-ui, sans-serif; background: #ffffff"'
+    return svg.replace("<svg", opening, 1) + "\n"
+
+
+def width(svg: str) -> float:
+    """Of an inline SVG, in CSS pixels, by its view box; 0 where it has none."""
+    found = re.search(r'viewBox="\S+ \S+ (\S+)', svg)
+    return float(found.group(1)) if found else 0.0
+
+
+def unique_names(titles: Sequence[str]) -> list[str]:
+    """File names from titles: small letters, digits and hyphens, a number where two are alike."""
+    found: list[str] = []
+    for title in titles:
+        plain = re.sub(r"[^a-z0-9@]+", "-", title.lower()).strip("-")[:60].rstrip("-") or "untitled"
+        name, number = plain, 2
+        while name in found:
+            name, number = f"{plain}-{number}", number + 1
+        found.append(name)
+    return found
+
+
+def _html_table(table: Table) -> str:
+    rows = [
+        [f"<strong>{html.text(c)}</strong>" if (i, j) in table.bold else html.text(c) for j, c in enumerate(row)]
+        for i, row in enumerate(table.text())
+    ]
+    numeric = [j for j, right in enumerate(table.numeric()) if right]
+    note = f'<p class="small muted">{html.text(table.note)}</p>' if table.note else ""
+    return (
+        html.table([html.text(c) for c in table.columns], rows, caption=html.text(table.title), numeric=numeric) + note
+    )

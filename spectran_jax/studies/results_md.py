@@ -1,0 +1,63 @@
+"""RESULTS.md: the section of an experiment between two marks, written by the experiment itself.
+
+    <!-- begin compare -->
+    ...
+    <!-- end compare -->
+
+What stands outside the marks is people's, and stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from spectran_jax.errors import InputError
+from spectran_jax.studies import tables
+from spectran_jax.studies.publish import Result
+from spectran_jax.training.workdir import write_text
+
+
+def refresh(path: Path, name: str, result: Result) -> None:
+    """Replaces the section `name` of a Markdown file by what `result` holds; adds it at the end where there is none.
+
+    Args:
+      path: the file; made where there is none.
+      name: of the section: letters, digits, `-`, `_` and dots.
+      result: what was found.
+
+    Raises:
+      InputError: the file can't be read, or a mark of this name is missing or stands twice.
+      RunError: where the disk refuses.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = "# Results\n"
+    except (OSError, ValueError) as error:
+        raise InputError(f"--results={path} can't be read: {error}.") from None
+    begin, end = (f"<!-- {side} {name} -->" for side in ("begin", "end"))
+    body = f"{begin}\n{markdown(result)}{end}"
+    counts = text.count(begin), text.count(end)
+    if counts == (0, 0):
+        text = f"{text.rstrip()}\n\n{body}\n"
+    elif counts == (1, 1) and text.index(begin) < text.index(end):
+        text = text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
+    else:
+        raise InputError(
+            f"--results={path}: the section {name} needs one line {begin} and one {end} after it, "
+            f"found {counts[0]} and {counts[1]}; mend the file by hand."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+def markdown(result: Result) -> str:
+    """Title, command, text and tables but for appendices as Markdown, ending in a newline."""
+    parts = [f"## {result.title}"]
+    if result.command:
+        parts.append(f"    {result.command}")
+    parts += [p.strip() for p in re.split(r"\n\s*\n", result.text) if p.strip()]
+    for table in (table for table in result.tables if not table.appendix):
+        parts += [f"**{table.title}**", tables.to_markdown(table).rstrip()]
+    return "\n\n".join(parts) + "\n"

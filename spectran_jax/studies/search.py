@@ -1,0 +1,214 @@
+"""Search on validation, then several seeds of the chosen values: the procedure behind every comparison.
+
+Trials run with `evaluate="valid"` and the first seed, so the test set is read once, by the runs of the chosen values.
+Every method is given as many trials as any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectran_jax.config import Config
+from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.studies.jobs import Job, Outcome, run_jobs
+from spectran_jax.studies.space import Range, design
+from spectran_jax.studies.tables import Spread
+
+SELECTION_METRIC = "ndcg@20"
+"""Of the validation set; it chooses among trials, as it does among the epochs of a run."""
+
+Runner = Callable[..., dict[str, Outcome]]
+"""`run_jobs`, or what stands in for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What is searched: a configuration, and the fields that a search may change."""
+
+    config: Config
+    space: Sequence[Range] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A point of a search."""
+
+    values: dict[str, float]
+    outcome: Outcome
+
+    @property
+    def score(self) -> float | None:
+        """Its validation metric; None where it failed."""
+        metrics = self.outcome.metrics
+        return None if metrics is None else float(metrics["valid"][SELECTION_METRIC])
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search and its seeds found for one method."""
+
+    trials: Sequence[Trial]
+    chosen: dict[str, float] | None
+    """The values of the best trial; {} where nothing was searched, None where every trial failed."""
+    runs: dict[int, Outcome]
+    """By seed, of the chosen values; failed ones among them."""
+
+    @property
+    def done(self) -> dict[int, Outcome]:
+        """The runs that came to their end, by seed."""
+        return {seed: outcome for seed, outcome in self.runs.items() if outcome.ok}
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """Trials and runs that failed."""
+        return [o for o in (*(trial.outcome for trial in self.trials), *self.runs.values()) if not o.ok]
+
+    def values(self, metric: str, split: str = "test") -> list[float]:
+        """A metric of each run that came to its end, in the order of seeds."""
+        return [float(outcome.metrics[split][metric]) for outcome in self.done.values() if outcome.metrics is not None]
+
+    def spread(self, metric: str, split: str = "test") -> Spread | None:
+        """Mean and standard deviation of a metric over seeds; None where no run came to its end."""
+        return spread(self.values(metric, split))
+
+
+def search(
+    methods: Mapping[str, Method],
+    workdir: Path,
+    *,
+    trials: int,
+    seeds: Sequence[int],
+    parallel: int,
+    runner: Runner = run_jobs,
+) -> dict[str, Found]:
+    """Searches each method on validation, then runs its chosen values with every seed.
+
+    Args:
+      methods: by name, which is also the folder of its runs: `NAME/trial-00`, ..., then `NAME/trial-02-seed-0`, ... of
+        the chosen trial, or `NAME/seed-0`, ... without a search. So a larger budget keeps what is there.
+      workdir: of the experiment.
+      trials: points tried for each method; 0 takes its configuration as it is.
+      seeds: of the final runs, which read validation and test set; trials take the first.
+      parallel: runs at a time.
+      runner: makes the runs.
+
+    Returns:
+      What was found, by the methods' names.
+
+    Raises:
+      InputError: a negative number of trials, a seed twice, a configuration out of range; where every run failed, and
+        for bad input; or runs on one data set that follow different protocols.
+      RunError: where every run failed otherwise.
+    """
+    if trials < 0:
+        raise InputError(f"The number of trials must be at least 0, got {trials}.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds={','.join(map(str, seeds))}: give at least one seed, and each only once.")
+    points = {name: _points(method, trials, seeds[0]) for name, method in methods.items()}
+    jobs = [
+        Job(f"{name}/trial-{i:02d}", config, keep_checkpoints=False)
+        for name, tried in points.items()
+        for i, (_, config) in enumerate(tried)
+    ]
+    ended = runner(jobs, workdir, parallel=parallel, description="Search") if jobs else {}
+    _some_came_to_an_end(ended)
+    tried = {
+        name: [Trial(values, ended[f"{name}/trial-{i:02d}"]) for i, (values, _) in enumerate(tried)]
+        for name, tried in points.items()
+    }
+    chosen: dict[str, dict[str, float] | None] = {}
+    folders: dict[str, str] = {}
+    for name, made in tried.items():
+        best = choose(made)
+        folders[name] = f"{name}/" if best is None else f"{best.outcome.name}-"
+        chosen[name] = best.values if best is not None else None if trials else {}
+    finals = {
+        (name, seed): Job(
+            f"{folders[name]}seed-{seed}", methods[name].config.replace(**values, seed=seed, evaluate="both")
+        )
+        for name, values in chosen.items()
+        if values is not None
+        for seed in seeds
+    }
+    runs = runner(list(finals.values()), workdir, parallel=parallel, description="Seeds")
+    _some_came_to_an_end(runs)
+    return {
+        name: Found(
+            tried[name], values, {seed: runs[finals[name, seed].name] for seed in seeds if (name, seed) in finals}
+        )
+        for name, values in chosen.items()
+    }
+
+
+def choose(trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the best validation metric, the first of equals; None where there is none that came to its end."""
+    alive = [(trial.score, trial) for trial in trials if trial.score is not None]
+    return max(alive, key=lambda scored: scored[0])[1] if alive else None
+
+
+def one_protocol(found: Mapping[str, Found], what: str) -> str:
+    """The protocol that all runs follow.
+
+    Raises:
+      InputError: where they follow several: their numbers can't stand in one table.
+    """
+    protocols = {
+        outcome.metrics["protocol"]
+        for each in found.values()
+        for outcome in (*(trial.outcome for trial in each.trials), *each.runs.values())
+        if outcome.metrics is not None
+    }
+    if len(protocols) != 1:
+        raise InputError(
+            f"{what}: its runs follow {len(protocols)} protocols and can't share a table: the data, the split or what "
+            "is ranked has changed since the first of them. Start a new --workdir."
+        )
+    return str(protocols.pop())
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and standard deviation (n - 1; None for one value); None for no values."""
+    if not values:
+        return None
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def to_json(found: Found) -> dict[str, Any]:
+    """For result.json: every trial, the chosen values, and each seed's metrics or failure."""
+
+    def run(outcome: Outcome) -> dict[str, Any]:
+        if outcome.metrics is None:
+            return {"failed": outcome.failure}
+        kept = ("valid", "test", "test_slices", "train", "parameters", "protocol", "digest")
+        return {name: outcome.metrics[name] for name in kept if name in outcome.metrics}
+
+    return {
+        "trials": [{"values": trial.values, **run(trial.outcome)} for trial in found.trials],
+        "chosen": found.chosen,
+        "runs": [{"seed": seed, **run(outcome)} for seed, outcome in found.runs.items()],
+    }
+
+
+def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, float], Config]]:
+    check(method.config)
+    points = []
+    for values in design(method.space, trials, seed) if trials else []:
+        config = method.config.replace(**values, seed=seed, evaluate="valid")
+        check(config)
+        points.append((values, config))
+    return points
+
+
+def _some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
+    failed = [outcome for outcome in outcomes.values() if not outcome.ok]
+    if not failed or len(failed) < len(outcomes):
+        return
+    message = f"All {len(failed)} runs failed, the last with: {failed[-1].failure}"
+    refused = all(outcome.status == InputError.exit_status for outcome in failed)
+    raise InputError(message) if refused else RunError(message)

@@ -1,0 +1,96 @@
+"""How much the result depends on each value that a person sets: one field at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spectran_jax.config import Config, fields
+from spectran_jax.errors import InputError
+from spectran_jax.report import words
+from spectran_jax.report.figures import HALF, Plot
+from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.flags import Study
+from spectran_jax.studies.grid import Grid, comparison, finish, run_grid
+from spectran_jax.studies.publish import Result
+from spectran_jax.studies.tables import Table
+from spectran_jax.studies.variants import Variant, parse_changes, single_changes, text_of
+
+REFERENCE = "as configured"
+
+DEFAULT = (
+    "temperature=0.03:0.05:0.07:0.1:0.2, negatives=64:128:256:512:1024, attention_live=0.05:0.2:0.5:0.8:0.95, "
+    "semantic_scale=0.05:0.1:0.2:0.4:0.8"
+)
+"""attention_live sets the threshold lambda at start: the share of attention entries above it."""
+
+TEXT = """
+One field moves at a time, all others stay as configured; every value is trained with the same seeds. The threshold
+lambda of the attention is set through attention_live, the share of entries that are above it at start: lambda itself
+follows from the rank, the dimension and k.
+
+A second table lists the seeds of the unchanged configuration: differences within their spread are luck.
+"""
+
+
+def run(study: Study, changes: str = DEFAULT) -> Result:
+    """Runs and publishes the study; `changes` as `variants.parse_changes` reads them."""
+    parsed = parse_changes(changes, "changes")
+    if "seed" in parsed:
+        raise InputError("--changes: the seed is no field to move here; give --seeds, whose spread is shown.")
+    variants = {
+        dataset: [Variant(REFERENCE, {}), *single_changes(config, parsed)] for dataset, config in study.datasets.items()
+    }
+    grid = run_grid(study, variants, "Sensitivity")
+    return finish(study, "sensitivity", result(grid, study.datasets, parsed, study.command))
+
+
+def result(grid: Grid, datasets: Mapping[str, Config], changes: Mapping[str, Sequence[Any]], command: str) -> Result:
+    """The tables, and a plot for each field of numbers on each data set."""
+    plots = [
+        plot
+        for dataset, config in datasets.items()
+        for name, values in changes.items()
+        if (plot := field_plot(grid, dataset, config, name, values)) is not None
+    ]
+    tables = [comparison(grid, "Sensitivity", REFERENCE), seed_table(grid)]
+    return Result("Sensitivity to single values", tables, plots, TEXT, command)
+
+
+def field_plot(grid: Grid, dataset: str, config: Config, name: str, values: Sequence[Any]) -> Plot | None:
+    """NDCG@10 over the values of one field, that of the configuration among them; None where they are no numbers."""
+    section = {field.name: section for section, field in fields()}[name]
+    own = getattr(getattr(config, section), name)
+    if isinstance(own, str | bool):
+        return None
+    found = {v: grid.metric(dataset, REFERENCE if v == own else f"{name}={text_of(v)}", "ndcg@10") for v in values}
+    found[own] = grid.metric(dataset, REFERENCE, "ndcg@10")
+    kept = {v: found[v] for v in sorted(found)}
+    points = [(v, spread.mean, spread.std or 0.0) for v, spread in kept.items() if spread is not None]
+    if not points:
+        return None
+    x, y, std = (list(column) for column in zip(*points, strict=True))
+    wide = x[0] > 0 and x[-1] >= 8 * x[0]
+    return lines(
+        f"sensitivity-{dataset}-{name}",
+        f"{words.label(name)}, {dataset}",
+        f"Test NDCG@10, mean and standard deviation over seeds; {text_of(own)} is the configured value.",
+        {"NDCG@10": Series(x, y, std)},
+        xlabel=words.label(name),
+        ylabel="NDCG@10",
+        xscale="log" if wide else "linear",
+        ticks={v: f"{v:g}" for v in x},
+        size=HALF,
+        legend=False,
+    )
+
+
+def seed_table(grid: Grid) -> Table:
+    """What each seed of the unchanged configuration gave."""
+    rows = [
+        [dataset, seed, outcome.metrics["test"]["ndcg@10"], outcome.metrics["test"]["hr@10"]]
+        for dataset in grid.runs
+        for seed, outcome in grid.ok(dataset, REFERENCE).items()
+        if outcome.metrics
+    ]
+    return Table("Seeds of the unchanged configuration", ["Data set", "Seed", "NDCG@10", "HR@10"], rows, appendix=True)

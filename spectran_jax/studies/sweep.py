@@ -1,0 +1,123 @@
+"""A search over ranges that the user names, on each data set, and the test metrics of its choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectran_jax.config import Config
+from spectran_jax.report import words
+from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.publish import Result
+from spectran_jax.studies.search import SELECTION_METRIC, Found, Method, Runner, one_protocol, search, to_json
+from spectran_jax.studies.space import Range, describe
+from spectran_jax.studies.tables import Cell, Table
+
+
+def sweep(
+    datasets: Mapping[str, Config],
+    workdir: Path,
+    *,
+    space: Sequence[Range],
+    trials: int,
+    seeds: Sequence[int],
+    parallel: int = 1,
+    command: str = "",
+    runner: Runner = run_jobs,
+) -> Result:
+    """Searches `space` on each data set's validation set, then runs the chosen values with each seed.
+
+    Args:
+      datasets: the values that are not searched, by data set.
+      workdir: of the experiment; runs are in `runs/DATASET/`.
+      space: fields and their ranges.
+      trials: points tried on each data set.
+      seeds: of the runs that read the test set; the first is that of the trials.
+      parallel: runs at a time.
+      command: for the page.
+      runner: makes the runs.
+
+    Returns:
+      Two tables a data set, test metrics by seed and trials; `data["sweeps"]` holds them by data set.
+
+    Raises:
+      InputError, RunError: as `search`.
+    """
+    methods = {name: Method(config, space) for name, config in datasets.items()}
+    found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, runner=runner)
+    tables = []
+    for name, each in found.items():
+        one_protocol({name: each}, name)
+        tables += [_metrics_table(name, each), trials_table(f"Trials on {name}", {(name,): each}, ("Data set",))]
+    encoders = ", ".join(sorted({f"{c.encoder.item_encoder} on {c.backbone.backbone}" for c in datasets.values()}))
+    return Result(
+        f"Search for {encoders}",
+        tables,
+        text=(
+            f"{trials} points of a Sobol sequence were tried on the validation set with seed {seeds[0]}; the one of "
+            f"best {words.label(SELECTION_METRIC)} was run with {len(seeds)} seeds, which read the test set."
+        ),
+        command=command,
+        data={"sweeps": {name: to_json(each) for name, each in found.items()}},
+    )
+
+
+def _metrics_table(name: str, found: Found) -> Table:
+    metrics = {seed: outcome.metrics["test"] for seed, outcome in found.done.items() if outcome.metrics is not None}
+    rows: list[Sequence[Cell]] = [
+        [
+            words.label(metric),
+            *(words.metric(metric, values[metric]) for values in metrics.values()),
+            _spread(found, metric),
+        ]
+        for metric in words.ordered_metrics(*metrics.values())
+    ]
+    chosen = f" of {describe(found.chosen)}" if found.chosen else ""
+    failed = len(found.runs) - len(found.done)
+    return Table(
+        f"Test metrics on {name}{chosen}",
+        ["Metric", *(f"Seed {seed}" for seed in metrics), "Mean ± s.d."],
+        rows,
+        note=f"{failed} of {len(found.runs)} seeds failed." if failed else "",
+    )
+
+
+def _spread(found: Found, metric: str) -> str:
+    made = found.spread(metric)
+    assert made is not None
+    std = "" if made.std is None else f" ± {words.metric(metric, made.std)}"
+    return words.metric(metric, made.mean) + std
+
+
+def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *, appendix: bool = False) -> Table:
+    """Every trial: where, its values, validation metric and seconds, or why it failed. The chosen ones are bold.
+
+    Args:
+      title: of the table.
+      found: what was found, by the tuple of cells that say where.
+      keys: titles of those cells.
+      appendix: see `Table`.
+    """
+    rows: list[Sequence[Cell]] = []
+    bold = set()
+    failures: list[str] = []
+    for place, each in found.items():
+        for index, trial in enumerate(each.trials):
+            metrics = trial.outcome.metrics
+            if metrics is None:
+                failures.append(f"{', '.join(place)}, trial {index}: {trial.outcome.failure}")
+            if trial.score is not None and trial.values == each.chosen:
+                bold.add((len(rows), len(keys) + 2))
+            seconds = None if metrics is None else float(metrics["train"]["seconds"])
+            rows.append([*place, index, describe(trial.values), trial.score, seconds])
+    note = f"{len(failures)} of {len(rows)} trials failed. " + " ".join(failures) if failures else ""
+    selection = words.label(SELECTION_METRIC)
+    return Table(
+        title,
+        [*keys, "Trial", "Values", f"Validation {selection}", "Seconds"],
+        rows,
+        note=note,
+        bold=bold,
+        appendix=True,
+    )

@@ -1,0 +1,70 @@
+"""A run that trains nothing: `fake_run.py FOLDER [BEHAVIOUR]` leaves what a run of FOLDER/job.json leaves.
+
+Metrics are functions of the configuration: best on validation where dropout is 0.2. It says what it saw in seen.json.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def main(folder: Path, behaviour: str = "") -> int:
+    (folder / "starts").open("a").write("x")
+    config = json.loads((folder / "job.json").read_text())
+    (folder / "seen.json").write_text(json.dumps({"cores": sorted(os.sched_getaffinity(0)), "parent": os.getppid()}))
+    if behaviour == "fail":
+        print("a line\nerror: The loss became nan at step 3.", file=sys.stderr)
+        return 1
+    if behaviour == "again" and len((folder / "starts").read_text()) < 3:
+        return 75
+    if behaviour == "unchanged" and (folder / "metrics.json").exists():
+        return 0
+    if behaviour == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "wait" and not (folder / "saved").exists():
+
+        def save(*_):
+            (folder / "saved").write_text("")
+            sys.exit(75)
+
+        signal.signal(signal.SIGTERM, save)
+        (folder / "waiting").write_text("")
+        time.sleep(60)
+        return 1
+    seed, dropout = config["training"]["seed"], config["backbone"]["dropout"]
+    good = {"id": 0.0, "svd": 0.1}.get(config["encoder"]["item_encoder"], 0.2)
+    rng = np.random.default_rng([seed, int(100 * good)])
+    users, items = 40, 25
+    level = good + 0.5 - abs(dropout - 0.2)
+    arrays = {"item_counts": np.arange(items, dtype=np.int32)}
+    metrics = {
+        "config": config,
+        "train": {"steps": 7, "seconds": 1.0},
+        "protocol": config["data"]["split"],
+        "inputs": "",
+    }
+    sets = ["valid", "test"] if config["training"]["evaluate"] == "both" else [config["training"]["evaluate"]]
+    for name in sets:
+        ranks = np.where(rng.random(users) < level, 0, 20).astype(np.int32)
+        columns = {
+            "user": np.arange(users),
+            "item": np.arange(users) % items,
+            "rank": ranks,
+            "history": np.full(users, 5),
+        }
+        arrays |= {f"{name}_{key}": np.asarray(value, np.int32) for key, value in columns.items()}
+        value = level if name == "valid" else float((ranks < 10).mean())
+        metrics[name] = {key: value for key in ("ndcg@10", "ndcg@20", "hr@10", "mrr")}
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    np.savez(folder / "ranks.npz", **arrays)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

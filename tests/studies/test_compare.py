@@ -1,0 +1,154 @@
+"""A comparison: what is run, what its tables say, what fails; and one real, tiny one by its command."""
+
+import json
+
+import numpy as np
+import pytest
+from test_sweep import Runner
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError
+from spectran_jax.studies import statistics
+from spectran_jax.studies.compare import check_names, compare
+
+DATA = {"ml": Config(), "other": Config().replace(split="temporal")}
+SETTINGS = {"encoders": ["id", "svd", "spectran"], "backbone_names": ["sasrec"], "budget": 2, "seeds": [0, 1, 2]}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    runner, folder = (
+        Runner({"ml/sasrec/svd/trial-00-seed-2": "fail", "ml/sasrec/svd/trial-01-seed-2": "fail"}),
+        tmp_path_factory.mktemp("compare"),
+    )
+    return compare(DATA, folder, **SETTINGS, parallel=2, command="c", runner=runner), runner.jobs
+
+
+def rows(result, title):
+    table = next(table for table in result.tables if table.title == title)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows], table
+
+
+def test_every_method_has_the_same_budget_and_the_same_points(compared):
+    result, jobs = compared
+    assert len(jobs) == 2 * 3 * (2 + 3)
+    for index in range(2):
+        trials = [job.config for job in jobs if job.name.endswith(f"trial-{index:02d}")]
+        assert len(trials) == 6
+        assert len({(c.optimizer.learning_rate, c.backbone.dropout, c.optimizer.weight_decay) for c in trials}) == 1
+    assert {job.config.encoder.item_encoder for job in jobs} == {"id", "svd", "spectran"}
+    assert len(rows(result, "Trials")[0]) == 12
+
+
+def test_means_gains_and_values_are_those_of_the_runs(compared):
+    result, _ = compared
+    metrics, table = rows(result, "Test metrics")
+    cells = {(c["dataset"], c["item_encoder"]): c for c in result.data["cells"]}
+    for row in metrics:
+        runs = cells[row["Data set"], row["Method"]]["runs"]
+        values = [run["test"]["ndcg@10"] for run in runs if "test" in run]
+        assert row["NDCG@10"] == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    ours, svd = metrics[5], metrics[4]
+    # The fake runs differ between data sets in nothing that the mean per user could see.
+    assert svd[f"Gain of {'spectran'}"].startswith("+")
+    assert ours["Gain of spectran"] is None
+    best = {max(range(3 * d, 3 * d + 3), key=lambda i: metrics[i]["NDCG@10"].mean) for d in range(2)}
+    assert {i for i, j in table.bold if j == 3} == best
+
+
+def test_the_p_values_are_corrected_as_one_family(compared):
+    result, _ = compared
+    versus = result.data["versus"]
+    assert len(versus) == 4
+    tested = [each["p"] for each in versus if each["p"] is not None]
+    # A rival with two seeds has too few for a test; the other three are corrected together.
+    assert [each["rival"] for each in versus if each["p"] is None] == ["svd"]
+    assert len(tested) == 3
+    assert min(tested) >= 3 / (statistics.PERMUTATIONS + 1)
+
+
+def test_a_failed_run_is_counted_and_told(compared):
+    metrics, table = rows(compared[0], "Test metrics")
+    assert [row["Seeds"] for row in metrics] == ["3 of 3", "2 of 3", "3 of 3", "3 of 3", "3 of 3", "3 of 3"]
+    assert "1 run failed." in table.note
+
+
+def test_the_best_rival_is_chosen_by_validation(compared):
+    gains, table = rows(compared[0], "spectran over the best rival")
+    assert [row["Best rival"] for row in gains] == ["svd", "svd"]  # the fake run's validation says so
+    assert "Mean gain over 2 places" in table.note
+    ranks, _ = rows(compared[0], "Mean ranks")
+    assert sorted(row["Mean rank"] for row in ranks) == [row["Mean rank"] for row in ranks]
+    assert sum(row["Mean rank"] for row in ranks) == pytest.approx(6)
+
+
+def test_plots(compared):
+    titles = [plot.title for plot in compared[0].figures]
+    assert titles == [f"{what} on {d}, sasrec" for d in ("ml", "other") for what in ("NDCG@10", "Search")]
+
+
+def test_a_method_that_fails_leaves_the_others_their_table(tmp_path):
+    failing = {f"ml/sasrec/svd/seed-{seed}": "fail" for seed in range(2)}
+    settings = {**SETTINGS, "budget": 0, "seeds": [0, 1]}
+    result = compare({"ml": Config()}, tmp_path, **settings, parallel=2, runner=Runner(failing))
+    metrics, table = rows(result, "Test metrics")
+    assert [row["NDCG@10"] is None for row in metrics] == [False, True, False]
+    assert "ml/sasrec/svd: The loss became nan at step 3." in table.note
+    assert "No p-values: 2 seeds are too few" in table.note
+    assert [t.title for t in result.tables] == ["Test metrics", "spectran over the best rival", "Cost"]
+    assert len(result.figures) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoders": ["id", "spectrn"]}, "Unknown item encoder in --item_encoders: 'spectrn'.*'spectran'"),
+        ({"backbone_names": ["sasrecs"]}, "Unknown backbone in --backbones: 'sasrecs'.*'sasrec'"),
+        ({"encoders": ["id", "id"]}, "--item_encoders=id,id: name each only once"),
+        ({"target": "mlp"}, "--target=mlp is not among --item_encoders=id,svd,spectran"),
+    ],
+)
+def test_bad_names_start_nothing(tmp_path, changes, message):
+    runner = Runner()
+    with pytest.raises(InputError, match=message):
+        compare({"ml": Config()}, tmp_path, **{**SETTINGS, **changes}, runner=runner)
+    assert not runner.jobs
+
+
+def test_no_names_are_all_names():
+    assert check_names("backbones", "backbone", [], {"a": 1, "b": 2}) == ["a", "b"]
+
+
+def test_a_real_comparison(tiny_flags, tmp_path, run_command):
+    flags = {
+        **tiny_flags,
+        # What is compiled into a step is fixed, and runs follow each other, so that a method compiles once.
+        **{"dropout": 0.1, "weight_decay": 0.0, "semantic_scale": 0.3, "spectral_power": 0.0},
+        "dataset": "files",
+        "item_encoders": "id,svd",
+        "backbones": "sasrec",
+        "budget": 2,
+        "seeds": 0,
+        "epochs": 1,
+        "workdir": tmp_path / "w",
+        "results": tmp_path / "RESULTS.md",
+    }
+    done = run_command("compare", flags, timeout=600)
+    assert done.returncode == 0, done.stderr
+    held = json.loads((tmp_path / "w" / "result.json").read_text())
+    trials = next(table for table in held["tables"] if table["title"] == "Trials")["rows"]
+    assert len(trials) == 4
+    assert all(score is not None for *_, score, _ in trials)
+    chosen = {c["item_encoder"]: c["chosen"] for c in held["cells"]}
+    assert list(chosen["id"]) == ["id_scale"]
+    assert chosen["svd"] == {}, "the command line fixed all of its space"
+    for cell in held["cells"]:
+        folder = tmp_path / "w" / "runs" / "files" / "sasrec" / cell["item_encoder"]
+        assert not list(folder.glob("trial-0[01]/checkpoints"))
+        (seed,) = folder.glob("trial-*-seed-0")
+        with np.load(seed / "ranks.npz") as ranks:
+            found = statistics.ndcg_by_user(ranks["test_rank"]).mean()
+            assert ranks["item_counts"].shape == (40,)
+        assert found == pytest.approx(cell["runs"][0]["test"]["ndcg@10"])
+    assert "<!-- begin compare-files -->" in (tmp_path / "RESULTS.md").read_text()
+    assert "too few for a test" in done.stdout

@@ -1,0 +1,119 @@
+"""Data sets by name, and the common flags."""
+
+import pytest
+from absl import flags
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError
+from spectran_jax.studies.datasets import BUILT_IN, dataset_configs
+from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, study_from_flags
+
+TOML = """
+[beauty]
+interactions = "data/i.tsv"
+items = "data/items.jsonl"
+embeddings = "data/e.npy"
+max_length = 20
+temperature = 1
+
+[ml-temporal]
+dataset = "movielens_100k"
+split = "temporal"
+
+[movielens_100k]
+epochs = 3
+"""
+
+
+@pytest.fixture
+def toml(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("i.tsv", "items.jsonl", "e.npy"):
+        (tmp_path / "data" / name).write_text("")
+    path = tmp_path / "sets.toml"
+    path.write_text(TOML)
+    return path
+
+
+def test_names_become_configurations(toml, tmp_path):
+    found = dataset_configs(["beauty", "ml-temporal", "movielens_100k"], toml, given={"dropout": 0.1, "max_length": 9})
+    beauty = found["beauty"]
+    assert beauty.data.dataset == "files"
+    assert beauty.data.interactions == str(tmp_path / "data" / "i.tsv")
+    assert beauty.text.embeddings == str(tmp_path / "data" / "e.npy")
+    assert beauty.objective.temperature == 1.0
+    assert {c.data.max_length for c in found.values()} == {9}, "the command line overrules the file"
+    assert {c.backbone.dropout for c in found.values()} == {0.1}
+    assert found["ml-temporal"].data.split == "temporal"
+    ours = found["movielens_100k"].training
+    assert (ours.epochs, ours.batch_size) == (3, BUILT_IN["movielens_100k"]["batch_size"])
+    assert dataset_configs(["beauty"], toml)["beauty"].data.max_length == 20
+
+
+def test_the_flags_may_describe_a_data_set(tmp_path):
+    given = {"interactions": "i.tsv", "items": "i.jsonl"}
+    assert dataset_configs(["files"], given=given)["files"].data.interactions == "i.tsv"
+    base = Config().replace(blocks=7)
+    assert dataset_configs(["movielens_100k"], base=base)["movielens_100k"].backbone.blocks == 7
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "message"),
+    [
+        (["beauti"], TOML, "Unknown data set 'beauti'.*Did you mean 'beauty'"),
+        (["files"], "", "Unknown data set 'files'"),
+        ([], "", "name at least one data set"),
+        (["beauty", "beauty"], TOML, "each only once"),
+        (["beauty"], "[beauty", "not a readable TOML file"),
+        (["beauty"], "beauty = 3", r"must be a table of fields, written \[beauty\]"),
+        (["a"], "[a]\nmax_lenght = 3", "Unknown field in .*sets.toml, data set a: 'max_lenght'.*'max_length'"),
+        (["a"], "[a]\nmax_length = 'x'", "data set a: data.max_length must be int, got 'x'"),
+        (["a"], "[a]\ninteractions = 'none.tsv'", "data set a: interactions names .*none.tsv, and there is no such"),
+        (["a"], "['../a']\nmax_length = 3", "can't be named '../a'"),
+        (["movielens_100k"], "[movielens_100k]\ndropout = 2.0", "--dropout must be"),
+    ],
+)
+def test_bad_names_and_files(toml, names, text, message):
+    toml.write_text(text)
+    with pytest.raises(InputError, match=message):
+        dataset_configs(names, toml)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"--datasets=.*none\.toml: no such file"):
+        dataset_configs(["a"], tmp_path / "none.toml")
+
+
+def test_seeds_and_command():
+    assert parse_seeds(["0", "12"]) == (0, 12)
+    for words in ([], ["1", "1"], ["x"], ["-1"]):
+        with pytest.raises(InputError, match="whole numbers, comma-separated, each once"):
+            parse_seeds(words)
+    assert command_line(["/x/experiments/compare.py", "--a=b c"]) == "python -m experiments.compare '--a=b c'"
+
+
+def study(*argv):
+    values = flags.FlagValues()
+    define_study_flags(flag_values=values)
+    values(["compare", *argv])
+    return study_from_flags(values)
+
+
+def test_common_flags(toml):
+    found = study(f"--datasets={toml}", "--dataset=beauty, ml-temporal", "--workdir=w", "--seeds=3,1", "--dropout=0.2")
+    assert list(found.datasets) == ["beauty", "ml-temporal"]
+    assert (found.seeds, found.parallel, found.results, found.given) == ((3, 1), 1, None, {"dropout": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--workdir=DIR"),
+        (["--workdir=w", "--seed=3"], "give --seeds=0,1,2 instead of --seed"),
+        (["--workdir=w", "--jobs=0"], "--jobs must be at least 1"),
+        (["--workdir=w", "--dataset=movielens"], "Did you mean 'movielens_100k'"),
+    ],
+)
+def test_bad_common_flags(argv, message):
+    with pytest.raises(InputError, match=message):
+        study(*argv)

@@ -1,0 +1,66 @@
+"""The account of a method's cost against counts by hand."""
+
+import numpy as np
+import pytest
+
+from spectran_jax.config import Config
+from spectran_jax.studies import costs, efficiency
+from spectran_jax.studies.efficiency import ADAPTER_BAR, adapter_parameters, count_parameters, flops_per_item, measure
+from spectran_jax.studies.synthetic import synthetic_inputs, synthetic_setup
+from spectran_jax.training.programs import build_programs
+
+N, M, D = 60, 24, 8
+CONFIG = Config().replace(
+    dimension=D, attention_dimension=4, blocks=1, heads=2, max_length=6, negatives=8, batch_size=8, eval_batch_size=16
+)
+
+
+@pytest.mark.parametrize("k", [64, 512])
+def test_the_adapter_of_the_paper_is_within_its_bar_whatever_the_catalogue(k):
+    """Q [d, k], K [r, k], the threshold and P + 1 coefficients; r = m once N >= m."""
+    config = Config().replace(dimension=128, attention_dimension=k)
+    counts = {items: adapter_parameters(config, items=items, width=4096) for items in (1000, 4096, 100_000)}
+    assert counts[4096] == counts[100_000] == k * (128 + 4096) + 1 + 3 <= ADAPTER_BAR
+    assert counts[1000] == k * (128 + 1000) + 1 + 3
+
+
+def test_parameters_with_one_row_an_item_are_no_adapter():
+    params = {
+        "item_encoder": {"table": np.zeros((7, 3)), "adapter": {"query": np.zeros((3, 2)), "threshold": np.zeros(())}},
+        "backbone": {"table": np.zeros((5, 5))},
+    }
+    assert count_parameters(params, ("table",)) == (21 + 6 + 1 + 25, 7)
+
+
+def test_an_item_of_spectran_costs_its_product_with_w():
+    """u W^T is 2 r d; scaling and adding the ID part are a few operations for each of d numbers."""
+    setup = synthetic_setup(CONFIG.replace(item_encoder="spectran"), synthetic_inputs(N, M, 40))
+    found = flops_per_item(setup, build_programs(setup, 1).state.params, few=32)
+    assert 2 * M * D <= found <= 2 * M * D + 6 * D
+
+
+def test_a_row_holds_every_figure():
+    """One tiny model, compiled and timed for real; no figure of time is looked at but for its sign."""
+    rows = measure(CONFIG, ["id"], items=N, width=M, users=40, repeats=1)
+    row = rows["id"]
+    assert row["adapter"] == 0
+    assert row["parameters"] > N * D
+    assert 0 < row["temporary_bytes"] < row["peak_bytes"]
+    assert min(row["step_flops"], row["step_seconds"], row["evaluation_seconds"]) > 0
+
+
+def test_figures_are_measured_once_and_written_with_their_units(tmp_path, monkeypatch):
+    row = {
+        "parameters": 2_000_000, "adapter": 1000, "step_flops": 3e6, "item_flops": 4e3, "temporary_bytes": 2**20,
+        "peak_bytes": 5 * 2**20, "step_seconds": 0.006, "evaluation_seconds": 0.07,
+    }  # fmt: skip
+    asked = []
+    monkeypatch.setattr(efficiency, "measure", lambda config, encoders, **_: asked.append(1) or {"spectran": row})
+    sizes = {"items": N, "width": M, "users": 40, "repeats": 1, "command": "c"}
+    for _ in range(2):
+        result = costs.run(CONFIG, tmp_path, ["spectran"], **sizes)
+    assert len(asked) == 1
+    assert list(result.tables[0].rows[0]) == ["spectran", 2_000_000, 1000, 3, 4, 1, 5, 6, 70]
+    assert [r[-1] for r in result.tables[1].rows] == ["yes"] * 4
+    costs.run(CONFIG.replace(dimension=16), tmp_path, ["spectran"], **sizes)
+    assert len(asked) == 2

@@ -1,0 +1,60 @@
+"""Measures of collapse against closed forms, and what is read of a run's log."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spectran_jax.errors import InputError
+from spectran_jax.studies.spectra import collapse, read_history, reading_at, readings
+
+
+def test_equal_values_fill_every_dimension_and_one_value_fills_one():
+    np.testing.assert_allclose(collapse([2.0] * 8), [8, 8, 1 / 8])
+    np.testing.assert_allclose(collapse([5.0, 0, 0, 0]), [1, 1, 1])
+    assert collapse([0.0, 0.0]) == (0, 0, 0)
+
+
+def test_a_geometric_spectrum_has_its_closed_form():
+    """Values q^j: abundance (1 - q^n) / (1 - q); entropy log Z - E[j] log q, from the sums of the series."""
+    q, n = 0.6, 12
+    total = (1 - q**n) / (1 - q)
+    mean = sum(j * q**j for j in range(n)) / total
+    found = collapse([7 * q**j for j in range(n)])
+    assert found.information_abundance == pytest.approx(total)
+    assert found.effective_rank == pytest.approx(np.exp(np.log(total) - mean * np.log(q)))
+    assert found.top_energy == pytest.approx((1 - q**2) / (1 - q ** (2 * n)))
+
+
+def test_order_and_unit_do_not_matter():
+    values = np.random.default_rng(0).random(9)
+    np.testing.assert_allclose(collapse(values), collapse(100 * values[::-1]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    lines = [
+        {"kind": "start", "step": 0, "item_singular_values": [1.0, 1.0]},
+        {"kind": "train", "step": 50, "loss": 3.0},
+        {"kind": "valid", "step": 60, "item_singular_values": [1.0, 0.5], "ndcg@20": 0.1},
+        {"kind": "valid", "step": 120, "item_singular_values": [1.0, 0.0], "ndcg@20": 0.2},
+    ]
+    torn = '{"kind": "valid", "st'
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+    return tmp_path
+
+
+def test_readings_are_those_of_start_and_validation(folder):
+    history = read_history(folder)
+    assert len(history) == 4
+    steps, values = readings(history, "item_singular_values")
+    assert steps.tolist() == [0, 60, 120]
+    assert values == [[1.0, 1.0], [1.0, 0.5], [1.0, 0.0]]
+    assert readings(history, "ndcg@20")[0].tolist() == [60, 120]
+    assert reading_at(history, "ndcg@20", 60) == 0.1
+    assert reading_at(history, "ndcg@20", 0) is None
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: can't be read .* holds no run"):
+        read_history(tmp_path)

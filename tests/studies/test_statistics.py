@@ -1,0 +1,120 @@
+"""Tests, corrections and intervals against SciPy and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from spectran_jax.errors import InputError
+from spectran_jax.metrics import metrics_from_ranks
+from spectran_jax.studies import statistics
+from spectran_jax.studies.ranks import Ranks, read_ranks
+
+
+def ranks(values, users=None):
+    n = len(values)
+    users = np.arange(n) if users is None else np.asarray(users)
+    return Ranks(users, np.zeros(n, int), np.asarray(values), np.full(n, 3), np.ones(5, int))
+
+
+def test_ndcg_by_user_averages_to_the_metric():
+    values = np.random.default_rng(0).integers(0, 40, 100)
+    for k in (10, 20):
+        assert statistics.ndcg_by_user(values, k).mean() == pytest.approx(metrics_from_ranks(values)[f"ndcg@{k}"])
+    assert statistics.ndcg_by_user([0, 1, 9, 10]).tolist() == pytest.approx([1, 1 / math.log2(3), 1 / math.log2(11), 0])
+
+
+def test_mean_over_seeds_pairs_users():
+    mean = statistics.mean_over_seeds([ranks([0, 99]), ranks([99, 0])])
+    assert mean.tolist() == [0.5, 0.5]
+    with pytest.raises(InputError, match="other users or targets"):
+        statistics.mean_over_seeds([ranks([0, 1]), ranks([0, 1], users=[0, 2])])
+
+
+@pytest.mark.parametrize("n", [2, 5, 12])
+def test_few_differences_are_tested_exactly(n):
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    expected = stats.permutation_test((values,), np.sum, permutation_type="samples", n_resamples=2**n).pvalue
+    assert statistics.sign_flip_test(values) == pytest.approx(expected)
+
+
+def test_the_smallest_exact_value_has_a_closed_form():
+    assert statistics.sign_flip_test(np.ones(6)) == pytest.approx(2 / 2**6)
+    assert statistics.sign_flip_test(np.array([1.0, -1.0])) == 1
+    assert statistics.sign_flip_test(np.zeros(9)) == 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.25])
+def test_many_differences_are_tested_as_scipy_does(shift):
+    values = np.random.default_rng(3).normal(shift, 1, 200)
+    ours = statistics.sign_flip_test(values, permutations=4999)
+    theirs = stats.permutation_test(
+        (values,), np.sum, permutation_type="samples", n_resamples=4999, rng=np.random.default_rng(1)
+    ).pvalue
+    assert ours == pytest.approx(theirs, abs=5 * math.sqrt(0.25 / 4999))
+    assert ours == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.03)
+    assert ours == statistics.sign_flip_test(np.concatenate([values, np.zeros(500)]), permutations=4999)
+    assert ours == statistics.sign_flip_test(-values, permutations=4999)
+
+
+def test_sums_that_tie_with_the_observed_one_count():
+    """Differences of one size: the sum is a binomial's, and 14 of 20 ties with many flips."""
+    values = np.where(np.arange(20) < 14, 1, -1) / math.log2(3)
+    expected = 2 * stats.binom.sf(13, 20, 0.5)
+    assert statistics.sign_flip_test(values, permutations=20_000) == pytest.approx(expected, abs=0.012)
+
+
+def test_a_clear_difference_reaches_the_floor(monkeypatch):
+    monkeypatch.setattr(statistics, "_CHUNK", 1000)  # several chunks
+    assert statistics.sign_flip_test(np.ones(100), permutations=199) == 1 / 200
+
+
+def test_holm_by_hand():
+    """The example of Holm's paper in the form of every textbook: 0.01, 0.04, 0.03, 0.005."""
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_holm_keeps_the_family_wise_error():
+    p = np.random.default_rng(0).random((2000, 5))
+    wrong = np.mean([min(statistics.holm(row)) <= 0.1 for row in p])
+    assert wrong == pytest.approx(1 - (1 - 0.1 / 5) ** 5, abs=0.02)
+
+
+def test_t_interval_is_scipys():
+    values = np.random.default_rng(0).normal(1, 2, 8)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert statistics.t_interval(values, 0.9)[1:] == pytest.approx((expected.low, expected.high))
+    with pytest.raises(InputError, match="needs at least 2, got 1"):
+        statistics.t_interval([1.0])
+
+
+def test_bootstrap_interval_is_scipys():
+    values = np.random.default_rng(0).choice([0.0, 0.0, 0.0, 1.0, -0.5], 300)
+    ours = statistics.bootstrap_interval(values, draws=4000)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1))
+    low, high = theirs.confidence_interval
+    assert ours.mean == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert statistics.bootstrap_interval(np.full(7, 0.25)) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_mean_ranks_share_ties_and_leave_out_gaps():
+    scores = np.array([[0.3, 0.2, 0.1], [0.1, 0.2, 0.2], [np.nan, 1.0, 2.0]])
+    assert statistics.mean_ranks(scores).tolist() == [2.0, 1.75, 2.25]
+    assert np.isnan(statistics.mean_ranks(scores[2:])).all()
+
+
+def test_too_few_seeds_says_how_many():
+    assert "1 seed is too few for a test; give at least 3 --seeds, better 5" in statistics.too_few_seeds(1)
+    assert statistics.too_few_seeds(3) == ""
+
+
+def test_ranks_of_a_damaged_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_ranks(tmp_path / "ranks.npz")
+    (tmp_path / "ranks.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match="is no file of ranks"):
+        read_ranks(tmp_path / "ranks.npz")

@@ -1,0 +1,242 @@
+"""Every study from start to end on runs that train nothing: what the runs were, what came out, what is refused."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPO
+
+from spectran_jax.config import Config
+from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.studies import ablation, collapse, dimension, grid, longtail, sensitivity, spectrum
+from spectran_jax.studies.attention import FILE
+from spectran_jax.studies.flags import Study
+from spectran_jax.studies.jobs import Outcome
+from spectran_jax.studies.variants import Variant, parse_changes, single_changes
+
+USERS, ITEMS, D, R = 40, 25, 4, 10
+QUALITY = {"id": 0.2, "svd": 0.5, "spectran": 0.8}
+"""Share of targets that are ranked first; the others come last."""
+
+
+def write_run(folder, config):
+    """What a run leaves: metrics, ranks, a log of two readings, an adapter. Seed 3 of svd has collapsed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder, seed = config.encoder.item_encoder, config.training.seed
+    rng = np.random.default_rng(seed)
+    item = np.arange(USERS) % ITEMS
+    counts = np.where(np.arange(ITEMS) < 20, 50 - np.arange(ITEMS), 0)  # the last five are cold
+    good = rng.permutation(USERS) < USERS * QUALITY[encoder]
+    if encoder == "id":
+        good &= counts[item] > 0
+    rank = np.where(good, 0, ITEMS - 1)
+    columns = {"user": np.arange(USERS), "item": item, "rank": rank, "history": np.full(USERS, 3)}
+    np.savez(
+        folder / "ranks.npz", item_counts=counts, **{f"test_{name}": v.astype(np.int32) for name, v in columns.items()}
+    )
+    values = np.where(np.arange(D) < (1 if (encoder, seed) == ("svd", 3) else D), 1.0, 0.0)
+    lines = [
+        {"kind": "start", "step": 0, "item_singular_values": [1.0] * D, "tail_energy": 0.1, "attention_live": 0.05},
+        {"kind": "train", "step": 5, "loss": 1.0},
+        {"kind": "valid", "step": 10, "item_singular_values": values.tolist(), "tail_energy": 0.3},
+    ]
+    for line in lines[::2]:
+        line |= {"component_energy": [1 / R] * R, "taylor": [1.0, 0.5, 0.0], "attention_live": 0.05}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = np.eye(D, R)
+    parts = {"attention": np.full((D, R), 0.5), "diagonal": np.linspace(1.5, 1.1, D), "taylor": [1.0, 0.5, 0.0]}
+    np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, **parts)
+    hit = float(good.mean())
+    test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
+    metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return metrics
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Puts `write_run` in the place of training; returns the jobs that were asked for."""
+    asked = []
+
+    def run_jobs(jobs, workdir, **_):
+        asked.extend(jobs)
+        return {
+            job.name: Outcome(job.name, folder := workdir / "runs" / job.name, write_run(folder, job.config))
+            for job in jobs
+        }
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    return asked
+
+
+@pytest.fixture
+def study(tmp_path):
+    datasets = {name: Config().replace(dimension=D) for name in ("one", "two")}
+    return Study(datasets, (0, 3), 2, tmp_path, tmp_path / "RESULTS.md", "python -m experiments.x", {"dimension": D})
+
+
+def rows_of(study, table):
+    with (study.workdir / "tables" / f"{table}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_ablation_changes_one_thing_at_a_time(study, trained):
+    result = ablation.run(study, "attention=*,semantic_scale=0.2:0.4,item_encoder=spectran")
+    assert [figure.title for figure in result.figures] == [
+        f"NDCG@10 of each variant, {name}" for name in study.datasets
+    ]
+    assert len(trained) == 2 * 2 * 4
+    for job in trained:
+        base = Config().replace(dimension=D, item_encoder="spectran", seed=job.config.training.seed)
+        assert len(job.config.differences(base)) == (0 if "/spectran/" in job.name else 1)
+    names = [row["Variant"] for row in rows_of(study, "ablation-of-spectran")]
+    assert names == ["spectran", "attention=softmax", "attention=none", "semantic_scale=0.4"] * 2
+    differences = [row["Difference [95 %]"] for row in rows_of(study, "ablation-of-spectran")]
+    assert differences[:2] == ["", "+0.0000 [+0.0000, +0.0000]"]
+    assert "<!-- begin ablation -->" in study.results.read_text()
+
+
+def test_what_is_tried_by_default_is_in_range():
+    for text in (ablation.DEFAULT, sensitivity.DEFAULT):
+        changes = parse_changes(text, "changes")
+        for variant in single_changes(Config(), changes):
+            check(Config().replace(**variant.values))
+
+
+def test_dimension_draws_every_encoder(study, trained):
+    study.given.clear()
+    result = dimension.run(study, ["id", "spectran"], [8, 16])
+    assert sorted({job.config.encoder.dimension for job in trained}) == [8, 16]
+    rows = rows_of(study, "metrics-by-dimension")
+    assert [row["Variant"] for row in rows[:4]] == ["id d=8", "id d=16", "spectran d=8", "spectran d=16"]
+    assert [float(row["HR@10"]) for row in rows[:4]] == pytest.approx([0.2 * 0.75, 0.2 * 0.75, 0.8, 0.8], abs=0.1)
+    assert len(result.figures) == 2
+    with pytest.raises(InputError, match="--dimensions=8,8: give whole numbers"):
+        dimension.parse_dimensions(["8", "8"])
+
+
+def test_collapse_reads_the_step_that_validation_chose(study, trained):
+    result = collapse.run(study, ["id", "svd"])
+    rows = rows_of(study, "collapse-of-item-vectors")
+    assert [(row["Data set"], row["Encoder"]) for row in rows[:2]] == [("one", "id"), ("one", "svd")]
+    measures = [[float(row[name]) for name in ("Rank at start", "Effective rank", "Abundance")] for row in rows[:2]]
+    assert measures == [pytest.approx([D, D, D]), pytest.approx([D, (1 + D) / 2, (1 + D) / 2])]
+    assert float(rows[1]["Top direction"]) == pytest.approx((1 + 1 / D) / 2)
+    assert len(result.figures) == 4
+
+
+def test_longtail_splits_users_and_holds_the_rest_alike(study, trained):
+    longtail.run_longtail(study, ["id", "spectran"])
+    counts = rows_of(study, "test-users-and-catalogue-by-group")
+    assert [int(counts[0][name]) for name in ("Head", "Middle", "Tail", "Cold", "All")] == [8, 12, 15, 5, 40]
+    assert [int(counts[1][name]) for name in ("Head", "Middle", "Tail", "Cold", "All")] == [4, 6, 10, 5, 25]
+    by_group = rows_of(study, "hr@10-by-group")
+    assert float(by_group[0]["Cold HR@10"]) == 0
+    assert float(by_group[1]["Cold HR@10"]) > 0
+    each = {name: int(counts[0][name]) for name in ("Head", "Middle", "Tail", "Cold")}
+    for row in by_group:
+        whole = sum(each[name] * float(row[f"{name} HR@10"]) for name in each) / USERS
+        assert whole == pytest.approx(float(row["All HR@10"]))
+
+
+def test_coldstart_holds_items_out_for_every_encoder(study, trained):
+    longtail.run_coldstart(study, ["id", "spectran"], 0.05)
+    assert {job.config.data.holdout_items for job in trained} == {0.05}
+    over = rows_of(study, "ndcg@10-over-id")
+    assert [row["Encoder"] for row in over] == ["spectran", "spectran"]
+    assert over[0]["Cold"].startswith("+")
+
+
+def test_spectrum_shows_reach_and_maps(study, trained):
+    result = spectrum.run(study)
+    row = rows_of(study, "reach-of-the-adapter")[0]
+    assert [float(row[name]) for name in ("Tail at start", "Tail", "Live", "Breadth", "Half")] == pytest.approx(
+        [0.1, 0, 1, 1, 2]
+    )
+    taylor = rows_of(study, "taylor-map")
+    assert len(taylor) == 4
+    assert taylor[0]["c_0, c_1, ..."] == "1, 0.5, 0"
+    assert len(result.figures) == 2 * 5
+    ids = [line for figure in result.figures for line in figure.svg.split('id="')[1:]]
+    names = [line.partition('"')[0] for line in ids]
+    assert len(set(names)) == len(names)
+    page = (study.workdir / "index.html").read_text()
+    assert page.count("panel wide") == 2 * 2  # the maps span the page
+
+
+def test_sensitivity_has_the_configured_value_in_every_plot(study, trained):
+    result = sensitivity.run(study, "temperature=0.05:0.07:0.1,negatives=64,fusion=*")
+    assert [figure.title for figure in result.figures] == [
+        "Temperature, one", "Negatives, one", "Temperature, two", "Negatives, two",
+    ]  # fmt: skip
+    assert len({job.name for job in trained if "temperature" in job.name}) == 2 * 2 * 2
+    assert len(rows_of(study, "seeds-of-the-unchanged-configuration")) == 4
+    with pytest.raises(InputError, match="the seed is no field to move"):
+        sensitivity.run(study, "seed=1:2")
+
+
+def test_a_flag_that_the_study_sets_is_refused_before_anything_runs(study, trained):
+    with pytest.raises(InputError, match="This study sets --dimension itself"):
+        dimension.run(study, ["id"], [8])
+    with pytest.raises(InputError, match=r"Unknown item encoder.*Did you mean 'spectran'"):
+        collapse.run(study, ["spectrn"])
+    with pytest.raises(InputError, match="--item_encoders=id,id: name each only once"):
+        collapse.run(study, ["id", "id"])
+    assert not trained
+
+
+def test_runs_that_fail_are_named_and_the_rest_is_shown(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            folder = workdir / "runs" / job.name
+            fails = "seed-3" in job.name or "softmax" in job.name
+            metrics = None if fails else write_run(folder, job.config)
+            made[job.name] = Outcome(job.name, folder, metrics, "The loss became nan." if fails else "")
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    table = ablation.run(study, "attention=softmax:none").tables[0]
+    assert [row[1] for row in table.rows] == ["spectran", "attention=none"] * 2
+    assert "one/attention=softmax/seed-0 failed: The loss became nan." in table.note
+    monkeypatch.setattr(grid, "run_jobs", lambda jobs, workdir, **_: {j.name: Outcome(j.name, workdir) for j in jobs})
+    with pytest.raises(RunError, match="No run came to its end"):
+        ablation.run(study, "attention=none")
+
+
+def test_runs_of_two_protocols_share_no_table(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        return {job.name: Outcome(job.name, workdir, {"protocol": str(job.config.training.seed)}) for job in jobs}
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    with pytest.raises(InputError, match="follow 2 protocols"):
+        ablation.run(study, "attention=none")
+
+
+def test_the_whole_path_through_child_processes(study):
+    """`run_grid` by way of real jobs: the fake run of tests stands in for the command."""
+    fake = REPO / "tests" / "studies" / "fake_run.py"
+    found = grid.run_grid(
+        study,
+        grid.everywhere(study, [Variant("id", {"item_encoder": "id"})]),
+        "Runs",
+        command=lambda job, folder: [sys.executable, str(fake), str(folder)],
+    )
+    assert found.pairs() == [("one", "id"), ("two", "id")]
+    assert found.metric("one", "id", "hr@10").std is not None
+    assert (study.workdir / "runs/two/id/seed-3/job.json").exists()
+
+
+def test_every_command_explains_itself():
+    names = ["ablation", "dimension", "collapse", "spectrum", "efficiency", "longtail", "coldstart", "sensitivity"]
+    commands = [[sys.executable, "-m", f"experiments.{name}", "--help"] for name in names]
+    processes = [subprocess.Popen(c, cwd=REPO, stdout=subprocess.PIPE, text=True) for c in commands]
+    for name, process in zip(names, processes, strict=True):
+        text = process.communicate(timeout=120)[0]
+        assert process.returncode == 0
+        assert f"python -m experiments.{name} --" in text
+        assert "This command:" in text

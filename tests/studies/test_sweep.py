@@ -1,0 +1,230 @@
+"""The search: fair, on validation only; then seeds, with honest spreads; and it survives what stops it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from test_jobs import fake
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError, Interrupted, RunError
+from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.search import Method, one_protocol, search, spread, to_json
+from spectran_jax.studies.space import OWN, Range, describe, design, parse_space, space_of
+from spectran_jax.studies.sweep import sweep
+
+SPACE = parse_space("learning_rate=log:1e-4:1e-2,dropout=0.1:0.5")
+METHODS = {"one": Method(Config().replace(dimension=32), SPACE)}
+
+
+class Runner:
+    """`run_jobs` with fake runs; keeps every job, and may stop before some."""
+
+    def __init__(self, behaviours=None, stop_before=""):
+        self.jobs, self.behaviours, self.stop_before = [], behaviours, stop_before
+
+    def __call__(self, jobs, workdir, **options):
+        todo = []
+        for job in jobs:
+            if self.stop_before and job.name.endswith(self.stop_before):
+                run_jobs(todo, workdir, **options, command=fake(self.behaviours))
+                raise Interrupted("Stopped.")
+            todo.append(job)
+            self.jobs.append(job)
+        return run_jobs(todo, workdir, **options, command=fake(self.behaviours))
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    runner, folder = Runner(), tmp_path_factory.mktemp("search")
+    found = search(METHODS, folder, trials=4, seeds=[3, 1, 8], parallel=2, runner=runner)
+    return found["one"], runner.jobs, folder
+
+
+def test_trials_read_validation_and_seeds_read_the_test_set(searched):
+    found, jobs, folder = searched
+    names = [f"one/trial-{i:02d}" for i in range(4)]
+    best = [trial.values for trial in found.trials].index(found.chosen)
+    assert [job.name for job in jobs] == names + [f"{names[best]}-seed-{seed}" for seed in (3, 1, 8)]
+    assert [job.config.training.evaluate for job in jobs] == ["valid"] * 4 + ["both"] * 3
+    assert [job.config.training.seed for job in jobs] == [3] * 4 + [3, 1, 8]
+    assert {job.config.encoder.dimension for job in jobs} == {32}
+    assert [(folder / "runs" / job.name / "checkpoints").exists() for job in jobs] == [False] * 4 + [True] * 3
+
+
+def test_the_choice_is_made_on_validation(searched):
+    """The fake run is best on validation where dropout is 0.2."""
+    found, jobs, _ = searched
+    dropouts = [trial.values["dropout"] for trial in found.trials]
+    best = min(dropouts, key=lambda value: abs(value - 0.2))
+    assert found.chosen["dropout"] == best != dropouts[0]
+    for job in jobs[4:]:
+        assert job.config.backbone.dropout == best
+        assert job.config.optimizer.learning_rate == found.chosen["learning_rate"]
+
+
+def test_mean_and_spread_are_those_of_the_seeds(searched):
+    found, _, _ = searched
+    numbers = found.values("ndcg@10")
+    assert len(numbers) == 3
+    made = found.spread("ndcg@10")
+    assert made.mean == pytest.approx(sum(numbers) / 3)
+    assert made.std == pytest.approx(math.sqrt(sum((x - made.mean) ** 2 for x in numbers) / 2))
+    assert spread([0.25]) == (0.25, None)
+    assert spread([]) is None
+    assert json.loads(json.dumps(to_json(found)))["runs"][1]["seed"] == 1
+
+
+def test_a_search_that_is_stopped_goes_on_where_it_was(searched, tmp_path):
+    whole, jobs, _ = searched
+    for stop_before in ("trial-02", "trial-03", "seed-8"):
+        with pytest.raises(Interrupted):
+            search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner(stop_before=stop_before))
+    found = search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner())
+    assert to_json(found["one"]) == to_json(whole)
+    assert {len((tmp_path / "runs" / job.name / "starts").read_text()) for job in jobs} == {1}
+
+
+def test_a_larger_budget_keeps_what_is_there(searched, tmp_path):
+    found, _, _ = searched
+    search(METHODS, tmp_path, trials=1, seeds=[3], parallel=2, runner=Runner())
+    more = search(METHODS, tmp_path, trials=4, seeds=[3], parallel=2, runner=Runner())["one"]
+    assert more.chosen == found.chosen
+    assert more.done[3].metrics == found.done[3].metrics
+    assert (tmp_path / "runs" / "one" / "trial-00" / "starts").read_text() == "x"
+
+
+def test_failed_trials_are_counted_and_not_chosen(tmp_path):
+    methods = {"good": METHODS["one"], "bad": METHODS["one"]}
+    failing = {"good/trial-00": "fail", "bad/trial-00": "fail", "bad/trial-01": "fail", "good/trial-01-seed-1": "die"}
+    found = search(methods, tmp_path, trials=2, seeds=[0, 1], parallel=2, runner=Runner(failing))
+    assert found["good"].chosen == found["good"].trials[1].values
+    assert [len(f.failures) for f in found.values()] == [2, 2]
+    assert list(found["good"].done) == [0]
+    assert found["bad"].chosen is None
+    assert not found["bad"].runs
+    with pytest.raises(RunError, match="All 2 runs failed, the last with: The loss became nan at step 3"):
+        search({"bad": METHODS["one"]}, tmp_path, trials=2, seeds=[0], parallel=2, runner=Runner(failing))
+
+
+def test_runs_of_two_protocols_share_no_table(tmp_path):
+    methods = {"a": METHODS["one"], "b": Method(Config().replace(split="temporal"))}
+    found = search(methods, tmp_path, trials=0, seeds=[0], parallel=1, runner=Runner())
+    assert one_protocol({"a": found["a"]}, "data") == "leave_one_out"
+    with pytest.raises(InputError, match="data: its runs follow 2 protocols"):
+        one_protocol(found, "data")
+
+
+def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
+    result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0, 5], command="x", runner=Runner())
+    metrics, trials = result.tables
+    assert metrics.columns == ["Metric", "Seed 0", "Seed 5", "Mean ± s.d."]
+    assert "dropout" in metrics.title
+    assert [row[0] for row in metrics.rows] == ["NDCG@10", "NDCG@20", "HR@10", "MRR"]
+    assert len(trials.rows) == 2
+    assert len(trials.bold) == 1
+    assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
+
+
+@pytest.mark.parametrize("trials", [1, 5, 8])
+def test_the_design_is_in_range_and_repeats(trials):
+    values = design(SPACE, trials, seed=0)
+    assert values == design(SPACE, trials, seed=0) != design(SPACE, trials, seed=1)
+    assert len(values) == len({tuple(v.values()) for v in values}) == trials
+    assert all(1e-4 <= v["learning_rate"] <= 1e-2 and 0.1 <= v["dropout"] <= 0.5 for v in values)
+
+
+def test_the_design_covers_every_field_evenly():
+    """Of 16 points of a Sobol sequence, every quarter of every field holds four."""
+    values = design(SPACE, 16, seed=2)
+    linear = [(v["dropout"] - 0.1) / 0.4 for v in values]
+    logarithmic = [math.log(v["learning_rate"] / 1e-4) / math.log(100) for v in values]
+    for points in (linear, logarithmic):
+        assert np.histogram(points, bins=4, range=(0, 1))[0].tolist() == [4, 4, 4, 4]
+
+
+def test_spaces_that_begin_alike_are_given_the_same_values():
+    longer = [*SPACE, *parse_space("semantic_scale=log:0.1:0.8,experts=log:2:16" if "experts" in KNOWN else "rtol=0:1")]
+    for short, long in zip(design(SPACE, 8, seed=3), design(longer, 8, seed=3), strict=True):
+        assert short.items() <= long.items()
+
+
+def test_ranges():
+    assert Range("learning_rate", 1e-4, 1e-2, log=True).at(0.5) == 1e-3
+    assert Range("dropout", 0.1, 0.5, log=False).at(0.5) == 0.3
+    narrow = Range("dropout", 0.12345, 0.12349, log=False)
+    assert {narrow.at(point) for point in (0.0, 0.5, 1.0)} <= {0.12345, 0.12349}
+    whole = Range("blocks", 1, 4, log=False, whole=True)
+    assert np.bincount([whole.at(p) for p in np.linspace(0, 1, 400, endpoint=False)]).tolist() == [
+        0,
+        100,
+        100,
+        100,
+        100,
+    ]
+    assert whole.at(1.0) == 4
+    powers = Range("heads", 2, 16, log=True, whole=True)
+    assert [powers.at(p) for p in (0.0, 1 / 3, 2 / 3, 1.0)] == [2, 4, 8, 16]
+    assert type(powers.at(0.4)) is int
+    assert describe({"heads": 4, "dropout": 0.25}) == "heads 4, dropout 0.25"
+
+
+def test_without_a_space_all_trials_are_alike():
+    assert design([], 2, seed=0) == [{}, {}]
+    assert parse_space("") == []
+
+
+KNOWN = {name for section in Config().to_dict().values() for name in section}
+
+
+def test_every_method_has_a_space_that_begins_alike():
+    from spectran_jax.item_encoders import REGISTRY
+
+    for name in REGISTRY:
+        names = [r.name for r in space_of(name)]
+        assert names[:3] == ["learning_rate", "dropout", "weight_decay"]
+        assert ("semantic_scale" in names) == (name not in ("id", "rlmrec"))
+    assert "dropout" not in [r.name for r in space_of("id", given=["dropout"])]
+    for text in OWN.values():  # whatever this version knows of it, it parses
+        parse_space(",".join(part for part in text.split(",") if part.split("=")[0] in KNOWN))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat=0:1", r"Unknown field in --search: 'learning_rat'.*Did you mean 'learning_rate'"),
+        ("loss=1:5", "only numbers are searched; loss is str"),
+        ("packing=0:1", "only numbers are searched; packing is bool"),
+        ("blocks=1.5:2", "NAME=log:LOW:HIGH, whole numbers"),
+        ("dropout", "write NAME=LOW:HIGH or NAME=log:LOW:HIGH"),
+        ("dropout=0.1", "write NAME=LOW:HIGH"),
+        ("dropout=a:b", "write NAME=LOW:HIGH"),
+        ("dropout=0.1:0.2:0.3", "write NAME=LOW:HIGH"),
+        ("dropout=0.5:0.1", "LOW must not be above HIGH"),
+        ("dropout=nan:0.1", "LOW must not be above HIGH"),
+        ("learning_rate=1e-3:inf", "both finite"),
+        ("learning_rate=log:0:1", "above 0 where log"),
+        ("dropout=0:0.1,dropout=0.2:0.3", "--search names dropout twice"),
+    ],
+)
+def test_bad_search(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_space(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials": -1}, "trials must be at least 0, got -1"),
+        ({"seeds": []}, "--seeds=: give at least one seed"),
+        ({"seeds": [1, 2, 1]}, "--seeds=1,2,1: give at least one seed, and each only once"),
+        ({"methods": {"a": Method(Config(), parse_space("dropout=0.5:1.5"))}, "trials": 2}, "--dropout must be"),
+    ],
+)
+def test_bad_sizes_start_nothing(tmp_path, options, message):
+    runner = Runner()
+    settings = {"methods": METHODS, "trials": 1, "seeds": [0], "parallel": 1, "runner": runner, **options}
+    with pytest.raises(InputError, match=message):
+        search(settings.pop("methods"), tmp_path, **settings)
+    assert not runner.jobs

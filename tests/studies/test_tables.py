@@ -1,0 +1,134 @@
+"""Tables as text, CSV, Markdown and LaTeX; pages; and the section of RESULTS.md."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from spectran_jax.errors import InputError
+from spectran_jax.report import figures
+from spectran_jax.studies import tables
+from spectran_jax.studies.publish import Result, publish, unique_names
+from spectran_jax.studies.results_md import refresh
+from spectran_jax.studies.tables import Spread, Table
+
+TABLE = Table(
+    "Test_metrics <b>",
+    ["Method", "NDCG@10", "p", "Items"],
+    [["a|b_c", Spread(0.04021, 0.00031), 0.00123456, 12101], ["100 % & <x>", Spread(0.05, None), None, 7]],
+    note="Two_notes.",
+    bold={(1, 1)},
+)
+
+
+def test_csv_keeps_values_as_they_are():
+    rows = list(csv.reader(io.StringIO(tables.to_csv(TABLE))))
+    assert rows == [
+        ["Method", "NDCG@10", "NDCG@10 s.d.", "p", "Items"],
+        ["a|b_c", "0.04021", "0.00031", "0.00123456", "12101"],
+        ["100 % & <x>", "0.05", "", "", "7"],
+    ]
+
+
+def test_markdown():
+    assert tables.to_markdown(TABLE).splitlines() == [
+        "| Method | NDCG@10 | p | Items |",
+        "|---|---:|---:|---:|",
+        r"| a\|b_c | 0.0402 ± 0.0003 | 0.001235 | 12,101 |",
+        "| 100 % & <x> | **0.0500** | – | 7 |",
+        "",
+        "Two_notes.",
+    ]
+
+
+def test_latex_is_escaped():
+    lines = tables.to_latex(TABLE).splitlines()
+    assert r"\caption{Test\_metrics \textless{}b\textgreater{}}" in lines
+    assert r"\begin{tabular}{lrrr}" in lines
+    assert r"a\textbar{}b\_c & 0.0402 $\pm$ 0.0003 & 0.001235 & 12,101 \\" in lines
+    assert r"100 \% \& \textless{}x\textgreater{} & \textbf{0.0500} & -- & 7 \\" in lines
+    assert tables.escape_latex(r"\{$#^~") == r"\textbackslash{}\{\$\#\textasciicircum{}\textasciitilde{}"
+
+
+def test_terminal():
+    console = Console(file=io.StringIO(), width=100)
+    console.print(tables.to_terminal(TABLE))
+    text = console.file.getvalue()
+    assert re.search(r"a\|b_c +0\.0402 ± 0\.0003 +0\.001235 +12,101", text)
+    assert "Two_notes." in text
+
+
+def test_rows_must_fit_their_columns():
+    with pytest.raises(ValueError, match="1 cells for 2 columns"):
+        Table("t", ["a", "b"], [["x"]])
+
+
+def result(text="First.\n\nSecond <i>."):
+    figure = figures.figure(*figures.HALF)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=figures.BLUE)
+    figures.style(axes)
+    plot = figures.Plot(figures.svg(figure, "line", "A line"), "A line", "It rises.")
+    return Result("Things & more", [TABLE, TABLE], [plot], text, "python -m experiments.x", {"cells": [1]})
+
+
+def test_everything_is_written(tmp_path, capsys):
+    publish(result(), tmp_path)
+    assert "0.0402 ± 0.0003" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == [
+        f"test-metrics-b{number}.{kind}" for number in ("-2", "") for kind in ("csv", "md", "tex")
+    ]
+    drawn = (tmp_path / "figures" / "a-line.svg").read_text()
+    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert "var(" not in drawn
+    page = (tmp_path / "index.html").read_text()
+    for part in ("Things &amp; more", "Second &lt;i&gt;.", "0.0402 ± 0.0003", "It rises.", "var(--blue)", "Two_notes."):
+        assert part in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    held = json.loads((tmp_path / "result.json").read_text())
+    assert held["cells"] == [1]
+    assert held["tables"][0]["rows"][0] == ["a|b_c", {"mean": 0.04021, "std": 0.00031}, 0.00123456, 12101]
+
+
+def test_an_appendix_is_for_the_record_only(tmp_path, capsys):
+    long = Table("Trials", ["n"], [[123456]], appendix=True)
+    publish(Result("x", [long]), tmp_path)
+    refresh(tmp_path / "R.md", "x", Result("x", [long]))
+    assert "123,456" not in capsys.readouterr().out + (tmp_path / "R.md").read_text()
+    assert "<details" in (tmp_path / "index.html").read_text()
+    assert (tmp_path / "tables" / "trials.csv").read_text() == "n\n123456\n"
+
+
+def test_names_of_files_are_unique():
+    assert unique_names(["A b", "a-b", "??", "NDCG@10 on x"]) == ["a-b", "a-b-2", "untitled", "ndcg@10-on-x"]
+
+
+def test_a_section_is_added_then_replaced(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    path.write_text("# Mine\n\nBefore.\n")
+    refresh(path, "x", result("Old."))
+    path.write_text(path.read_text() + "\nAfter.\n")
+    refresh(path, "x", result("New."))
+    text = path.read_text()
+    assert text.startswith("# Mine\n\nBefore.\n\n<!-- begin x -->\n## Things & more\n\n    python -m experiments.x\n")
+    assert text.endswith("<!-- end x -->\n\nAfter.\n")
+    assert "New." in text
+    assert "Old." not in text
+    assert tables.to_markdown(TABLE) in text
+    refresh(tmp_path / "new" / "R.md", "x", result())
+    assert (tmp_path / "new" / "R.md").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<!-- begin x -->\n", "<!-- end x -->\n<!-- begin x -->\n", "<!-- begin x -->\n<!-- end x -->\n<!-- end x -->\n"],
+)
+def test_broken_marks_are_refused(tmp_path, text):
+    path = tmp_path / "RESULTS.md"
+    path.write_text(text)
+    with pytest.raises(InputError, match="needs one line <!-- begin x -->"):
+        refresh(path, "x", result())
+    assert path.read_text() == text
