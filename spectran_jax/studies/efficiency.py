@@ -132,7 +132,9 @@ class Session:
         lowered = self.programs.train_step.lower(self.state, self.frozen, self.batches[0])  # type: ignore[attr-defined]
         self.compiled = lowered.compile()
         config = self.setup.config
-        self.targets = data.eval_batches(self.setup.split.test, config.data, config.training.eval_batch_size)
+        self.targets = data.eval_batches(
+            self.setup.split.test, config.data, config.training.eval_batch_size, masked=self.setup.masked
+        )
 
     def steps(self) -> Any:
         """A pass over the batches; returns what to wait for."""
