@@ -138,4 +138,4 @@ def test_evaluation_puts_a_hidden_position_behind_the_history():
         assert np.flatnonzero(layout.hidden[row]).tolist() == [end]
         assert layout.timestamp[row, end] == layout.timestamp[row, max(end - 1, 0)]
         assert (batch.seen[row] >= 0).sum() == length
-    assert not (layout.mask[-1].any() or layout.hidden[-1].any())
+    assert not (layout.mask[-1] | layout.hidden[-1]).any()
