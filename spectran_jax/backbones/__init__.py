@@ -7,7 +7,6 @@ item ids, so it composes with every item encoder and every loss. To add one: wri
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 import jax
@@ -43,7 +42,7 @@ class Backbone(Protocol):
         ...
 
 
-BACKBONES: Mapping[str, type[nn.Module]] = {"bert4rec": BERT4Rec, "hstu": HSTU, "sasrec": SASRec}
+BACKBONES: dict[str, type[nn.Module]] = {"bert4rec": BERT4Rec, "hstu": HSTU, "sasrec": SASRec}
 
 
 def lookup(name: str) -> Any:

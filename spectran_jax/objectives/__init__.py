@@ -7,11 +7,12 @@ before it computes the first vector, and turns states and item vectors into a lo
 from spectran_jax.objectives.base import Aux, History, Negatives, Objective, weighted_mean
 from spectran_jax.objectives.binary import BinaryCrossEntropy, binary_cross_entropy, gbce_beta
 from spectran_jax.objectives.full import Softmax, softmax
-from spectran_jax.objectives.registry import build, check_name
+from spectran_jax.objectives.registry import LOSSES, build, check_name
 from spectran_jax.objectives.sampled import InfoNCE, SampledSoftmax, infonce, sampled_softmax
 from spectran_jax.objectives.scores import check_score, normalize, score_vectors
 
 __all__ = [
+    "LOSSES",
     "Aux",
     "BinaryCrossEntropy",
     "History",

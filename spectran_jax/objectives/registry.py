@@ -38,7 +38,7 @@ def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
         raise InputError(f"--temperature must be above 0, got {config.temperature}.")
     if config.mask_negatives not in MASKS:
         raise unknown_name("mask_negatives", config.mask_negatives, MASKS)
-    return _LOSSES[config.loss](config, counts)
+    return LOSSES[config.loss](config, counts)
 
 
 def _softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
@@ -71,7 +71,7 @@ def _gbce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
     return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, beta, config.history_negatives)
 
 
-_LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]] = {
+LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]] = {
     "infonce": _infonce,
     "sampled_softmax": _sampled_softmax,
     "softmax": _softmax,
@@ -82,5 +82,5 @@ _LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]]
 
 def check_name(loss: str) -> None:
     """Raises `InputError` for an unknown loss."""
-    if loss not in _LOSSES:
-        raise unknown_name("loss", loss, _LOSSES)
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
