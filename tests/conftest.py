@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest_plugins = ["objective_cases"]  # a second conftest.py would hide this one from imports
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -73,6 +75,14 @@ def tiny_config(tiny_flags):
 
 def command(module: str, flags: dict[str, object]) -> list[str]:
     return [sys.executable, "-m", f"experiments.{module}", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Runs write no page, which takes seconds of plotting."""
+    from spectran_jax.training import summary
+
+    monkeypatch.setattr(summary, "write_run_report", lambda *arguments: None)
 
 
 @pytest.fixture(scope="session")

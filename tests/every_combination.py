@@ -1,7 +1,7 @@
 """Trains every encoder on every backbone with every loss: 20 steps, a stop and a resume on the way, an evaluation.
 
-Takes tens of minutes, so it is run by hand; the suite holds a selection (`item_encoders/test_runs.py`,
-`backbones/test_runs.py`, `training/test_step.py`).
+Takes tens of minutes, so it is run by hand; the suite holds a selection (`item_encoders/test_encoder_runs.py`,
+`backbones/test_backbone_runs.py`, `training/test_step.py`).
 
     python tests/every_combination.py [NAME ...]     only combinations whose name, ENCODER-BACKBONE-LOSS, holds a NAME
 """

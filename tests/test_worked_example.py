@@ -23,7 +23,7 @@ def registries():
         each.update(entries)
 
 
-def test_the_example_of_the_map_trains(registries, tmp_path):
+def test_the_example_of_the_map_trains(registries, tmp_path, no_report):
     text = (REPO / "WORKSPACE.md").read_text(encoding="utf-8")
     section = text[text.index("### A new method in one file") :]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)

@@ -5,10 +5,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from spectran_jax import objectives
 
 TOKENS, COUNT, ITEMS, DIMENSION = 7, 11, 13, 5
+
+
+@pytest.fixture
+def case():
+    """The case that the losses share."""
+    return make_case()
 
 
 def make_case():
