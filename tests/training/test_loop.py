@@ -111,7 +111,7 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
         {"loss": "sampled_softmax", "sampling": "popularity", "mask_negatives": "history", "table_updates": "dense"},
         {"split": "temporal"},
         {"packing": False, "schedule": "cosine", "weight_decay": 0.01, "spectral_lr_multiplier": 0.1},
-        {"fusion": "gate", "learn_scale": True, "optimizer": "adagrad", "filter_seen": True, "max_steps": 5},
+        {"fusion": "gate", "learn_scale": True, "optimizer": "adagrad", "filter_seen": True, "max_steps": 3},
     ],
     ids=lambda options: ",".join(options),
 )

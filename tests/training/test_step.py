@@ -139,6 +139,7 @@ def test_rows_that_no_step_touches_stay_as_they_are(tiny_config):
 def test_the_dense_step_is_adams_and_its_rule_optax_to_the_last_bit(tiny_config):
     """The gradient of the loss, `optax.adam`'s rule and nothing else."""
     config = tiny_config.replace(table_updates="dense", clip_norm=0.0, warmup_steps=0, dropout=0.0)
+    config = config.replace(spectral_lr_multiplier=1.0, spectral_epochs=0.0)
     run = Run(config)
     start, batch = params(run), jax.device_put(next(run.batches))
     reader = Run(config.replace(optimizer="sgd", learning_rate=1.0))  # which reads the gradient off
@@ -176,8 +177,10 @@ def test_packed_and_padded_histories_give_one_loss_and_one_gradient(tiny_config)
     assert_close(params(packed), params(padded), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory_kind", ["host", "disk"])
-@pytest.mark.parametrize("options", [{"item_encoder": "spectran"}, {"item_encoder": "svd", "sampling": "in_batch"}])
+@pytest.mark.parametrize(
+    ("memory_kind", "options"),
+    [("host", {"item_encoder": "spectran"}), ("disk", {"item_encoder": "svd", "sampling": "in_batch"})],
+)
 def test_a_spectrum_off_the_device_gives_the_same_run(wide_config, memory_kind, options):
     config = wide_config.replace(**options)
     on, off = Run(config), Run(config.replace(spectrum_memory=memory_kind))
