@@ -1,36 +1,27 @@
-"""The report of a run: the page is whole, self-contained and safe; its numbers and plots say what the data says."""
+"""The report of a run: the page is whole, self-contained and safe; its plots say what the data says."""
 
 import dataclasses
-import io
 import os
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from rich.console import Console
+from report_sample import sample
 
-from spectran_jax.config import Config, fields
+from spectran_jax.config import fields
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.report import (
     Recommended,
     ReportData,
     UserExample,
     effective_rank,
-    energy_beyond,
-    live_share,
-    metrics_table,
-    parameter_table,
     plots,
     render,
     spectral_plots,
-    words,
     write_report,
 )
-from spectran_jax.report.figures import diverging
-from spectran_jax.report.statistics import bin_columns
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 EVIL = "<script>alert('x')</script> & \"Sons\""
@@ -78,61 +69,6 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(self.texts)
-
-
-def sample(d: int = 8, r: int = 24) -> ReportData:
-    generator = np.random.default_rng(0)
-    sigma = np.arange(1, r + 1) ** -0.7
-    attention = generator.normal(size=(d, r))
-    attention = np.sign(attention) * np.maximum(np.abs(attention) - 1.5, 0)
-    taylor = np.array([1.1, -0.4, 0.2])
-    history = []
-    for i in range(1, 6):
-        history.append({"kind": "train", "step": 10 * i, "epoch": i, "loss": 5.0 / i, "examples_per_second": 99.0})
-        history.append(
-            {"kind": "valid", "step": 10 * i, "epoch": i, "ndcg@20": 0.01 * min(i, 8 - i), "hr@20": 0.03 * i}
-            | {"attention_live": 0.05, "attention_energy": 0.1 * i, "semantic_to_id": 10.0 / i, "threshold": 0.1}
-        )
-    flat = {f"{name}@{k}": 0.01 * k ** (0.5 + i) for i, name in enumerate(("ndcg", "hr")) for k in (5, 10, 20, 50)}
-    return ReportData(
-        title="A run",
-        command="python -m experiments.train --seed=3",
-        config=Config().replace(seed=3, dropout=0.45).to_dict(),
-        dataset={
-            "users": 943,
-            "items": 1682,
-            "interactions": 100_000,
-            "tied_targets": {"test": 415},
-            "digest": "ab" * 32,
-        },
-        history=history,
-        metrics={
-            "valid": {**flat, "mrr": 0.021},
-            "test": {**flat, "mrr": 0.019, "coverage@10": 0.5},
-            "test_slices": {"head": {**flat, "users": 40}, "cold": {"hr@10": 0.0, "users": 3}},
-            "train": {"examples_per_second": 5123.4},
-            "parameters": {"total": 1001, "item_encoder": 1000, "backbone": 1},
-            "digest": "3f" * 32,
-            "protocol": "a9" * 32,
-        },
-        parameters=[("item_encoder/key", (r, 4), "float32", 4 * r, "(None, 'model')"), ("scale", (), "float32", 1, "")],
-        text_singular_values=sigma * 30,
-        item_singular_values=np.linspace(1, 0.1, d),
-        initial_item_singular_values=np.linspace(1, 0.9, d),
-        attention=attention,
-        diagonal=(sigma[:d, None] ** np.arange(3)) @ taylor,
-        weights=attention + np.eye(d, r),
-        sigma=sigma,
-        taylor=taylor,
-        threshold=0.123,
-        examples=[
-            UserExample(
-                "u7", ["Old one", "Ünï ☃ 千"], "Hit me", 2, [Recommended("A", 0.9), Recommended("Hit me", 0.8, True)]
-            ),
-            UserExample("u8", [], "Missed", 4321, [Recommended("A", 0.7)]),
-        ],
-        timings={"training": 61.0, "set-up": 0.5},
-    )
 
 
 def without_plots() -> ReportData:
@@ -364,91 +300,3 @@ def test_a_wide_attention_map_is_binned():
     shown = spectral_plots.attention_map(attention)
     assert "strongest of 9 neighbours" in shown.caption
     assert len(shown.svg) < 60_000
-
-
-def test_effective_rank():
-    assert effective_rank(np.ones(7)) == pytest.approx(7)
-    assert effective_rank(np.array([3.0, 0, 0])) == pytest.approx(1)
-    assert effective_rank(np.zeros(3)) == 0.0
-    p = np.array([0.5, 0.25, 0.25])
-    assert effective_rank(4 * p) == pytest.approx(2**1.5)
-
-
-def test_live_share_and_energy_beyond():
-    attention = np.array([[1.0, 0, 2, 0], [0, 0, -1, 0]])
-    np.testing.assert_allclose(live_share(attention), [0.5, 0, 1, 0])
-    assert energy_beyond(attention) == pytest.approx(5 / 6)
-    assert energy_beyond(np.zeros((2, 4))) == 0.0
-    assert energy_beyond(np.eye(3)) == 0.0
-
-
-def test_binning_keeps_the_strongest_with_its_sign():
-    matrix = np.array([[0.1, -0.5, 0.2, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 3.0]])
-    binned, width = bin_columns(matrix, 3)
-    assert width == 2
-    np.testing.assert_array_equal(binned, [[-0.5, 0.2, 0.0], [0.0, 0.0, 3.0]])
-    same, width = bin_columns(matrix, 5)
-    assert width == 1
-    np.testing.assert_array_equal(same, matrix)
-
-
-def test_dead_entries_are_blank_and_live_ones_are_seen():
-    image = diverging(np.array([[0.0, 1e-9, -1.0, 2.0]]), 1.0)
-    assert image[0, 0, 3] == 0
-    assert image[0, 1, 3] > 40
-    assert image[0, 2, 3] == image[0, 3, 3] == 255
-    assert tuple(image[0, 2, :3]) != tuple(image[0, 3, :3])
-
-
-def printed(table) -> str:
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    return console.file.getvalue()
-
-
-def test_metrics_table():
-    text = printed(metrics_table(sample().metrics))
-    header = next(line for line in text.splitlines() if "Metric" in line)
-    assert header.split()[:3] == ["Metric", "Validation", "Test"]
-    assert "Test: cold" in header
-    mrr = next(line for line in text.splitlines() if "MRR" in line)
-    assert mrr.split() == ["MRR", "0.0210", "0.0190"]
-    users = next(line for line in text.splitlines() if "Users" in line)
-    assert users.split() == ["Users", "40", "3"]
-    order = [line.split()[0] for line in text.splitlines() if "@" in line]
-    assert order[:8] == [f"{name}@{k}" for name in ("NDCG", "HR") for k in (5, 10, 20, 50)]
-    assert "Test" not in printed(metrics_table({"valid": {"mrr": 0.5}}))
-
-
-def test_parameter_table():
-    text = printed(parameter_table([("[red]a", (3, 4), "float32", 12, "(None,)"), ("b", (), "float32", 1, "")]))
-    assert "[red]a" in text
-    assert "[3, 4]" in text
-    assert "(None,)" in text
-    assert re.search(r"Total\s+13\b", text)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1682, "1,682"), (0.063, "0.063"), (12345.6, "12,346"), (np.int64(7), "7"), (float("nan"), "–"), (True, "True")],
-)
-def test_numbers_in_words(value, text):
-    assert words.number(value) == text
-
-
-def test_names_and_durations_in_words():
-    assert words.label("ndcg@20") == "NDCG@20"
-    assert words.label("items_without_text") == "Items without text"
-    assert words.label("tied_targets") == "Tied targets"
-    assert words.seconds(0.31) == "0.31 s"
-    assert words.seconds(61) == "61.0 s"
-    assert words.seconds(211.3) == "3 min 31 s"
-    assert words.seconds(7265) == "2 h 01 min"
-    assert words.percent(0.0482) == "4.8 %"
-    assert words.percent(0.3) == "30 %"
-
-
-def test_importing_draws_nothing_in():
-    code = "import sys, spectran_jax.report, spectran_jax.progress; print('matplotlib' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "False\n"
