@@ -42,9 +42,9 @@ class Recommender(nn.Module):
         """The same model over another number of items: a part of the catalogue, say."""
         return self.clone(item_encoder=self.item_encoder.clone(num_items=num_items))
 
-    def encode(self, *, train: bool = False) -> Float[jax.Array, "N d"]:
+    def encode(self) -> Float[jax.Array, "N d"]:
         """Item vectors of the whole catalogue as the backbone reads them, in the compute dtype."""
-        return self.item_encoder.table(train=train)
+        return self.item_encoder.table()
 
     def read(
         self, inputs: Float[jax.Array, "B L d"], layout: SequenceLayout, *, train: bool = False
@@ -62,26 +62,12 @@ class Recommender(nn.Module):
         """What is scored of states and of item vectors, float32."""
         return score_vectors(vectors, self.score)
 
-    def states(
-        self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout, *, train: bool = False
-    ) -> Float[jax.Array, "B L d"]:
-        """User states, float32, of histories of item ids."""
-        return self.read(self.item_encoder(item_ids, train=train), layout, train=train)
-
-    def items(self, ids: Int[jax.Array, "..."], *, train: bool = False) -> Float[jax.Array, "... d"]:
-        """Vectors to score against, float32, of the items asked for."""
-        return self.scored(self.item_encoder(ids, train=train))
-
     def table(self) -> ItemTable:
         """The vectors of the whole catalogue, to read and to score."""
         vectors = self.encode().astype(jnp.float32)
         if self.score == "dot":
             return ItemTable(vectors, jnp.ones(len(vectors)))
         return ItemTable(self.scored(vectors), jnp.linalg.norm(vectors, axis=-1))
-
-    def __call__(self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout) -> Float[jax.Array, "B L d"]:
-        """States without dropout."""
-        return self.states(item_ids, layout)
 
     def create(self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout) -> None:
         """Runs everything that has parameters, auxiliary losses included: what `init` calls."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError
@@ -59,10 +59,6 @@ class AlphaFuseEncoder(IdEncoder, kw_only=True):
     def table_width(self) -> int:
         """d_n."""
         return self.null_dimension
-
-    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`u [..., n]` beside the rows of the ID part, `identity [..., d_n]`."""
-        return {"u": self._frozen("u", ids), **super().rows(ids)}
 
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """Text, zeros where it has fewer than d_s components, then IDs."""

@@ -89,8 +89,11 @@ class ItemEncoder(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """The rows of parameters and frozen arrays that `encode` needs: of `ids`, or of all items for None."""
-        raise NotImplementedError
+        """The rows of parameters and frozen arrays that `encode` needs: of `ids`, or of all items for None.
+
+        Here those of `item_arrays`; an encoder with `item_params` adds them.
+        """
+        return {name: self._frozen(name, ids) for name in self.item_arrays}
 
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """Item vectors from their rows."""

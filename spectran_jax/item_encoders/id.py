@@ -57,9 +57,9 @@ class IdEncoder(ItemEncoder, kw_only=True):
         self.id_embedding = self.param("id_embedding", init, (self.num_items, self.table_width), jnp.float32)
 
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`identity [..., d]` and `trained [...]`."""
+        """`identity [..., d]` and the frozen arrays."""
         identity = self.id_embedding if ids is None else self.id_embedding[ids]
-        return {"identity": identity, "trained": self._frozen("trained", ids)}
+        return {"identity": identity, **super().rows(ids)}
 
     def identity(self, rows: Rows) -> Float[Array, "*b d"]:
         """The ID part: zero for items absent from training."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from spectran_jax.adapter import component_weights
 from spectran_jax.backbones.layers import LayerNorm, attention, causal_mask
@@ -104,10 +104,6 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         self.output = nn.Dense(self.table_width, kernel_init=init, dtype=self.dtype)
         self.attend_semantic = CrossAttention(self.dtype)
         self.attend_collaborative = CrossAttention(self.dtype)
-
-    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`u [..., r]` beside the rows of the ID table."""
-        return {"u": self._frozen("u", ids), **super().rows(ids)}
 
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """[scale * adapter(text), start + what was learned]; of an item without text, what was learned alone."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.item_encoders.base import ItemSource, Rows
@@ -53,10 +53,6 @@ class LlmInitEncoder(IdEncoder, kw_only=True):
             bare = ~rows.any(axis=1) & head["trained"][first : first + _CHUNK]
             rows[bare] = config.id_scale * rng.standard_normal((np.count_nonzero(bare), config.dimension))
         return {"start": start, "trained": head["trained"]}
-
-    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`start [..., d]` beside the rows of the table."""
-        return {"start": self._frozen("start", ids), **super().rows(ids)}
 
     def identity(self, rows: Rows) -> Float[Array, "*b d"]:
         """start + what was learned, added in float32."""

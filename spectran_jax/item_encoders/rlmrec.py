@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spectran_jax.adapter import component_weights
 from spectran_jax.backbones.layers import Dropout
@@ -79,10 +79,6 @@ class RlmRecEncoder(IdEncoder, kw_only=True):
         super().setup()
         outputs = self.dimension if self.alignment == "contrastive" else self.rank
         self.adapter = TwoLayers(self.width, outputs, self.dtype)
-
-    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`u [..., r]`, for `auxiliary`, beside the rows of the ID part."""
-        return {"u": self._frozen("u", ids), **super().rows(ids)}
 
     def auxiliary(self, rows: Rows, view: StepView) -> dict[str, Float[Array, ""]]:
         """`alignment`: the loss times its weight, mean over the supervised positions whose target has text.

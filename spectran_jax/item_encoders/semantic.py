@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError
 from spectran_jax.fusion import Fusion
-from spectran_jax.item_encoders.base import ItemSource, Rows
+from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows
 from spectran_jax.item_encoders.id import IdEncoder
 
 
@@ -55,8 +55,8 @@ class SemanticEncoder(IdEncoder, kw_only=True):
         return self.fusion != "none"
 
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """The rows of the ID part, if there is one; subclasses add those of their text."""
-        return super().rows(ids) if self.has_identity else {}
+        """The rows of the text and, if there is one, of the ID part."""
+        return super().rows(ids) if self.has_identity else ItemEncoder.rows(self, ids)
 
     def scale(self) -> Float[Array, ""] | float:
         """The factor of the semantic part, learned or fixed."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spectran_jax.adapter import SpectralParts, SpecTranAdapter
 from spectran_jax.config import EncoderConfig
@@ -56,10 +56,6 @@ class SpecTranEncoder(SemanticEncoder, kw_only=True):
     def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
         """`u [N, r]`, `sigma [r]` and, for int8, `u_scale [r]` (see `spectral_arrays`), and `trained [N]`."""
         return {**spectral_arrays(config, source), **super().frozen(source, config)}
-
-    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`u [..., r]` beside the rows of the ID part."""
-        return {"u": self._frozen("u", ids), **super().rows(ids)}
 
     def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
         """u W^T."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spectran_jax.adapter import component_weights
 from spectran_jax.config import EncoderConfig
@@ -28,10 +28,6 @@ class SvdEncoder(SemanticEncoder, kw_only=True):
         weights = component_weights(sigma, config.dimension, config.spectral_power)
         head = {name: array[..., :n] for name, array in arrays.items()}  # views: a memory-mapped u stays mapped
         return {**head, "weights": weights[:n], **super().frozen(source, config)}
-
-    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`u [..., n]` beside the rows of the ID part."""
-        return {"u": self._frozen("u", ids), **super().rows(ids)}
 
     def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
         """The weighted coordinates, filled up with zeros."""

@@ -110,10 +110,6 @@ class TextEncoder(SemanticEncoder, kw_only=True):
             **super().frozen(source, config),
         }
 
-    def rows(self, ids: Int[Array, "*b"] | None) -> ItemRows:
-        """`text [..., m]` beside the rows of the ID part."""
-        return {"text": self._frozen("text", ids), **super().rows(ids)}
-
     def adapt(self, x: Float[Array, "*b m"], rows: ItemRows) -> Float[Array, "*b d"]:
         """E_s, float32, of text of unit mean square."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError
@@ -85,10 +85,6 @@ class WhitenEncoder(SemanticEncoder, kw_only=True):
         """Creates the head beside what the base class has."""
         super().setup()
         self.head = TwoLayers(self.width, self.dimension, self.dtype)
-
-    def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
-        """`whitened [..., v, m]` beside the rows of the ID part."""
-        return {"whitened": self._frozen("whitened", ids), **super().rows(ids)}
 
     def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
         """c (f(Z_1) + f(Z_G)); zero for items without text."""
