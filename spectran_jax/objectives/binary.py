@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from spectran_jax.errors import InputError
-from spectran_jax.negatives import Sampler
 from spectran_jax.objectives.base import Aux, History, Negatives, supervised, weighted_mean
-from spectran_jax.objectives.sampled import check_shapes, given
+from spectran_jax.objectives.sampled import SampledLoss, check_shapes
 
 
 def binary_cross_entropy(
@@ -98,7 +96,7 @@ def gbce_beta(negatives: int, items: int, calibration: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(SampledLoss):
     """`binary_cross_entropy` with negatives of `sampler`: `bce` at beta 1, else `gbce`.
 
     Where negatives are not uniform, an item is met at its own rate; alpha is then the mean rate over the items.
@@ -107,33 +105,20 @@ class BinaryCrossEntropy:
     scores far below zero, and only then which item it is. It takes more epochs than InfoNCE.
     """
 
-    temperature: float
-    sampler: Sampler
-    mask_negatives: str
     beta: float = 1.0
-    history_negatives: bool = False
-    sampled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.beta <= 1:
             raise InputError(f"The power of a target's probability must lie in (0, 1], got {self.beta}.")
 
-    def loss(
-        self,
-        states: Float[jax.Array, "T d"],
-        items: Float[jax.Array, "M d"],
-        *,
-        positive_ids: Int[jax.Array, "T"],
-        weight: Float[jax.Array, "T"],
-        negatives: Negatives | None,
-        candidates: Bool[jax.Array, "M"],
-    ) -> tuple[Float[jax.Array, ""], Aux]:
-        """See `Objective.loss`; the probabilities of the negatives and `candidates` are not used."""
-        drawn = given(negatives)
-        vectors = items[positive_ids], items[drawn.ids]
+    def contrast(
+        self, states: jax.Array, positives: jax.Array, negatives: jax.Array, drawn: Negatives, weight: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """See `binary_cross_entropy`; the probabilities of the negatives are not used."""
         return binary_cross_entropy(
             states,
-            *vectors,
+            positives,
+            negatives,
             drawn.excluded,
             weight,
             temperature=self.temperature,

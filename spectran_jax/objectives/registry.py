@@ -57,9 +57,8 @@ def _sampled_softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> O
 
 
 def _bce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    sampler = negatives.build(config, counts)
     return BinaryCrossEntropy(
-        config.temperature, sampler, config.mask_negatives, history_negatives=config.history_negatives
+        config.temperature, negatives.build(config, counts), config.mask_negatives, config.history_negatives
     )
 
 
@@ -68,7 +67,7 @@ def _gbce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
         raise InputError(f"--gbce_t must be between 0 and 1, got {config.gbce_t}.")
     sampler = negatives.build(config, counts)
     beta = gbce_beta(config.negatives, int(np.count_nonzero(counts)), config.gbce_t)
-    return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, beta, config.history_negatives)
+    return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, config.history_negatives, beta)
 
 
 LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar
 
@@ -154,14 +155,25 @@ def _contrast(
 
 
 @dataclasses.dataclass(frozen=True)
-class InfoNCE:
-    """`infonce` with negatives of `sampler`."""
+class SampledLoss(abc.ABC):
+    """What losses over sampled negatives share: an `Objective` that looks up the vectors of targets and negatives."""
 
     temperature: float
     sampler: Sampler
     mask_negatives: str
     history_negatives: bool = False
     sampled: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def contrast(
+        self,
+        states: Float[jax.Array, "T d"],
+        positives: Float[jax.Array, "T d"],
+        negatives: Float[jax.Array, "n d"],
+        drawn: Negatives,
+        weight: Float[jax.Array, "T"],
+    ) -> tuple[Float[jax.Array, ""], Aux]:
+        """The loss of states, their targets' vectors and the vectors of `drawn`."""
 
     def loss(
         self,
@@ -173,41 +185,31 @@ class InfoNCE:
         negatives: Negatives | None,
         candidates: Bool[jax.Array, "M"],
     ) -> tuple[Float[jax.Array, ""], Aux]:
-        """See `Objective.loss` and `infonce`; the probabilities of the negatives and `candidates` are not used."""
-        drawn = given(negatives)
-        vectors = items[positive_ids], items[drawn.ids]
-        return infonce(states, *vectors, drawn.excluded, weight, temperature=self.temperature, history=drawn.history)
+        """See `Objective.loss`; `candidates` is not used."""
+        if negatives is None:
+            raise InputError("A loss over sampled negatives needs negatives, got None.")
+        return self.contrast(states, items[positive_ids], items[negatives.ids], negatives, weight)
 
 
-@dataclasses.dataclass(frozen=True)
-class SampledSoftmax:
+class InfoNCE(SampledLoss):
+    """`infonce` with negatives of `sampler`, whose probabilities it does not use."""
+
+    def contrast(
+        self, states: jax.Array, positives: jax.Array, negatives: jax.Array, drawn: Negatives, weight: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """See `infonce`."""
+        masks = drawn.excluded, weight
+        return infonce(states, positives, negatives, *masks, temperature=self.temperature, history=drawn.history)
+
+
+class SampledSoftmax(SampledLoss):
     """`sampled_softmax` with negatives of `sampler`."""
 
-    temperature: float
-    sampler: Sampler
-    mask_negatives: str
-    history_negatives: bool = False
-    sampled: ClassVar[bool] = True
-
-    def loss(
-        self,
-        states: Float[jax.Array, "T d"],
-        items: Float[jax.Array, "M d"],
-        *,
-        positive_ids: Int[jax.Array, "T"],
-        weight: Float[jax.Array, "T"],
-        negatives: Negatives | None,
-        candidates: Bool[jax.Array, "M"],
-    ) -> tuple[Float[jax.Array, ""], Aux]:
-        """See `Objective.loss` and `sampled_softmax`; `candidates` is not used."""
-        drawn = given(negatives)
-        vectors = items[positive_ids], items[drawn.ids]
-        masks = drawn.log_q, drawn.excluded, drawn.excluded_mass
-        return sampled_softmax(states, *vectors, *masks, weight, temperature=self.temperature, history=drawn.history)
-
-
-def given(negatives: Negatives | None) -> Negatives:
-    """`negatives`, which a sampled loss must have."""
-    if negatives is None:
-        raise InputError("A loss over sampled negatives needs negatives, got None.")
-    return negatives
+    def contrast(
+        self, states: jax.Array, positives: jax.Array, negatives: jax.Array, drawn: Negatives, weight: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """See `sampled_softmax`."""
+        masks = drawn.log_q, drawn.excluded, drawn.excluded_mass, weight
+        return sampled_softmax(
+            states, positives, negatives, *masks, temperature=self.temperature, history=drawn.history
+        )
