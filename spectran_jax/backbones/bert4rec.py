@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from spectran_jax.backbones.layers import history_mask
-from spectran_jax.backbones.transformer import INIT, Transformer
+from spectran_jax.backbones.layers import INIT, history_mask
+from spectran_jax.backbones.transformer import Transformer
 from spectran_jax.layout import SequenceLayout
 
 

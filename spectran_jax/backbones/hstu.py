@@ -16,10 +16,8 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from spectran_jax.backbones.hstu_attention import TIME_BUCKETS, Bias, pointwise_attention
-from spectran_jax.backbones.layers import Dropout, LayerNorm
+from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm
 from spectran_jax.layout import SequenceLayout
-
-_INIT = nn.initializers.normal(0.02)
 
 
 class HSTUBlock(nn.Module):
@@ -34,11 +32,11 @@ class HSTUBlock(nn.Module):
     ) -> Float[jax.Array, "n d"]:
         """Returns the unit's output, n = B * L; `site` is its place to drop."""
         d, (batch, length) = x.shape[-1], layout.mask.shape
-        position = self.param("position_bias", _INIT, (length,), jnp.float32)
+        position = self.param("position_bias", INIT, (length,), jnp.float32)
         time = None
         if layout.timestamp is not None:
-            time = self.param("time_bias", _INIT, (TIME_BUCKETS,), jnp.float32)
-        projected = nn.Dense(4 * d, use_bias=False, dtype=self.dtype, kernel_init=_INIT, name="uvqk")(
+            time = self.param("time_bias", INIT, (TIME_BUCKETS,), jnp.float32)
+        projected = nn.Dense(4 * d, use_bias=False, dtype=self.dtype, kernel_init=INIT, name="uvqk")(
             LayerNorm(name="input_norm")(x)
         )
         u, *vqk = jnp.split(nn.silu(projected), 4, axis=-1)
@@ -71,7 +69,7 @@ class HSTU(nn.Module):
         `layout.timestamp` the time bias is left out.
         """
         d = self.dimension
-        positions = self.param("position_embedding", _INIT, (self.row_length, d), jnp.float32)
+        positions = self.param("position_embedding", INIT, (self.row_length, d), jnp.float32)
         drop = Dropout(self.dropout, self.make_rng("dropout") if train and self.dropout else None)
         x = item_vectors.astype(self.dtype) * d**0.5 + positions.astype(self.dtype)[layout.position]
         x = drop(x.reshape(-1, d), 0)

@@ -17,6 +17,9 @@ from jaxtyping import Bool, Float, UInt32
 
 from spectran_jax.layout import SequenceLayout
 
+INIT = nn.initializers.normal(0.02)
+"""Of weights and embeddings, in all backbones."""
+
 _EPSILON = 1e-6
 _LEVELS = 1 << 16
 _MAX_CUDNN_HEAD = 128

@@ -13,10 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Float
 
-from spectran_jax.backbones.layers import Dropout, LayerNorm, attention, gelu
+from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, attention, gelu
 from spectran_jax.layout import SequenceLayout
-
-INIT = nn.initializers.normal(0.02)
 
 
 class Block(nn.Module):

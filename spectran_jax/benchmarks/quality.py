@@ -12,6 +12,7 @@ import numpy as np
 from spectran_jax.benchmarks.rows import Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import dataset_config
 from spectran_jax.digest import code_digest
+from spectran_jax.studies.statistics import Interval, t_interval
 from spectran_jax.training.run import train_and_report
 
 SEEDS = range(8)
@@ -40,15 +41,9 @@ def trained(settings: Settings, variant: str) -> list[float]:
     return values
 
 
-def interval(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+def interval(ours: Sequence[float], other: Sequence[float]) -> Interval:
     """Mean and two-sided 95 % Student interval of the paired differences ours - other, over the mean of other."""
-    from scipy import stats
-
-    differences = (np.asarray(ours) - np.asarray(other)) / np.mean(other)
-    n = len(differences)
-    mean = float(differences.mean())
-    half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / n**0.5)
-    return mean, mean - half, mean + half
+    return t_interval((np.asarray(ours) - np.asarray(other)) / np.mean(other))
 
 
 def compared(settings: Settings, ours: str, other: str) -> Measured:

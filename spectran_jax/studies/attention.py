@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
 from spectran_jax.report.statistics import energy_beyond
+from spectran_jax.training.workdir import write_arrays
 
 FILE = "adapter.npz"
 
@@ -39,9 +39,7 @@ def read_adapter(folder: Path) -> Adapter:
     path = folder / FILE
     if not path.exists():
         parts = {name: value for name, value in _restore(folder)._asdict().items() if value is not None}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-        np.savez(temporary, **parts)
-        temporary.replace(path)
+        write_arrays(path, parts)
     with np.load(path) as stored:
         return Adapter(**{name: stored[name] for name in stored.files})
 

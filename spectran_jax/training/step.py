@@ -145,9 +145,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]:
     """The update `train_step(state, frozen, batch) -> (state, metrics)`: pure, for jit with `state` donated.
 
-    Negatives (but those of the batch) and dropout depend on the seed and the step alone. Metrics are float32
-    scalars: loss, grad_norm,
-    learning_rate, auxiliary losses of the item encoder by name, and what the objective reports.
+    Negatives (but those of the batch) and dropout depend on the seed and the step alone. Metrics are float32 scalars:
+    loss, grad_norm, learning_rate, auxiliary losses of the item encoder by name, and what the objective reports.
 
     Args:
       model: over the whole catalogue.
