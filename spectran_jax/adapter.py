@@ -6,7 +6,7 @@ d output dimensions, k dimensions of queries and keys, P the order of the Taylor
     Z      = Q K^T / sqrt(k)                     [d, r]
     phi(Z) = sign(Z) max(|Z| - lambda, 0)        [d, r]
     A      = diag(p(sigma_1), p(sigma_2), ...)   [d, r], p(s) = sum_j c_j s^j
-    W      = phi(Z) + A                          [d, r]
+    W      = phi(Z) + A                          [d, r], with orthonormal rows
     E_s    = u W^T                               [N, d]
 
 docs/scale.md derives the scales at start. The paper leaves k, P, the initialisation and any normalisation
@@ -26,8 +26,10 @@ from jaxtyping import Array, Float, Num
 
 from spectran_jax.errors import unknown_name
 from spectran_jax.initial_scale import equal_row_normal, initial_scale, inverse_softplus
+from spectran_jax.orthonormal import orthonormal_rows
 
 ATTENTIONS = ("softshrink", "softmax", "none")
+NORMS = ("orthonormal", "rows", "none")
 
 
 def softshrink(z: Float[Array, "..."], threshold: Float[Array, ""] | float) -> Float[Array, "..."]:
@@ -113,15 +115,21 @@ def spectral_weights(
     *,
     dimension: int,
     power: float = 0.0,
-    normalize: bool = True,
+    norm: str = "orthonormal",
 ) -> Float[Array, "d r"]:
-    """The matrix that multiplies u: W = phi(Z) + A, components weighted by sigma^power, rows normalised.
+    """The matrix that multiplies u: W = phi(Z) + A, rows normalised, components weighted by sigma^power.
 
-    u has unit variance in each component, so the variance of output dimension i is the squared length of row i.
-    With `normalize` that length is held at w_i, the weight of the i-th component (see `component_weights`; the
-    last component's where i >= r): 1 for power 0, and the weighted SVD's own profile for other powers. Training
-    then turns rows but can neither shrink them nor hide them in components of small weight. Without `normalize`
-    the rows are free.
+    u has the identity for its covariance, so the covariance of the output dimensions is W W^T.
+
+    - "orthonormal": W is replaced by the nearest matrix with orthonormal rows, and then weighted. For power 0 the
+      output is whitened, as the head of the spectrum is, whatever is learned: training chooses a d-dimensional subspace
+      of the whole spectrum, and can't collapse it into the few directions that lower the loss fastest.
+    - "rows": each row has its length held, and may turn towards others.
+    - "none": the rows are free, and may shrink.
+
+    In the first two the length of row i is held at w_i, the weight of the i-th component (see `component_weights`; the
+    last component's where i >= r): 1 for power 0, and the weighted SVD's own profile for other powers. So no row hides
+    in components of small weight.
 
     Args:
       attention: phi(Z) [d, r], or None for zero.
@@ -129,7 +137,7 @@ def spectral_weights(
       sigma: [r] normalised singular values, descending.
       dimension: d.
       power: of sigma in the weight of a component.
-      normalize: hold the length of each row.
+      norm: one of `NORMS`.
 
     Returns:
       [d, r] in the dtype of sigma.
@@ -139,9 +147,9 @@ def spectral_weights(
     if diagonal is not None:
         total = total + principal_diagonal(diagonal, dimension, rank)
     weight = component_weights(sigma, dimension, power)
-    weighted = total * weight
-    if not normalize:
-        return weighted
+    if norm == "none":
+        return total * weight
+    weighted = (orthonormal_rows(total) if norm == "orthonormal" else total) * weight
     length = weight[:dimension]
     return scale_rows(weighted, jnp.pad(length, (0, dimension - length.shape[0]), mode="edge"))
 
@@ -154,9 +162,9 @@ class SpecTranAdapter(nn.Module):
     `taylor [P + 1]`, which starts at p = 1. An adapter that starts here is the whitened SVD plus a little
     attention. Parts that an option leaves out have no parameters.
 
-    With `spectral_norm` only the ratio of a row's diagonal to its attention counts. So without attention the
-    Taylor map has no effect but its sign, and the adapter is the frozen (weighted) SVD; to learn the map alone,
-    turn `spectral_norm` off.
+    Unless `spectral_norm` is "none", only the ratio of a row's diagonal to its attention counts. So without attention
+    the Taylor map has no effect but its sign, and the adapter is the frozen (weighted) SVD; to learn the map alone,
+    take "none".
     """
 
     dimension: int
@@ -167,7 +175,7 @@ class SpecTranAdapter(nn.Module):
     attention_energy: float = 0.1
     position_encoding: bool = True
     taylor_order: int = 2
-    spectral_norm: bool = True
+    spectral_norm: str = "orthonormal"
     spectral_power: float = 0.0
     dtype: Any = jnp.float32
     """Compute dtype of u W^T. W itself, small, is always float32."""
@@ -176,6 +184,8 @@ class SpecTranAdapter(nn.Module):
         """Creates the parameters of the parts that are on."""
         if self.attention not in ATTENTIONS:
             raise unknown_name("attention", self.attention, ATTENTIONS)
+        if self.spectral_norm not in NORMS:
+            raise unknown_name("spectral norm", self.spectral_norm, NORMS)
         if self.attention != "none":
             scale = initial_scale(
                 self.dimension,
@@ -211,7 +221,7 @@ class SpecTranAdapter(nn.Module):
             sigma,
             dimension=self.dimension,
             power=self.spectral_power,
-            normalize=self.spectral_norm,
+            norm=self.spectral_norm,
         )
         return SpectralParts(attention, diagonal, weights)
 

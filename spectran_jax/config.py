@@ -131,8 +131,12 @@ class EncoderConfig:
     attention_dimension: int = _field(64, "Dimension k of the spectral queries and keys.")
     attention_live: float = _field(0.8, "Share of attention entries above the threshold at start.")
     attention_energy: float = _field(0.1, "Energy of the attention at start, relative to the principal diagonal's.")
-    spectral_norm: bool = _field(
-        True, "Hold each row of W at unit length, so that the semantic part can't be shrunk away."
+    spectral_norm: str = _field(
+        "orthonormal",
+        "How W of spectran is held. orthonormal: its rows are, so that the output stays whitened, and learning chooses a "
+        "subspace of the spectrum; rows: each at unit length, free to turn towards each other; none: free, and the text "
+        "can be shrunk away.",
+        choices=("orthonormal", "rows", "none"),
     )
     adapter_width: int = _field(256, "Hidden units of the two layers of mlp and whiten.")
     experts: int = _field(8, "Experts of moe.")

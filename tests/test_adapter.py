@@ -21,7 +21,7 @@ def text():
     return {"x": x, "left": left, "s": singular, "v": right.T, "u": np.sqrt(60) * left, "sigma": singular / singular[0]}
 
 
-def reference_weights(params, sigma, d, *, power=0.0, normalize=True):
+def reference_weights(params, sigma, d, *, power=0.0, norm="rows"):
     """W in float64, entry by entry, from the formulas of the design."""
     q, k, c = (np.asarray(params[name], np.float64) for name in ("query", "key", "taylor"))
     threshold = np.log1p(np.exp(float(params["threshold"])))
@@ -34,8 +34,11 @@ def reference_weights(params, sigma, d, *, power=0.0, normalize=True):
             if i == j:
                 w[i, j] += sum(c[n] * sigma[j] ** n for n in range(len(c)))
     scale = sigma**power / np.sqrt(np.mean(sigma[:d] ** (2 * power)))
+    if norm == "orthonormal":
+        left, _, right = np.linalg.svd(w, full_matrices=False)
+        w = left @ right
     w = w * scale
-    if normalize:
+    if norm != "none":
         lengths = np.array([scale[min(i, r - 1)] for i in range(d)])
         w = w / np.sqrt((w**2).sum(1, keepdims=True)) * lengths[:, None]
     return w
@@ -52,16 +55,21 @@ def random_params(d, r, k, order, seed=3):
 
 
 @pytest.mark.parametrize(
-    ("power", "normalize", "d", "jit"),
-    [(0.0, True, 8, True), (0.5, True, 30, True), (0.5, True, 30, False), (1.0, False, 8, True)],
+    ("power", "norm", "d", "jit"),
+    [
+        (0.0, "orthonormal", 8, True),
+        (0.5, "orthonormal", 8, False),
+        (0.0, "rows", 8, True),
+        (0.5, "rows", 30, True),
+        (0.5, "rows", 30, False),
+        (1.0, "none", 8, True),
+    ],
 )
-def test_vectors_equal_numpy(text, power, normalize, d, jit):
+def test_vectors_equal_numpy(text, power, norm, d, jit):
     """Also with d above the rank 24, where rows beyond it rest on attention alone."""
-    module = SpecTranAdapter(
-        d, 24, attention_dimension=5, taylor_order=3, spectral_power=power, spectral_norm=normalize
-    )
+    module = SpecTranAdapter(d, 24, attention_dimension=5, taylor_order=3, spectral_power=power, spectral_norm=norm)
     params = random_params(d, 24, 5, 3)
-    want = text["u"] @ reference_weights(params, text["sigma"], d, power=power, normalize=normalize).T
+    want = text["u"] @ reference_weights(params, text["sigma"], d, power=power, norm=norm).T
     run = jax.jit(module.apply) if jit else module.apply
     got = run({"params": params}, jnp.asarray(text["u"], jnp.float32), text["sigma"].astype(np.float32))
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
@@ -97,9 +105,9 @@ def test_principal_diagonal(d, r):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_without_attention_at_start_it_is_the_whitened_svd(text, normalize):
-    module = SpecTranAdapter(10, 24, attention="none", spectral_norm=normalize)
+@pytest.mark.parametrize("norm", adapter.NORMS)
+def test_without_attention_at_start_it_is_the_whitened_svd(text, norm):
+    module = SpecTranAdapter(10, 24, attention="none", spectral_norm=norm)
     sigma = text["sigma"].astype(np.float32)
     params = start(module)
     assert set(params["params"]) == {"taylor"}
@@ -109,7 +117,7 @@ def test_without_attention_at_start_it_is_the_whitened_svd(text, normalize):
 
 
 def test_identity_map_is_pca(text):
-    module = SpecTranAdapter(10, 24, attention="none", spectral_norm=False)
+    module = SpecTranAdapter(10, 24, attention="none", spectral_norm="none")
     params = {"params": {"taylor": np.array([0, 1, 0], np.float32)}}
     got = apply(module, params, text["u"].astype(np.float32), text["sigma"].astype(np.float32))
     pca = text["x"] @ text["v"][:, :10]
@@ -123,8 +131,8 @@ def test_power_one_with_unit_rows_is_pca_of_unit_mean_variance(text):
     np.testing.assert_allclose(got, pca / np.sqrt(np.mean(pca**2)), atol=1e-5)
 
 
-@pytest.mark.parametrize(("power", "normalize"), [(0.5, True), (0.0, False)])
-def test_gradients_equal_finite_differences(text, power, normalize):
+@pytest.mark.parametrize(("power", "norm"), [(0.5, "orthonormal"), (0.5, "rows"), (0.0, "none")])
+def test_gradients_equal_finite_differences(text, power, norm):
     rng = np.random.default_rng(1)
     d, r, k = 6, 24, 4
     values = {name: np.asarray(x, np.float64) for name, x in random_params(d, r, k, 2).items()}
@@ -138,7 +146,7 @@ def test_gradients_equal_finite_differences(text, power, normalize):
                 adapter.spectral_scores(p["query"], p["key"]), jax.nn.softplus(p["threshold"])
             )
             diagonal = adapter.taylor_map(sigma[:d], p["taylor"])
-            w = adapter.spectral_weights(attention, diagonal, sigma, dimension=d, power=power, normalize=normalize)
+            w = adapter.spectral_weights(attention, diagonal, sigma, dimension=d, power=power, norm=norm)
             return jnp.sum(cotangent * jnp.tanh(u @ w.T))
 
         gradient = jax.grad(loss)(values)
@@ -212,8 +220,8 @@ def test_a_zero_row_stays_zero_without_nan():
 
 
 def test_training_cannot_shrink_the_semantic_part(text):
-    """With unit rows, shrinking every parameter leaves the variance of every dimension alone."""
-    module = SpecTranAdapter(10, 24, attention_dimension=8)
+    """With rows of unit length, shrinking every parameter leaves the variance of every dimension alone."""
+    module = SpecTranAdapter(10, 24, attention_dimension=8, spectral_norm="rows")
     params = {"params": random_params(10, 24, 8, 2)}
     for factor in (1.0, 1e-3):
         small = jax.tree.map(lambda x, f=factor: x * f, params)
@@ -262,9 +270,21 @@ def test_parameter_count(k, count):
     assert total <= 2.3e6
 
 
-def test_unknown_attention_names_the_nearest():
-    with pytest.raises(InputError, match="softshrink"):
-        start(SpecTranAdapter(4, 6, attention="softshrnk"))
+def test_whatever_is_learned_the_output_stays_whitened(text):
+    """Even where all rows of phi(Z) + A point nearly the same way, which with unit rows is a collapse."""
+    params = random_params(10, 24, 8, 2)
+    params["query"] = params["query"][:1] + 0.2 * params["query"]
+    u, sigma = text["u"].astype(np.float32), text["sigma"].astype(np.float32)
+    for norm, whitened in (("orthonormal", True), ("rows", False)):
+        module = SpecTranAdapter(10, 24, attention_dimension=8, spectral_norm=norm)
+        vectors = apply(module, {"params": params}, u, sigma)
+        assert np.allclose(vectors.T @ vectors / len(vectors), np.eye(10), atol=2e-3) == whitened
+
+
+@pytest.mark.parametrize("names", [{"attention": "softshrnk"}, {"spectral_norm": "orthonormol"}])
+def test_unknown_names_name_the_nearest(names):
+    with pytest.raises(InputError, match=r"softshrink|orthonormal"):
+        start(SpecTranAdapter(4, 6, **names))
 
 
 def test_diagnostics_match_their_definition(text):

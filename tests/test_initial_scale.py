@@ -108,7 +108,7 @@ def test_softmax_spread_grows_with_the_energy_and_stays_alive():
 
 
 def test_attention_alone_carries_unit_energy():
-    module = SpecTranAdapter(64, 384, position_encoding=False, spectral_norm=False)
+    module = SpecTranAdapter(64, 384, position_encoding=False, spectral_norm="none")
     parts = apply(module, start(module), np.ones(384, np.float32), method=module.parts)
     assert parts.diagonal is None
     assert np.sum(np.square(parts.weights)) / 64 == pytest.approx(1, rel=0.3)

@@ -197,7 +197,7 @@ def test_diagnostics_are_what_the_vectors_show():
 
 
 def test_semantic_rms_follows_free_rows():
-    module, frozen, params = encoder("spectran", spectral_norm=False, spectral_power=0.5)
+    module, frozen, params = encoder("spectran", spectral_norm="none", spectral_power=0.5)
     semantic = table(module, frozen, {**params, "id_embedding": jnp.zeros((N, D))})
     texts = np.setdiff1d(np.arange(N), WITHOUT_TEXT)
     got = jax.jit(lambda v: module.apply(v, method=module.diagnostics))({"params": params, "frozen": frozen})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spectran_jax.errors import InputError
-from spectran_jax.spectral import decompose, effective_rank, project, routes, rows
+from spectran_jax.spectral import decompose, project, routes, rows
 
 SHAPES = [(60, 20), (20, 60), (33, 33)]
 ROUTES = ["exact", "gram"]
@@ -282,16 +282,6 @@ def test_project_bad_input():
         project(spectrum, np.ones((2, 5)))
     with pytest.raises(InputError, match="NaN or inf in 1 of 2 rows, the first: 1"):
         project(spectrum, np.array([[1.0] * 6, [np.nan] * 6]))
-
-
-def test_effective_rank():
-    assert effective_rank(np.ones(7)) == pytest.approx(7)
-    assert effective_rank(np.array([3.0, 0, 0])) == pytest.approx(1)
-    share = np.array([0.5, 0.3, 0.2])
-    assert effective_rank(10 * share) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
-    for bad in ([-1.0, 2.0], [0.0, 0.0], [np.nan, 1.0], []):
-        with pytest.raises(InputError, match="finite and non-negative"):
-            effective_rank(np.array(bad))
 
 
 @pytest.mark.skipif(not (BENCH / "office").is_dir(), reason="benchmark data absent")

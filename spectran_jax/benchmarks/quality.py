@@ -12,7 +12,7 @@ import numpy as np
 from spectran_jax.benchmarks.rows import Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import dataset_config
 from spectran_jax.digest import code_digest
-from spectran_jax.studies.statistics import Interval, t_interval
+from spectran_jax.statistics import Interval, t_interval
 from spectran_jax.training.run import train_and_report
 
 SEEDS = range(8)

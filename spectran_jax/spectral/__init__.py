@@ -10,7 +10,7 @@ float64 unit and no float64 eigensolver; it could form X^T X in float32 only, wh
 
 from spectran_jax.spectral.decomposition import decompose, decompose_to, project
 from spectran_jax.spectral.routes import GRAM_FLOOR, METHODS
-from spectran_jax.spectral.spectrum import VERSION, Spectrum, effective_rank
+from spectran_jax.spectral.spectrum import VERSION, Spectrum
 from spectran_jax.spectral.storage import DTYPES, dequantise
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "decompose",
     "decompose_to",
     "dequantise",
-    "effective_rank",
     "project",
 ]

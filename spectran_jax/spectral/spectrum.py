@@ -8,8 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from spectran_jax.errors import InputError
-
 Array = jax.Array | np.ndarray
 
 VERSION = 2
@@ -50,21 +48,3 @@ class Spectrum:
     def rank(self) -> int:
         """r, the number of components kept."""
         return int(self.sigma.shape[0])
-
-
-def effective_rank(singular_values: Float[Array, "r"]) -> float:
-    """Exponential of the entropy of the normalised singular values (Roy and Vetterli, EUSIPCO 2007).
-
-    r equal values give r, one value among zeros gives 1: how many dimensions carry the matrix.
-
-    Args:
-      singular_values: non-negative, any order, at least one positive.
-
-    Raises:
-      InputError: a negative, NaN or infinite value, or no positive one.
-    """
-    values = np.asarray(singular_values, np.float64).ravel()
-    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
-        raise InputError("Singular values must be finite and non-negative, and one of them positive.")
-    share = values[values > 0] / values.sum()
-    return float(np.exp(-np.sum(share * np.log(share))))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spectran_jax import statistics
 from spectran_jax.report import words
-from spectran_jax.studies import statistics
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
 from spectran_jax.studies.search import SELECTION_METRIC, Found, spread
 from spectran_jax.studies.space import describe

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float
 
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.report import words
+from spectran_jax.statistics import bootstrap_interval, mean_over_seeds
 from spectran_jax.studies import results_md
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.search import spread
-from spectran_jax.studies.statistics import bootstrap_interval, mean_over_seeds
 from spectran_jax.studies.tables import Cell, Spread, Table
 from spectran_jax.studies.variants import Variant
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted
+from spectran_jax.ranks import Ranks, read_ranks
 from spectran_jax.studies.board import Board
-from spectran_jax.studies.ranks import Ranks, read_ranks
 from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.workdir import is_locked, locked, write_json
 

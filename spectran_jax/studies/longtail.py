@@ -9,13 +9,13 @@ import numpy as np
 from spectran_jax.metrics import HEAD_SHARE, TAIL_SHARE
 from spectran_jax.report import words
 from spectran_jax.report.figures import Plot
+from spectran_jax.statistics import ndcg_by_user
 from spectran_jax.studies.curves import Series, lines
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid
 from spectran_jax.studies.popularity import CLASSES, groups_of
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.search import spread
-from spectran_jax.studies.statistics import ndcg_by_user
 from spectran_jax.studies.tables import Cell, Spread, Table
 from spectran_jax.studies.variants import encoder_variants
 

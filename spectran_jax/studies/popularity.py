@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from spectran_jax.metrics import popularity_classes
-from spectran_jax.studies.ranks import Ranks
+from spectran_jax.ranks import Ranks
 
 CLASSES = ("head", "middle", "tail", "cold")
 """See `metrics.popularity_classes`."""

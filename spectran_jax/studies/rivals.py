@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spectran_jax.studies import statistics
+from spectran_jax import statistics
 from spectran_jax.studies.search import SELECTION_METRIC, Found
 
 TEST_METRIC = "ndcg@10"

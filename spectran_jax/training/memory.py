@@ -11,7 +11,7 @@ import numpy as np
 
 from spectran_jax.errors import InputError
 from spectran_jax.training import partitioning
-from spectran_jax.training.catalogue import has_item_rows
+from spectran_jax.training.catalogue import has_item_rows, leaf_name
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import TrainState
 
@@ -19,6 +19,8 @@ _GIB = 2**30
 
 _SMALLER = {
     "text coordinates u": "--spectrum_dtype=int8, --max_rank, --spectrum_memory=host or disk",
+    "other arrays of the text": "--spectrum_memory=host or disk",
+    "other frozen arrays": "another --item_encoder or --sampling",
     "ID table": "--table_dtype=bfloat16, --dimension",
     "optimiser state of the ID table": "--table_optimizer=rowwise_adagrad, --dimension",
     "gradients of the ID table": "--loss=sampled_softmax or infonce with --table_updates=sparse, --dimension",
@@ -38,9 +40,13 @@ def needed(setup: Setup, state: TrainState) -> dict[str, int]:
     if setup.touched is None:  # dense gradients and updates, one each
         rows = [p for path, p in jax.tree_util.tree_leaves_with_path(state.params) if has_item_rows(path, names)]
         bytes_of["gradients of the ID table"] = 2 * sum(4 * int(np.prod(p.shape)) for p in rows)
-    shardings = partitioning.frozen_shardings(setup.mesh, setup.frozen, setup.model.item_encoder.item_arrays)
-    for leaf, sharding in zip(jax.tree.leaves(setup.frozen), jax.tree.leaves(shardings), strict=True):
-        bytes_of["text coordinates u"] += _shard_bytes(leaf, sharding)
+    encoder = setup.model.item_encoder
+    shardings = partitioning.frozen_shardings(setup.mesh, setup.frozen, encoder.item_arrays)
+    leaves = jax.tree_util.tree_leaves_with_path(setup.frozen)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        wide = leaf_name(path) in encoder.wide_arrays
+        kind = "other frozen arrays" if not wide else "other arrays of the text"
+        bytes_of["text coordinates u" if leaf_name(path) == "u" else kind] += _shard_bytes(leaf, sharding)
     table = jax.ShapeDtypeStruct((setup.dataset.num_items, setup.config.encoder.dimension + 1), np.float32)
     bytes_of["item table of an evaluation"] = _shard_bytes(table, partitioning.table_sharding(setup.mesh).vectors)
     return bytes_of

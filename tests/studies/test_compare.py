@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_sweep import Runner
 
+from spectran_jax import statistics
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
-from spectran_jax.studies import statistics
 from spectran_jax.studies.compare import check_names, compare
 
 DATA = {"ml": Config(), "other": Config().replace(split="temporal")}

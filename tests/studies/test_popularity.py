@@ -3,8 +3,8 @@
 import numpy as np
 
 from spectran_jax.metrics import metrics_by_popularity
+from spectran_jax.ranks import Ranks
 from spectran_jax.studies.popularity import groups_of, target_groups
-from spectran_jax.studies.ranks import Ranks
 
 RNG = np.random.default_rng(0)
 COUNTS = np.concatenate([RNG.integers(1, 90, 40), [0] * 5])

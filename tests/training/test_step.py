@@ -259,6 +259,11 @@ def test_a_catalogue_too_large_for_the_device_is_refused_before_anything_is_comp
     assert sizes["optimiser state of the ID table"] == 2 * 4 * items * d + 4 * items
     assert sizes["item table of an evaluation"] == 4 * items * (d + 1)
     assert sizes["gradients of the ID table"] == 0
+    frozen = run.setup.frozen.item_encoder
+    assert sizes["text coordinates u"] == frozen["u"].nbytes
+    assert sizes["other arrays of the text"] == 0
+    rest = frozen["trained"].nbytes + frozen["sigma"].nbytes + run.setup.frozen.candidates.nbytes
+    assert sizes["other frozen arrays"] >= rest
     memory.require(run.setup, run.programs.state, lambda mesh: sum(sizes.values()))
     message = r"40 items need 0.00 GiB on each device, which has 0.00 GiB: .*What makes them smaller: .*--"
     with pytest.raises(InputError, match=message):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spectran_jax.errors import InputError
-from spectran_jax.studies.ranks import Ranks
+from spectran_jax.ranks import Ranks
 
 MINIMUM_SEEDS = 3
 """Below this no p-value is given: the mean over seeds would still be mostly luck."""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from spectran_jax import statistics
 from spectran_jax.errors import InputError
 from spectran_jax.metrics import metrics_from_ranks
-from spectran_jax.studies import statistics
-from spectran_jax.studies.ranks import Ranks, read_ranks
+from spectran_jax.ranks import Ranks, read_ranks
 
 
 def ranks(values, users=None):
