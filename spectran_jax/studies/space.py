@@ -83,10 +83,10 @@ def design(space: Sequence[Range], trials: int, seed: int) -> list[dict[str, flo
     return [{r.name: r.at(p) for r, p in zip(space, point, strict=False)} for point in points.tolist()]
 
 
-COMMON = "learning_rate=log:5e-4:3e-3,dropout=0.1:0.5,weight_decay=log:1e-6:1e-2"
+COMMON = "learning_rate=log:5e-4:4e-3,dropout=0.1:0.5,weight_decay=log:1e-4:0.3"
 """What every method is searched over."""
 
-SEMANTIC = "semantic_scale=log:0.1:0.8"
+SEMANTIC = "semantic_scale=log:0.04:0.5"
 """How much the text counts against the IDs: of every method whose item vectors hold text."""
 
 TEXT_ELSEWHERE = ("rlmrec",)
