@@ -119,7 +119,7 @@ class EncoderConfig:
         "How the semantic and the ID vector are joined; none leaves the ID table out, so that an item is its text.",
         choices=("sum", "concat", "gate", "none"),
     )
-    semantic_scale: float = _field(0.2, "Standard deviation of each dimension of the semantic vectors at start.")
+    semantic_scale: float = _field(0.1, "Standard deviation of each dimension of the semantic vectors at start.")
     id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.")
     learn_scale: bool = _field(False, "Let training change the semantic scale.")
     spectral_power: float = _field(0.0, "Weight components by sigma to this power: 0 is whitened, 1 is PCA.")
@@ -227,9 +227,9 @@ class ObjectiveConfig:
         choices=("positive", "history"),
     )
     history_negatives: bool = _field(
-        False,
+        True,
         "Add the items of a position's own history to its sampled negatives: a catalogue's draws hardly ever hold them, "
-        "and a model that is not told ranks what users have bought first. For people who never buy a thing twice. "
+        "and a model that is not told ranks what users have bought first. Turn it off where people buy a thing twice. "
         "softmax holds them anyway; sampled_softmax takes them with --mask_negatives=history, which leaves them out of "
         "what is drawn.",
     )

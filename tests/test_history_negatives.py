@@ -1,11 +1,16 @@
 """The items that a user has seen, as negatives: which they are, and what each loss makes of them."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spectran_jax import negatives, objectives
+from spectran_jax.data.interactions import Histories
 from spectran_jax.layout import SequenceLayout
+from spectran_jax.training.run import notices
+from spectran_jax.training.setup import prepare
 
 IDS = np.array([[3, 4, 3, 5, 7, 8, 0], [1, 2, 2, 2, 1, 9, 0]], np.int32)
 TARGETS = np.array([[4, 3, 5, 6, 8, 9, 0], [2, 2, 2, 1, 9, 4, 0]], np.int32)
@@ -73,3 +78,15 @@ def test_losses_add_the_history_to_the_negatives(case, name):
             each.append((np.log1p(np.exp(-top[t])) + others) / 8)
     np.testing.assert_allclose(loss(case, name, history=True), np.mean(each), rtol=1e-5)
     assert loss(case, name, history=True) > loss(case, name, history=False)
+
+
+@pytest.mark.parametrize(("wanted", "told"), [(True, True), (False, False)])
+def test_a_person_is_told_of_repeats(tiny_config, wanted, told):
+    """Of the tiny data, in which some walks come back to an item, and only where it matters."""
+    setup = prepare(tiny_config.replace(history_negatives=wanted))
+    rows = [setup.split.train[user].tolist() for user in range(len(setup.split.train))]
+    setup = dataclasses.replace(
+        setup, split=dataclasses.replace(setup.split, train=Histories.from_lists([row + row[:1] for row in rows]))
+    )
+    repeats = sum(len(row) + 1 - len(set(row)) for row in rows if row)
+    assert any(line.startswith(f"{repeats:,} of ") for line in notices(setup)) == told

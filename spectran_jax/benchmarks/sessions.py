@@ -39,6 +39,7 @@ def dataset_config(settings: Settings, name: str, **options: Any) -> Config:
         "learning_rate": 3e-3,
         "dropout": 0.2,
         "semantic_scale": 0.4,
+        "history_negatives": False,  # the peers' loss has none
     }
     return Config().replace(**(values | options))
 
@@ -66,7 +67,8 @@ def synthetic(
     u = np.tile(block, (-(-items // some), 1))[:items]
     scale = np.full(rank, 3 / 127, np.float32) if spectrum_dtype == "int8" else None
     spectrum = types.SimpleNamespace(u=u, sigma=np.linspace(1, 0.05, rank).astype(np.float32), u_scale=scale)
-    config = Config().replace(max_length=20, batch_size=256, spectrum_dtype=spectrum_dtype).replace(**options)
+    config = Config().replace(max_length=20, batch_size=256, history_negatives=False, spectrum_dtype=spectrum_dtype)
+    config = config.replace(**options)
     split = types.SimpleNamespace(train=train, item_counts=np.ones(items, np.int32))
     dataset = types.SimpleNamespace(num_items=items)
     mesh = partitioning.build_mesh("auto")

@@ -68,6 +68,13 @@ class Histories:
         offsets = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[self.offsets]
         return Histories(offsets, self.items[keep], None if self.timestamps is None else self.timestamps[keep])
 
+    @property
+    def repeats(self) -> int:
+        """Interactions with an item that the same user had before."""
+        users = np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+        pairs = users * (int(self.items.max(initial=0)) + 1) + self.items
+        return len(pairs) - len(np.unique(pairs))
+
     @classmethod
     def from_lists(cls, items: Sequence[Sequence[int]], timestamps: Sequence[Sequence[int]] | None = None) -> Histories:
         """Histories from one list of dense item ids a user (and, if given, one list of timestamps a user)."""

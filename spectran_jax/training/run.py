@@ -23,6 +23,9 @@ from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.workdir import locked, refuse_other_run, write_arrays, write_json
 
+_REPEATS = 0.01
+"""Share of training interactions above which negatives from a user's own history deserve a word."""
+
 
 def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
     """Trains, evaluates and reports; resumes what `workdir` holds, and returns at once where it is finished.
@@ -107,6 +110,12 @@ def notices(setup: Setup) -> list[str]:
     name = setup.config.backbone.backbone
     if backbones.lookup(name).reads_time and not setup.timed:
         lines.append(f"The interactions have no timestamps: {name} leaves its time bias out.")
+    repeats = split.train.repeats if setup.objective.history_negatives else 0
+    if repeats > _REPEATS * len(split.train.items):
+        lines.append(
+            f"{repeats:,} of {len(split.train.items):,} training interactions repeat an item of the same user: where a "
+            "repeat is a good recommendation, take --nohistory_negatives."
+        )
     tied = split.tied_targets
     if tied["count"]:
         lines.append(

@@ -40,6 +40,11 @@ def test_histories_rows_lengths_and_take():
     assert taken.timestamps.tolist() == [9, 5, 6, 9]
 
 
+def test_repeats_are_counted_within_a_user():
+    assert Histories.from_lists([[3, 4, 3, 3], [4], [], [5, 5]]).repeats == 3
+    assert Histories.from_lists([[], []]).repeats == 0
+
+
 def test_histories_refuse_timestamps_of_another_shape():
     with pytest.raises(ValueError, match="one entry an item"):
         Histories.from_lists([[1, 2]], [[1]])
