@@ -28,10 +28,13 @@ def orthonormal_rows(weights: Float[Array, "d r"]) -> Float[Array, "d r"]:
     # Two upper bounds of the largest eigenvalue; the result does not depend on which, so no gradient goes there.
     bound = jnp.minimum(jnp.trace(gram), jnp.abs(gram).sum(axis=1).max())
     scale = jax.lax.stop_gradient(jnp.maximum(bound, jnp.finfo(jnp.float32).tiny))
-    eye = jnp.eye(len(gram))
-    root, inverse = gram / scale + _LEAST * eye, eye
-    for _ in range(_ITERATIONS):
+    eye = jnp.eye(len(gram), dtype=gram.dtype)
+
+    def iterate(pair: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        root, inverse = pair
         step = 1.5 * eye - 0.5 * jnp.matmul(inverse, root, precision="highest")
-        root = jnp.matmul(root, step, precision="highest")
-        inverse = jnp.matmul(step, inverse, precision="highest")
+        return (jnp.matmul(root, step, precision="highest"), jnp.matmul(step, inverse, precision="highest")), None
+
+    # A loop, since unrolled it is most of what a small model compiles.
+    (_, inverse), _ = jax.lax.scan(iterate, (gram / scale + _LEAST * eye, eye), length=_ITERATIONS)
     return jnp.matmul(inverse, weights, precision="highest") * jax.lax.rsqrt(scale)

@@ -186,13 +186,13 @@ def test_diagnostics_are_what_the_vectors_show():
         silent = {**params, "id_embedding": jnp.zeros((N, D))}
         texts = np.setdiff1d(np.arange(N), WITHOUT_TEXT)
         semantic = table(module, frozen, silent)[texts]
-        np.testing.assert_allclose(np.mean(semantic**2, axis=0), 0.2**2, rtol=2e-3)
-        assert got["semantic_rms"] == pytest.approx(0.2, rel=1e-3)
+        np.testing.assert_allclose(np.mean(semantic**2, axis=0), 0.1**2, rtol=2e-3)
+        assert got["semantic_rms"] == pytest.approx(0.1, rel=1e-3)
         warm = np.setdiff1d(np.arange(N), COLD)
         identity = np.sqrt(np.mean(np.square(params["id_embedding"][warm])))
         assert got["id_rms"] == pytest.approx(identity, rel=1e-4)
-        assert got["semantic_to_id"] == pytest.approx(0.2 / identity, rel=1e-3)
-        assert 0.9 < got["semantic_to_id"] / 10 < 1.1
+        assert got["semantic_to_id"] == pytest.approx(0.1 / identity, rel=1e-3)
+        assert 0.9 < got["semantic_to_id"] / 5 < 1.1
     assert {"attention_live", "attention_energy", "threshold", "taylor", "tail_energy"} <= set(got)
 
 
@@ -207,7 +207,7 @@ def test_semantic_rms_follows_free_rows():
 def test_learned_scale_is_one_parameter():
     fixed, learned = encoder("svd"), encoder("svd", learn_scale=True)
     assert set(learned[2]) - set(fixed[2]) == {"learned_scale"}
-    assert learned[2]["learned_scale"] == pytest.approx(0.2)
+    assert learned[2]["learned_scale"] == pytest.approx(0.1)
     params = {**learned[2], "id_embedding": fixed[2]["id_embedding"]}
     np.testing.assert_allclose(table(learned[0], learned[1], params), table(*fixed), rtol=1e-6)
 
@@ -269,7 +269,7 @@ def test_rank_below_dimension_is_refused_or_padded(name):
     assert np.isfinite(vectors).all()
     if name == "svd":
         np.testing.assert_array_equal(vectors[:, R:], 0)
-        np.testing.assert_allclose(vectors[:, :R], 0.2 * make_source().spectrum.u, atol=1e-5)
+        np.testing.assert_allclose(vectors[:, :R], 0.1 * make_source().spectrum.u, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,10 @@ def test_alphafuse_is_text_in_the_row_space_and_ids_in_the_null_space():
     vectors = np.asarray(table(module, frozen, params), np.float64)
     u, _, right = singular_vectors()
     learned = np.where(np.arange(N)[:, None] == COLD, 0, params["id_embedding"])
-    text, ids = 0.2 * u[:, :6] @ right[:, :6].T, learned @ right[:, 6:D].T
+    text, ids = 0.1 * u[:, :6] @ right[:, :6].T, learned @ right[:, 6:D].T
     np.testing.assert_allclose(text @ ids.T, 0, atol=1e-6)
     np.testing.assert_allclose(vectors @ vectors.T, (text + ids) @ (text + ids).T, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(vectors, np.concatenate([0.2 * u[:, :6], learned], axis=1), atol=1e-5)
+    np.testing.assert_allclose(vectors, np.concatenate([0.1 * u[:, :6], learned], axis=1), atol=1e-5)
     trained = np.asarray(table(module, frozen, {"id_embedding": params["id_embedding"] + 1}))
     np.testing.assert_array_equal(trained[:, :6], vectors[:, :6])  # whatever is learned, the text stays
     assert (trained[:COLD, 6:] != vectors[:COLD, 6:]).all()
@@ -212,7 +212,7 @@ def test_llmesr_is_an_adapter_of_the_text_beside_ids_that_start_from_it():
     start /= np.sqrt(np.mean(np.delete(start, TEXTLESS, axis=0) ** 2))
     learned = np.where(np.arange(N)[:, None] == COLD, 0, params["id_embedding"])
     vectors = table(module, frozen, params)
-    want = np.concatenate([0.2 * semantic, 0.2 * start + learned], axis=1)
+    want = np.concatenate([0.1 * semantic, 0.1 * start + learned], axis=1)
     np.testing.assert_allclose(vectors, want, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match=r"llmesr halves the vectors .* --dimension=7 is odd; take 8"):
         built("llmesr", dimension=7)
