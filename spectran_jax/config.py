@@ -374,7 +374,9 @@ class Config:
                 if kind is float and type(value) is int:
                     value = float(value)
                 if type(value) is not kind:
-                    raise InputError(f"{source}: {section}.{name} must be {kind.__name__}, got {value!r}.")
+                    choices = known[section, name].metadata["choices"]
+                    right = f"one of {', '.join(choices)}" if choices else kind.__name__
+                    raise InputError(f"{source}: {section}.{name} must be {right}, got {value!r}.")
                 flat[name] = value
         return cls().replace(**flat)
 

@@ -72,6 +72,10 @@ def test_config_file_round_trip_and_overrides(tmp_path):
         ("[]", "a configuration is a JSON object of sections, got list"),
         ('{"training": {"sed": 1}}', r"Unknown field in .*'sed'.*Did you mean 'seed'"),
         ('{"training": {"seed": "one"}}', r"training.seed must be int, got 'one'"),
+        (
+            '{"encoder": {"spectral_norm": true}}',
+            r"encoder.spectral_norm must be one of orthonormal, rows, none, got True",
+        ),
         ('{"training": 3}', "section 'training' must be an object"),
     ],
 )

@@ -51,7 +51,7 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
     """
 
     width: int
-    semantic_scale: float = 0.2
+    semantic_scale: float
     alignment_weight: float = 0.1
 
     item_arrays: ClassVar[tuple[str, ...]] = ("trained", "u")

@@ -23,7 +23,7 @@ class SemanticEncoder(IdEncoder, kw_only=True):
     """
 
     fusion: str = "sum"
-    semantic_scale: float = 0.2
+    semantic_scale: float
     learn_scale: bool = False
 
     item_arrays: ClassVar[tuple[str, ...]] = ("trained", "u")

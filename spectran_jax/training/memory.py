@@ -43,10 +43,9 @@ def needed(setup: Setup, state: TrainState) -> dict[str, int]:
     encoder = setup.model.item_encoder
     shardings = partitioning.frozen_shardings(setup.mesh, setup.frozen, encoder.item_arrays)
     leaves = jax.tree_util.tree_leaves_with_path(setup.frozen)
+    kinds = dict.fromkeys(encoder.wide_arrays, "other arrays of the text") | {"u": "text coordinates u"}
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-        wide = leaf_name(path) in encoder.wide_arrays
-        kind = "other frozen arrays" if not wide else "other arrays of the text"
-        bytes_of["text coordinates u" if leaf_name(path) == "u" else kind] += _shard_bytes(leaf, sharding)
+        bytes_of[kinds.get(leaf_name(path), "other frozen arrays")] += _shard_bytes(leaf, sharding)
     table = jax.ShapeDtypeStruct((setup.dataset.num_items, setup.config.encoder.dimension + 1), np.float32)
     bytes_of["item table of an evaluation"] = _shard_bytes(table, partitioning.table_sharding(setup.mesh).vectors)
     return bytes_of

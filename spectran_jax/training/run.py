@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,8 @@ from spectran_jax.training.workdir import locked, refuse_other_run, write_arrays
 
 _REPEATS = 0.01
 """Share of training interactions above which negatives from a user's own history deserve a word."""
+_REPEATS_USERS = 100_000
+"""Users that it is counted over: a start should not sort a billion interactions for a hint."""
 
 
 def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
@@ -110,10 +113,11 @@ def notices(setup: Setup) -> list[str]:
     name = setup.config.backbone.backbone
     if backbones.lookup(name).reads_time and not setup.timed:
         lines.append(f"The interactions have no timestamps: {name} leaves its time bias out.")
-    repeats = split.train.repeats if setup.objective.history_negatives else 0
-    if repeats > _REPEATS * len(split.train.items):
+    some = split.train.take(np.arange(min(len(split.train), _REPEATS_USERS)))
+    repeats = some.repeats if setup.objective.history_negatives else 0
+    if repeats > _REPEATS * len(some.items):
         lines.append(
-            f"{repeats:,} of {len(split.train.items):,} training interactions repeat an item of the same user: where a "
+            f"{repeats:,} of {len(some.items):,} training interactions repeat an item of the same user: where a "
             "repeat is a good recommendation, take --nohistory_negatives."
         )
     tied = split.tied_targets
