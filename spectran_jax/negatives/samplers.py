@@ -70,19 +70,39 @@ class _Tabled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(_Tabled):
-    """Every item that occurs in training alike; a draw costs one look-up, whatever the size of the catalogue."""
+class Uniform:
+    """Every item that occurs in training alike. What it reads follows the number of items that do not, and not N."""
+
+    count: int
 
     def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
-        """`ids`, int32: the items of the training set; `log_q` [N]. See `Sampler.arrays`."""
+        """`absent`, int32: the items outside the training set, ascending; `items` [], int32: N. See `Sampler.arrays`."""
         counts = checked_counts(counts)
-        return {"ids": np.flatnonzero(counts > 0).astype(np.int32), "log_q": _log(counts > 0)}
+        return {"absent": np.flatnonzero(counts == 0).astype(np.int32), "items": np.int32(len(counts))}
 
     def draw(
         self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
     ) -> Int[jax.Array, "n"]:
         """See `Sampler.draw`; targets and weight are not used."""
-        return arrays["ids"][jax.random.randint(key, (self.count,), 0, len(arrays["ids"]), jnp.int32)]
+        absent = jnp.asarray(arrays["absent"])
+        nth = jax.random.randint(key, (self.count,), 0, arrays["items"] - len(absent), jnp.int32)
+        # The n-th item of the training set has as many absent ones before it as have at most n others before them.
+        before = absent - jnp.arange(len(absent), dtype=jnp.int32)
+        return nth + jnp.searchsorted(before, nth, side="right").astype(jnp.int32)
+
+    def log_q(self, arrays: Arrays, ids: Int[Any, "*b"]) -> Float[Any, "*b"]:
+        """See `Sampler.log_q`."""
+        absent, items = arrays["absent"], arrays["items"]
+        on_host = isinstance(ids, np.ndarray | np.generic | int) and not isinstance(absent, jax.core.Tracer)
+        xp: Any = np if on_host else jnp
+        ids = xp.asarray(ids)
+        place = xp.searchsorted(absent, ids)
+        found = xp.append(xp.asarray(absent), -1)[place] == ids
+        outside = (ids < 0) | (ids >= items)
+        if on_host:
+            _refuse(ids[outside], ids[found], int(items))
+        value = -xp.log(xp.asarray(items - len(absent), xp.float32))
+        return xp.where(found | outside, -xp.inf, value).astype(xp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +200,16 @@ def _log(weight: np.ndarray) -> Float[np.ndarray, "N"]:
 
 
 def _log_q_on_host(table: Float[np.ndarray, "N"], ids: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    outside = ids[(ids < 0) | (ids >= len(table))]
-    if outside.size:
-        raise InputError(f"Items are numbered from 0 to {len(table) - 1}, got {outside.flat[0]}.")
+    outside = (ids < 0) | (ids >= len(table))
+    _refuse(ids[outside], ids[outside], len(table))
     values = table[ids]
     cold = ids[np.isneginf(values)]
+    _refuse(cold[:0], cold, len(table))
+    return values
+
+
+def _refuse(outside: Int[np.ndarray, "a"], cold: Int[np.ndarray, "b"], items: int) -> None:
+    if outside.size:
+        raise InputError(f"Items are numbered from 0 to {items - 1}, got {outside.flat[0]}.")
     if cold.size:
         raise InputError(f"Item {cold.flat[0]} never occurs in training: no sampler draws it, it has no log_q.")
-    return values

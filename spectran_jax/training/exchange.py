@@ -1,0 +1,207 @@
+"""Rows of item tables that are sharded over all devices, for the shards of a batch that need them, and back.
+
+Item i of N lies on device i // R, R = N / devices: tables are cut into equal runs of rows. Each shard of the batch lists
+the distinct items that it touches, and its devices ask the owners for an equal part of them each:
+
+    ids     [devices, capacity]     all-to-all: what each device wants of each owner
+    vectors [devices, capacity, d]  all-to-all back, then an all-gather over the devices that share a shard of the batch
+    gradients                       the transpose of the same, so each owner sums what concerns its rows
+
+Nothing here has the length of the catalogue, and the traffic follows the touched rows. An owner sees each of its items
+once, however many devices ask for it, so the optimiser runs there on distinct rows, as it does on one device.
+
+How many items of one owner a device wants depends on the data: `capacity` is planned, not a bound. Where somebody wants
+more, the owners' rows are dealt with in `rounds`, each a narrower run of rows, until every request fits: nothing is
+dropped, and what a step gives does not depend on the number of rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from spectran_jax.training.catalogue import distinct, place
+from spectran_jax.training.partitioning import AXES
+
+BATCH_AXIS, SHARE_AXIS = AXES
+"""Shards of the batch, and the devices that hold the same one."""
+
+_SLACK = 1.25
+_SPREAD = 4
+"""Standard deviations above the mean that a request may be, were items spread at random."""
+
+
+class Layout(NamedTuple):
+    """The sizes of an exchange, all static."""
+
+    mesh: Mesh
+    rows: int
+    """R, rows of a table on each device."""
+    wanted: int
+    """Distinct items that a shard of the batch touches at most, a multiple of the devices that share it."""
+    capacity: int
+    """Items that a device asks one owner for in one round."""
+
+    @property
+    def shards(self) -> int:
+        """Of the batch."""
+        return self.mesh.shape[BATCH_AXIS]
+
+    @property
+    def received(self) -> int:
+        """Distinct rows that an owner deals with in one round at most."""
+        return min(self.mesh.size * self.capacity, self.rows)
+
+
+def plan(mesh: Mesh, num_items: int, touched: int, capacity: int = 0) -> Layout:
+    """The layout for a catalogue of `num_items`, a multiple of the devices, and shards that touch `touched` at most.
+
+    Args:
+      mesh: of `partitioning.AXES`.
+      num_items: N, padding included.
+      touched: distinct items of one shard of the batch, at most.
+      capacity: of `Layout`; planned for items in random order if 0.
+    """
+    devices, sharing = mesh.size, mesh.shape[SHARE_AXIS]
+    rows = num_items // devices
+    wanted = -(-touched // sharing) * sharing
+    mean = wanted / sharing / devices
+    planned = int(_SLACK * mean + _SPREAD * mean**0.5) + 1
+    return Layout(mesh, rows, wanted, min(capacity or planned, rows, wanted // sharing))
+
+
+class Requests(NamedTuple):
+    """What a step exchanges; each array is [devices, ...], a row a device."""
+
+    part: Int[Array, "D w"]
+    """int32 ids that each device asks for, ascending, filled up with N."""
+    rounds: Int[Array, "D"]
+    """How many rounds it takes, the same number everywhere."""
+
+
+class Served(NamedTuple):
+    """What an owner deals with in one round."""
+
+    mine: Int[Array, "D C"]
+    """int32 distinct rows of the device's own part of a table, ascending, filled up with R."""
+    place: Int[Array, "D D c"]
+    """int32: where each request of each device stands among them."""
+
+
+def _manual(layout: Layout, function: Any, arguments: int) -> Any:
+    """`function` once a device, on its row of arrays [devices, ...]."""
+    spec = PartitionSpec(AXES)
+
+    @functools.partial(
+        jax.shard_map, mesh=layout.mesh, in_specs=(spec,) * arguments, out_specs=spec, check_vma=False
+    )
+    def mapped(*args: Any) -> Any:
+        result = function(*(jax.tree.map(lambda x: x[0], arg) for arg in args))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], result)
+
+    return mapped
+
+
+def request(layout: Layout, ids: Int[Array, "S T"]) -> tuple[Int[Array, "S w"], Requests]:
+    """The distinct items of each shard of the batch, and who asks for which.
+
+    Args:
+      layout: the sizes.
+      ids: int32 items that each shard touches, with repetitions; N for none.
+    """
+    items = layout.rows * layout.mesh.size
+    found = jax.vmap(lambda row: distinct(row, layout.wanted, items))(ids)
+
+    def ask(part: Int[Array, "w"]) -> Requests:
+        def most(rounds: Array) -> Array:
+            """The largest request, were the rows dealt with in so many rounds."""
+            width = -(-layout.rows // rounds)
+            first = part - part % layout.rows % width  # of the run that an item belongs to
+            count = jnp.arange(len(part)) - jnp.searchsorted(part, first) + 1
+            return jax.lax.pmax(jnp.max(jnp.where(part < items, count, 0)), AXES)
+
+        enough = jax.lax.while_loop(
+            lambda state: state[1] > layout.capacity,
+            lambda state: (2 * state[0], most(2 * state[0])),
+            (jnp.int32(1), most(jnp.int32(1))),
+        )
+        return Requests(part, enough[0])
+
+    parts = found.reshape(layout.mesh.size, -1)  # the devices of a shard take a run of its items each
+    return found, _manual(layout, ask, 1)(parts)
+
+
+def serve(layout: Layout, requests: Requests, at: Int[Array, ""] | int = 0) -> Served:
+    """What owners deal with in round `at`."""
+
+    def exchange(requests: Requests, at: Int[Array, ""]) -> Served:
+        low, _ = _bounds(layout, requests, at)
+        local = _bucket(layout, requests, at, low)
+        received = jax.lax.all_to_all(local, AXES, 0, 0)
+        mine = distinct(received.reshape(-1), layout.received, layout.rows)
+        return Served(mine, place(mine, received))
+
+    at = jnp.broadcast_to(jnp.asarray(at, jnp.int32), layout.mesh.size)
+    return _manual(layout, exchange, 2)(requests, at)
+
+
+def deliver(
+    layout: Layout,
+    requests: Requests,
+    served: Served,
+    vectors: Float[Array, "D C d"],
+    at: Int[Array, ""] | int = 0,
+    *,
+    dtype: Any = None,
+) -> Float[Array, "S w d"]:
+    """Vectors of the owners' rows at the shards that want them, in the order of `request`; 0 for other rounds.
+
+    Linear, and its transpose carries gradients home.
+
+    Args:
+      layout: the sizes.
+      requests: of the step.
+      served: of the round.
+      vectors: of `served.mine`.
+      at: the round.
+      dtype: what travels, if not the vectors as they are.
+    """
+
+    def exchange(requests: Requests, served: Served, vectors: Float[Array, "C d"], at: Int[Array, ""]) -> Array:
+        reply = vectors[served.place]
+        got = jax.lax.all_to_all(reply if dtype is None else reply.astype(dtype), AXES, 0, 0)
+        low, high = _bounds(layout, requests, at)
+        part = requests.part
+        owner = jnp.minimum(part // layout.rows, layout.mesh.size - 1)
+        order = jnp.arange(len(part))
+        here = (order >= low[owner]) & (order < high[owner])
+        slot = owner * layout.capacity + jnp.where(here, order - low[owner], 0)
+        mine = jnp.where(here[:, None], got.reshape(-1, got.shape[-1])[slot].astype(vectors.dtype), 0)
+        return jax.lax.all_gather(mine, SHARE_AXIS, tiled=True)
+
+    at = jnp.broadcast_to(jnp.asarray(at, jnp.int32), layout.mesh.size)
+    whole = _manual(layout, exchange, 4)(requests, served, vectors, at)
+    # Devices that share a shard hold the same: take the first.
+    return whole.reshape(layout.shards, -1, *whole.shape[1:])[:, 0]
+
+
+def _bounds(layout: Layout, requests: Requests, at: Int[Array, ""]) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
+    """Where, in a device's part, the items of each owner that belong to round `at` begin and end."""
+    width = -(-layout.rows // requests.rounds)
+    owner = jnp.arange(layout.mesh.size) * layout.rows
+    first = owner + jnp.minimum(at * width, layout.rows)
+    last = owner + jnp.minimum((at + 1) * width, layout.rows)
+    return jnp.searchsorted(requests.part, first), jnp.searchsorted(requests.part, last)
+
+
+def _bucket(layout: Layout, requests: Requests, at: Int[Array, ""], low: Int[Array, "D"]) -> Int[Array, "D c"]:
+    """The owners' rows that a device asks for, filled up with R."""
+    _, high = _bounds(layout, requests, at)
+    order = low[:, None] + jnp.arange(layout.capacity)
+    ids = requests.part[jnp.minimum(order, len(requests.part) - 1)]
+    return jnp.where(order < high[:, None], ids - jnp.arange(layout.mesh.size)[:, None] * layout.rows, layout.rows)
