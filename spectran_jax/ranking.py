@@ -30,6 +30,30 @@ _FEW = (8, 32)
 """Blocks of a chunk that `top_k` can merge without looking at the others."""
 
 
+class Shard(NamedTuple):
+    """What a device's run of rows is a part of: a table of `items` rows, cut evenly over mesh axes in their order.
+
+    The last rows may be there to make the cut even: those from `items` on are no items. Without axes the run is all.
+    """
+
+    axes: tuple[str, ...]
+    items: int
+
+    def first(self, table: Float[jax.Array, "R d"]) -> jax.Array:
+        """Number of the first row, int32."""
+        return jax.lax.axis_index(self.axes) * len(table) if self.axes else jnp.int32(0)
+
+    def rows(self, table: Float[jax.Array, "R d"], ids: Int[jax.Array, "B"]) -> Float[jax.Array, "B d"]:
+        """Float32 rows of the whole table, the same on all devices."""
+        place = ids - self.first(table)
+        inside = (place >= 0) & (place < len(table))
+        return self.sum(jnp.where(inside[:, None], table[jnp.where(inside, place, 0)].astype(jnp.float32), 0))
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Over the devices."""
+        return jax.lax.psum(x, self.axes) if self.axes else x
+
+
 def rank_targets(
     states: Float[jax.Array, "B d"],
     table: Float[jax.Array, "N d"],
@@ -37,6 +61,7 @@ def rank_targets(
     seen: Int[jax.Array, "B S"] | None = None,
     *,
     chunk: int | None = None,
+    shard: Shard | None = None,
 ) -> Int[jax.Array, "B"]:
     """0-based rank of each target among all N items: the number of other items that score at least as much.
 
@@ -51,6 +76,7 @@ def rank_targets(
       seen: int32 ids that do not compete, padded with -1, repetitions allowed. The target's own id has no effect: a
         target is never filtered.
       chunk: items scored at once, at most 65,535; by default as many as `CHUNK_BYTES` holds.
+      shard: under `shard_map`, what `table` is a part of.
 
     Returns:
       int32 ranks in [0, N); -1 for a state with a score that is NaN, or whose target's score is infinite.
@@ -62,7 +88,9 @@ def rank_targets(
     if targets.shape != states.shape[:1]:
         raise InputError(f"targets must have the shape {states.shape[:1]} of the states, got {targets.shape}.")
     states = states.astype(jnp.float32)
-    target_vectors = table[targets].astype(jnp.float32)
+    shard = shard or Shard((), len(table))
+    first = shard.first(table)
+    target_vectors = shard.rows(table, targets)
     own = jnp.einsum("bd,bd->b", states, target_vectors, precision="highest")
     bar = own - tie_tolerance(states, target_vectors)
     rivals = None if seen is None else _distinct_rivals(seen, targets)
@@ -74,11 +102,12 @@ def rank_targets(
         ranks, broken = carry
         scores = jnp.einsum("cd,bd->cb", vectors.astype(jnp.float32), states, precision="highest")
         # The target's column is left out by its id: its score here may differ from `own` in the last bits.
-        ahead = (scores >= bar) & ((start + jnp.arange(len(vectors)))[:, None] != targets)
+        ids = (first + start + jnp.arange(len(vectors)))[:, None]
+        ahead = (scores >= bar) & (ids != targets) & (ids < shard.items)
         counts = jnp.sum(ahead.astype(jnp.uint32) + jnp.where(jnp.isnan(scores), _NAN, 0).astype(jnp.uint32), axis=0)
         ranks += (counts % _NAN).astype(jnp.int32)
         if rivals is not None:
-            place = rivals - start
+            place = rivals - (first + start)
             inside = (place >= 0) & (place < len(vectors))
             values = jnp.take_along_axis(scores, jnp.where(inside, place, 0), axis=0)
             ranks -= jnp.sum(inside & (values >= bar), axis=0, dtype=jnp.int32)
@@ -87,7 +116,7 @@ def rank_targets(
     zeros = jnp.zeros(len(states), jnp.int32)
     chunk = min(chunk or chunk_items(len(states), CHUNK_BYTES), _NAN - 1)
     ranks, broken = _over_chunks(count, (zeros, jnp.isnan(bar)), table, chunk)
-    return jnp.where(broken, -1, ranks)
+    return jnp.where(shard.sum(broken.astype(jnp.int32)) > 0, -1, shard.sum(ranks))
 
 
 def top_k(
@@ -98,6 +127,7 @@ def top_k(
     *,
     chunk: int | None = None,
     recall: float | None = None,
+    shard: Shard | None = None,
 ) -> tuple[Float[jax.Array, "B k"], Int[jax.Array, "B k"]]:
     """The k items of highest score, best first; of equal scores the lower id first.
 
@@ -117,6 +147,7 @@ def top_k(
       seen: int32 ids to leave out, padded with -1, repetitions allowed.
       chunk: items scored at once; by default as many as `TOP_CHUNK_BYTES` holds.
       recall: expected share of the true top k that suffices, in (0, 1]; None or 1 is exact.
+      shard: under `shard_map`, what `table` is a part of; its best are found on each device, then merged.
 
     Returns:
       float32 scores and int32 ids. Where fewer than k items are left, the rest has id -1 and score -inf. A state with
@@ -129,15 +160,20 @@ def top_k(
       Chern et al., TPU-KNN: K nearest neighbor search at peak FLOP/s, NeurIPS 2022.
     """
     _check(states, table, seen, chunk)
-    if not 1 <= k <= len(table):
-        raise InputError(f"k must lie between 1 and the number of items, {len(table)}, got {k}.")
+    shard = shard or Shard((), len(table))
+    if not 1 <= k <= shard.items:
+        raise InputError(f"k must lie between 1 and the number of items, {shard.items}, got {k}.")
     check_recall(recall)
     states = states.astype(jnp.float32)
+    first = shard.first(table)
 
     def merge(carry: _Top, vectors: Float[jax.Array, "C d"], start: jax.Array) -> _Top:
         # Accelerators round the factors of a float32 product by default, which would make ties where there are none.
         scores = jnp.einsum("bd,cd->bc", states, vectors.astype(jnp.float32), precision="highest")
         broken = carry.broken | jnp.isnan(scores).any(axis=1)
+        start = first + start
+        if shard.axes:
+            scores = jnp.where(start + jnp.arange(len(vectors)) < shard.items, scores, -jnp.inf)
         if seen is not None:
             scores = _leave_out(scores, seen, start)
         if recall is not None and recall < 1:
@@ -150,6 +186,11 @@ def top_k(
     shape = (len(states), k)
     empty = _Top(jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32), jnp.zeros(len(states), bool))
     best, ids, broken = _over_chunks(merge, empty, table, chunk or chunk_items(len(states), TOP_CHUNK_BYTES))
+    if shard.axes:
+        # Side by side in the order of the shards, so that of equal scores the lower id still stands first.
+        values, found = (jax.lax.all_gather(x, shard.axes, axis=1, tiled=True) for x in (best, ids))
+        best, order = jax.lax.top_k(values, k)
+        ids, broken = jnp.take_along_axis(found, order, axis=1), shard.sum(broken.astype(jnp.int32)) > 0
     best = jnp.where(broken[:, None], jnp.nan, best)
     return best, jnp.where(broken[:, None] | (best == -jnp.inf), -1, ids)
 

@@ -1,0 +1,18 @@
+"""These tests want eight devices, which a process must ask for before JAX starts: `tests/test_mesh.py` runs them."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from spectran_jax.training.partitioning import AXES
+
+DEVICES = 8
+collect_ignore_glob = [] if jax.device_count() == DEVICES else ["test_*.py"]
+
+SHAPES = ((8, 1), (4, 2), (2, 4), (1, 8))
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def mesh(request):
+    return Mesh(np.asarray(jax.devices()).reshape(request.param), AXES)

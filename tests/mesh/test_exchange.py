@@ -1,0 +1,77 @@
+"""Rows of a sharded table, asked for and delivered: every request, whatever its skew; gradients go home."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from spectran_jax.training import exchange
+from spectran_jax.training.partitioning import AXES
+
+ITEMS, D, TOUCHED = 64, 3, 20
+
+
+def ids_of(kind, shards):
+    rng = np.random.default_rng(shards)
+    ids = rng.integers(0, ITEMS, (shards, TOUCHED)).astype(np.int32)
+    if kind == "hot":
+        ids[:, : TOUCHED * 9 // 10] = 7
+    if kind == "one owner":
+        ids %= ITEMS // 8
+    ids[:, -1] = ITEMS  # no item
+    return ids
+
+
+def fetch(layout, table, ids):
+    """What each shard gets, over as many rounds as it takes; [S, w, d], and the rounds."""
+    wanted, requests = exchange.request(layout, ids)
+    rows = table.reshape(layout.mesh.size, layout.rows, -1)
+
+    def one(at):
+        served = exchange.serve(layout, requests, at)
+        mine = jax.vmap(lambda part, which: part.at[which].get(mode="clip"))(rows, served.mine)
+        return exchange.deliver(layout, requests, served, mine, at)
+
+    return wanted, one, requests.rounds[0]
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["random", "hot", "one owner"])
+def test_every_request_is_served(mesh, kind, capacity):
+    ids = ids_of(kind, mesh.shape["data"])
+    layout = exchange.plan(mesh, ITEMS, TOUCHED, capacity)
+    table = np.random.default_rng(0).normal(size=(ITEMS, D)).astype(np.float32)
+
+    @jax.jit
+    def run(table, ids):
+        wanted, one, rounds = fetch(layout, table, ids)
+        step = lambda state: (state[0] + 1, state[1] + one(state[0]))  # noqa: E731
+        return wanted, jax.lax.while_loop(lambda state: state[0] < rounds, step, (1, one(0)))[1], rounds
+
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    wanted, got, rounds = (np.asarray(x) for x in run(jax.device_put(table, sharding), ids))
+    if capacity == 1 and kind == "one owner":
+        assert rounds > 1
+    for shard, row in enumerate(ids):
+        want = np.unique(row[row < ITEMS])
+        np.testing.assert_array_equal(wanted[shard][: len(want)], want)
+        assert (wanted[shard][len(want) :] == ITEMS).all()
+        np.testing.assert_array_equal(got[shard][: len(want)], table[want])
+
+
+def test_gradients_go_home_to_the_owner_and_add_up(mesh):
+    ids = ids_of("hot", mesh.shape["data"])
+    layout = exchange.plan(mesh, ITEMS, TOUCHED, TOUCHED)
+    table = np.random.default_rng(0).normal(size=(ITEMS, D)).astype(np.float32)
+
+    def loss(table):
+        wanted, one, _ = fetch(layout, table, ids)
+        return jnp.sum(jnp.where(wanted[..., None] < ITEMS, jnp.sin(one(0)), 0))
+
+    got = jax.jit(jax.grad(loss))(jax.device_put(table, NamedSharding(mesh, PartitionSpec(AXES))))
+    want = np.zeros_like(table)
+    for row in ids:
+        present = np.unique(row[row < ITEMS])
+        want[present] += np.cos(table[present])
+    np.testing.assert_allclose(got, want, rtol=1e-5)
