@@ -179,4 +179,5 @@ def put_batch(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:
     shardings = batch_shardings(mesh, batch, steps=steps)
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
-    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, x), batch, shardings)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, x), batch, shardings)

@@ -56,6 +56,7 @@ class Programs:
             batches,
             put=lambda batch: partitioning.put_batch(self.mesh, batch),
             progress=progress,
+            users=batches.users(),
         )
 
 
