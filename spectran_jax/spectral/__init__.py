@@ -8,7 +8,7 @@ that a float32 Gram matrix is wrong by over 1 % below 5e-4 of the largest singul
 float64 unit and no float64 eigensolver; it could form X^T X in float32 only, which is that very loss.
 """
 
-from spectran_jax.spectral.decomposition import decompose, decompose_to, project
+from spectran_jax.spectral.decomposition import decompose, decompose_shared, decompose_to, project
 from spectran_jax.spectral.routes import GRAM_FLOOR, METHODS
 from spectran_jax.spectral.spectrum import VERSION, Spectrum
 from spectran_jax.spectral.storage import DTYPES, dequantise
@@ -20,6 +20,7 @@ __all__ = [
     "VERSION",
     "Spectrum",
     "decompose",
+    "decompose_shared",
     "decompose_to",
     "dequantise",
     "project",
