@@ -40,11 +40,10 @@ def rows_of(rows: int, index: int | None = None) -> slice:
 
 def gathered(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "P *shape"]:
     """The arrays of all processes, of one shape and dtype, bit by bit."""
-    array = np.ascontiguousarray(array)
     if jax.process_count() == 1:
         return array[None]
     # As bytes: a device without float64 would round.
-    flat = multihost_utils.process_allgather(array.reshape(-1).view(np.uint8))
+    flat = multihost_utils.process_allgather(_bytes(array))
     return np.ascontiguousarray(flat).view(array.dtype).reshape(-1, *array.shape)
 
 
@@ -68,11 +67,10 @@ def gathered_rows(part: Shaped[np.ndarray, "part *shape"], rows: int) -> Shaped[
 
 def from_first(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """Process 0's array, bit by bit; those of the others have its shape and dtype."""
-    array = np.ascontiguousarray(array)
     if jax.process_count() == 1:
         return array
-    flat = multihost_utils.broadcast_one_to_all(array.reshape(-1).view(np.uint8))
-    return np.asarray(flat).view(array.dtype).reshape(array.shape)
+    flat = multihost_utils.broadcast_one_to_all(_bytes(array))
+    return np.ascontiguousarray(flat).view(array.dtype).reshape(array.shape)
 
 
 def together(action: Callable[[], T]) -> T:
@@ -115,3 +113,7 @@ def wait() -> None:
     if jax.process_count() > 1:
         # Not sync_global_devices: a collective gives up on a process that is busy for minutes.
         multihost.get_barrier_sync_fn()(key=f"spectran_jax_{next(_meetings)}", timeout_ms=_PATIENCE_MS)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
