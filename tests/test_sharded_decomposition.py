@@ -30,8 +30,7 @@ def small():
     left = np.linalg.qr(rng.normal(size=(count, 8)))[0]
     left = np.linalg.qr(left - left.mean(axis=0))[0]
     right = np.linalg.qr(rng.normal(size=(24, 24)))[0]
-    x = np.full((n, 24), np.nan, np.float32)
-    x[~has_text] = 0
+    x = np.zeros((n, 24), np.float32)
     x[has_text] = ((left * VALUES) @ right[:, :8].T) * count**0.5 + 3 * right[:, 8]
     return x, has_text
 
@@ -181,6 +180,7 @@ def test_own_embeddings(run):
         item_ids=rows.tolist(),
         item_text=[""] * len(rows),
         items_row=rows,
+        items_file_rows=20_000,
         cache_dir=folder / "other",
     )
     for report in reports:
