@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,8 +17,10 @@ def main(folder, address, count, index):
     from spectran_jax.errors import InputError
     from spectran_jax.text import TextEmbeddings, encoders, item_embeddings, load_or_decompose
 
-    def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def memory(name):
+        """Bytes by /proc: VmRSS now, VmHWM the most since it was reset."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
     def embeddings(name):
         matrix = np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -93,9 +94,10 @@ def main(folder, address, count, index):
     )
     report["picked"] = [found.digest, bool((found.matrix == embeddings("small").matrix[rows]).all())]
 
-    before = peak()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = memory("VmRSS")
     decomposed("large", max_rank=8)
-    report["peak"] = peak() - before
+    report["peak"] = memory("VmHWM") - before
     (folder / f"report-{index}.json").write_text(json.dumps(report))
 
 

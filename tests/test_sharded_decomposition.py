@@ -9,12 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import REPO
+
 from spectran_jax import spectral
 from spectran_jax.config import Config
 from spectran_jax.spectral import dequantise
-from spectran_jax.text import TextEmbeddings, encoders, item_embeddings, load_or_decompose, spectrum_store
+from spectran_jax.text import TextEmbeddings, encoders, item_embeddings, load_or_decompose
 
 PROCESSES = 4
 CLUSTERS = [(0, 1), (1, 3), (3, 6), (6, 7), (7, 8)]
@@ -37,7 +37,9 @@ def small():
 
 def texts():
     rng = np.random.default_rng(1)
-    return ["".join("abcde "[i] for i in row) if k % 5 else " " for k, row in enumerate(rng.integers(0, 6, (20_000, 6)))]
+    return [
+        "".join("abcde "[i] for i in row) if k % 5 else " " for k, row in enumerate(rng.integers(0, 6, (20_000, 6)))
+    ]
 
 
 @pytest.fixture(scope="module")

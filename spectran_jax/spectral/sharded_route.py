@@ -19,8 +19,11 @@ from spectran_jax.spectral.coordinates import Block
 from spectran_jax.spectral.routes import Options, Solution, checked, kept
 from spectran_jax.spectral.rows import Rows, not_finite, provisional_sum
 
-BLOCK_BYTES = 16 * 2**20
-"""Of rows in the precision of the sums, that a process holds at a time; two blocks are alive at once."""
+BLOCK_BYTES = 4 * 2**20
+"""Of rows in the precision of the sums, that a process feeds at a time; two blocks, and what is made of one, are alive
+at once."""
+BLOCK_ROWS = 1024
+"""Rows of a block at least, up to m: with fewer, adding to the m x m sums would take longer than the product."""
 
 _AS_STORED = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32))
 """What goes to the devices as it is; the rest is converted on the host."""
@@ -155,12 +158,13 @@ class _Feed:
         devices = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
         precision = np.dtype(self.options.precision)
         dtype = self.x.dtype if self.x.dtype in _AS_STORED else precision
-        size = min(longest, max(1, BLOCK_BYTES // (precision.itemsize * self.x.shape[1])))
+        m = self.x.shape[1]
+        size = min(longest, max(BLOCK_BYTES // (precision.itemsize * m), min(BLOCK_ROWS, m)))
         size = -(-size // devices) * devices
         for start in range(0, longest, size):
             where = slice(min(start, len(self.x)), min(start + size, len(self.x)))
             # New arrays each time: a CPU device reads them where they lie.
-            block, present = np.zeros((size, self.x.shape[1]), dtype), np.zeros(size, bool)
+            block, present = np.zeros((size, m), dtype), np.zeros(size, bool)
             block[: where.stop - where.start] = self.x[where]
             present[: where.stop - where.start] = self.part[where]
             yield where, self.put(block, self.programs.rows), self.put(present, self.programs.rows)
