@@ -97,7 +97,9 @@ def _manual(layout: Layout, function: Any, arguments: int) -> Any:
     """`function` once a device, on its row of arrays [devices, ...]."""
     spec = PartitionSpec(AXES)
 
-    @functools.partial(jax.shard_map, mesh=layout.mesh, in_specs=(spec,) * arguments, out_specs=spec, check_vma=False)
+    @functools.partial(
+        jax.shard_map, mesh=layout.mesh, in_specs=(spec,) * arguments, out_specs=spec, check_vma=False
+    )
     def mapped(*args: Any) -> Any:
         result = function(*(jax.tree.map(lambda x: x[0], arg) for arg in args))
         return jax.tree.map(lambda x: jnp.asarray(x)[None], result)
