@@ -94,6 +94,12 @@ class SpectrumConfig:
         "(the --max_rank leading components, approximately).",
         choices=("auto", "exact", "gram", "randomized"),
     )
+    decomposition_precision: str = _field(
+        "float64",
+        "Sums and eigenvectors of the Gram route: float64, on the hosts' CPUs; float32, on the accelerators, with singular "
+        "values from 1e-3 of the largest on.",
+        choices=("float64", "float32"),
+    )
     spectrum_dtype: str = _field(
         "float32",
         "How spectral coordinates are stored: float32; bfloat16, half of it, off by 0.4 % at most; int8, a quarter, "
@@ -307,7 +313,12 @@ class TrainingConfig:
     filter_seen: bool = _field(False, "Leave items of a user's history out of the ranking; targets are never left out.")
     precision: str = _field("float32", "Compute precision; parameters stay float32.", choices=("float32", "bfloat16"))
     mesh: str = _field("auto", "Device mesh, e.g. data:4,model:1; auto puts all devices on data.")
-    parallelism: str = _field("jit", "How a step is spread over devices.", choices=("jit",))
+    parallelism: str = _field(
+        "jit",
+        "How a step is spread over devices: jit cuts item tables over all of them; pmap keeps whole tables on each, for "
+        "code bases that are built on it. The numbers are the same.",
+        choices=("jit", "pmap"),
+    )
     steps_per_dispatch: int = _field(
         1,
         "Updates that the device makes without asking the host, where steps are small; fewer before a line of the log "

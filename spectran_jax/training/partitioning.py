@@ -43,15 +43,17 @@ def table_rows(num_items: int) -> int:
 
 
 def shards_items(mesh: Mesh, rows: int) -> bool:
-    """Whether tables of `rows` rows are cut over the mesh: where it has several devices that cut them evenly.
+    """Whether tables of `rows` rows are cut over the mesh: where it has both axes and devices that cut them evenly.
 
     Otherwise every device holds them whole, as does a mesh of more devices than a small catalogue is cut by.
     """
-    return mesh.size > 1 and rows % mesh.size == 0
+    return mesh.axis_names == AXES and mesh.size > 1 and rows % mesh.size == 0
 
 
-def build_mesh(spec: str) -> Mesh:
+def build_mesh(spec: str, parallelism: str = "jit") -> Mesh:
     """The device mesh of `--mesh`: `auto` (all devices on data), or sizes such as `data:4,model:2`.
+
+    For `pmap` it has the data axis alone, and tables are whole on every device.
 
     Raises:
       InputError: for an unknown axis, a malformed size, or a product other than the number of devices.
@@ -74,6 +76,10 @@ def build_mesh(spec: str) -> Mesh:
     product = int(np.prod(list(sizes.values())))
     if product != len(devices):
         raise InputError(f"--mesh={spec} asks for {product} devices, there are {len(devices)}.")
+    if parallelism == "pmap":
+        if sizes["model"] > 1:
+            raise InputError(f"--mesh={spec}: --parallelism=pmap has the data axis alone; take --mesh=auto.")
+        return Mesh(np.asarray(devices), AXES[:1])
     return Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES)
 
 

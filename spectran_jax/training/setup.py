@@ -115,7 +115,7 @@ def prepare(config: Config) -> Setup:
       InputError: for bad input or configuration, before anything is trained.
     """
     check(config)
-    mesh = partitioning.build_mesh(config.training.mesh)
+    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
     objectives.check_name(config.objective.loss)
     build_backbone(config)
@@ -182,6 +182,11 @@ def assemble(
     rows = partitioning.table_rows(dataset.num_items)
     objective = objectives.build(config.objective, split.item_counts)
     sampler = {} if objective.sampler is None else objective.sampler.arrays(split.item_counts)
+    if config.training.parallelism == "pmap" and not exchanges(encoder):
+        raise InputError(
+            f"--parallelism=pmap computes losses on each device's part of the batch, and --item_encoder="
+            f"{config.encoder.item_encoder} compares its users with one another; take --parallelism=jit."
+        )
     host: dict[str, np.ndarray] = {}
     if config.spectrum.spectrum_memory != "device":
         if not objective.sampled or config.optimizer.table_updates == "dense":
@@ -189,6 +194,11 @@ def assemble(
                 f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "
                 f"--loss={config.objective.loss} with --table_updates={config.optimizer.table_updates} touches all; "
                 "take --spectrum_memory=device, or a sampled loss with sparse updates."
+            )
+        if config.training.parallelism == "pmap" or jax.process_count() > 1:
+            raise InputError(
+                f"--spectrum_memory={config.spectrum.spectrum_memory} is for one process and --parallelism=jit; take "
+                "--spectrum_memory=device, which cuts the spectrum over all devices."
             )
         host = {name: arrays.pop(name) for name in encoder.wide_arrays}
         if config.spectrum.spectrum_memory == "host":
