@@ -14,14 +14,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spectran_jax import backbones
+from spectran_jax import backbones, data
 from spectran_jax.cluster_flags import ALONE, ClusterOptions
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
-from spectran_jax.training import consensus, loop, partitioning, summary
+from spectran_jax.training import consensus, loop, summary
 from spectran_jax.training.cluster import Cluster, joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
@@ -84,11 +84,14 @@ def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
 
 
 def _prepare(cluster: Cluster, config: Config) -> Setup:
-    """The set-up: process 0 makes what the caches lack, then all read it; hosts that share no cache make their own."""
-    partitioning.build_mesh(config.training.mesh)  # all at once: the devices of several hosts find each other
-    setup = prepare(config) if cluster.is_first else None
-    cluster.of_first("prepared", lambda: True)
-    setup = setup or prepare(config)
+    """The set-up: process 0 reads the input files first, then all take what it prepared; what follows they share."""
+
+    def load(config: Config) -> data.Dataset:
+        dataset = data.load(config) if cluster.is_first else None
+        cluster.of_first("prepared", lambda: True)
+        return data.load(config) if dataset is None else dataset
+
+    setup = prepare(config, load)
     consensus.require_agreement(cluster, "inputs", {"the content of the input files (a digest)": setup.inputs_digest})
     return setup
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -108,8 +109,12 @@ class Setup:
         return jax.tree_util.tree_map_with_path(of, self.frozen, shardings)
 
 
-def prepare(config: Config) -> Setup:
+def prepare(config: Config, load: Callable[[Config], data.Dataset] = data.load) -> Setup:
     """Reads the data, encodes and decomposes the text (both cached), and builds the model.
+
+    Args:
+      config: everything that decides the run.
+      load: reads the data set; several processes take turns.
 
     Raises:
       InputError: for bad input or configuration, before anything is trained.
@@ -119,7 +124,7 @@ def prepare(config: Config) -> Setup:
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
     objectives.check_name(config.objective.loss)
     build_backbone(config)
-    dataset = data.load(config)
+    dataset = load(config)
     split = data.split(dataset, config.data)
     cache = data.data_dir(config)
     embeddings = spectrum = None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from processes import latest_step, started
 
-FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 1, "patience": 0, "semantic_scale": 0.3, "dropout": 0.1}
+FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 1, "patience": 0, "item_encoder": "svd", "dropout": 0.1}
 TEMPORARY = 75
 
 
