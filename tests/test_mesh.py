@@ -6,7 +6,6 @@ import sys
 
 from conftest import REPO
 
-
 FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 

@@ -207,7 +207,8 @@ def table_builder(
             return np.where((ids < len(array)).reshape(-1, *[1] * (array.ndim - 1)), found, 0).astype(array.dtype)
 
         sharding = shardings.vectors
-        return jax.make_array_from_callback((len(places), *array.shape[1:]), sharding, read, dtype=array.dtype)
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.make_array_from_callback((len(places), *array.shape[1:]), sharding, read, dtype=array.dtype)
 
     def table(params: Params, frozen: Frozen) -> ItemTable:
         made = empty()

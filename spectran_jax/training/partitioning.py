@@ -161,7 +161,8 @@ def put_array(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
         padded[: len(own)] = own
         return padded
 
-    return jax.make_array_from_callback(shape, sharding, part, dtype=array.dtype)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(shape, sharding, part, dtype=array.dtype)
 
 
 def batch_shardings(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:
