@@ -66,15 +66,24 @@ workers() { # COMMAND: on every worker at once (in batches, the first would wait
 }
 
 acquire() { # Returns once the slice is there.
-  local now before=''
+  local now before='' asked=''
   while :; do
     now=$(state)
     [[ $now == "$before" ]] || tell "$name is $now"
     before=$now
     case $now in
       ACTIVE) return ;;
-      NONE) create ;;
-      FAILED | SUSPENDED) queue delete "$name" --force ;;
+      NONE)
+        create
+        asked=1
+        ;;
+      FAILED | SUSPENDED)
+        if [[ $now == FAILED && -n $asked ]]; then
+          tell "the request failed: gcloud compute tpus queued-resources describe $name --zone=$ZONE says why"
+          exit 1
+        fi
+        queue delete "$name" --force
+        ;;
       *) sleep "$poll" ;;
     esac
   done
@@ -91,7 +100,10 @@ finish() { # STATUS
 }
 
 # A worker that is asked twice attaches to the container that it has: gcloud asks again when a connection breaks.
-flags=$(printf ' %q' "$@")
+flags=''
+if (($# > 0)); then
+  flags=$(printf ' %q' "$@")
+fi
 start="set -eu
 command -v mount.nfs >/dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y nfs-common; }
 sudo mkdir -p $mount
