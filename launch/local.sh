@@ -14,9 +14,10 @@
 #   PYTHON     the interpreter (.venv/bin/python)
 #
 # SIGTERM, Ctrl-C and a closed terminal are passed on: the run saves, and this script leaves with 75 without starting
-# again. A signal to one of the processes alone is a preemption: all save, leave with 75, and are started again.
-# Exit status, that of the run: 0 done, 2 bad input, 75 saved, 1 any other failure. No process outlives this script,
-# even where it is killed.
+# again. A signal to one of the processes alone is a preemption: all save, leave with 75, and are started again. So it is
+# where one is killed: the others notice, and leave with 75.
+# Exit status, that of the run: 0 done, 2 bad input, 75 start it again, 1 any other failure. No process outlives this
+# script, even where it is killed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -114,7 +115,7 @@ watch() { # Returns once every process has left; sees to it that none stays behi
 }
 
 outcome() { # The run's status out of those of its processes.
-  local status worst=0
+  local status worst=0 killed=0
   for status in "${left_with[@]}"; do
     if [[ -n $stopping && $status == 143 ]]; then
       status=75 # stopped before it could tell: nothing is lost that starting again does not bring back
@@ -123,10 +124,17 @@ outcome() { # The run's status out of those of its processes.
       0) ;;
       2) worst=2 ;;
       75) ((worst == 0)) && worst=75 ;;
-      *) ((worst == 2)) || worst=1 ;;
+      *)
+        if ((status > 128)); then
+          killed=1
+        elif ((worst != 2)); then
+          worst=1
+        fi
+        ;;
     esac
   done
-  echo "$worst"
+  # Where one was killed, what the others say counts: they noticed, and leave with 75.
+  echo "$((worst == 0 && killed ? 1 : worst))"
 }
 
 for ((left = restarts; ; left--)); do

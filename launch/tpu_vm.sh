@@ -130,7 +130,8 @@ for ((left = restarts; ; left--)); do
   fi
   case $status:$now in
     0:* | 2:*) finish "$status" ;;
-    75:*) why="saved" ;;
+    75:*) why="saved, or lost a worker" ;;
+    137:ACTIVE) why="lost a container" ;;
     255:ACTIVE | *:UNKNOWN) why="lost the connection" ;;
     *:ACTIVE)
       tell "failed with $status"
@@ -143,7 +144,7 @@ for ((left = restarts; ; left--)); do
     finish "$((status == 75 ? 75 : 1))"
   fi
   tell "$why; going on ($left left)"
-  if [[ $status == 75 ]]; then
+  if [[ $status == 75 || $status:$now == 137:ACTIVE ]]; then
     workers "sudo docker rm --force $name" >/dev/null || true
   fi
 done

@@ -60,7 +60,8 @@ def stand_in(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "restarts", "requeued"), [(0, 0, False), (2, 0, False), (1, 0, False), (75, 0, True), (75, 100, False)]
+    ("status", "restarts", "requeued"),
+    [(0, 0, False), (2, 0, False), (1, 0, False), (75, 0, True), (137, 0, True), (75, 100, False)],
 )
 def test_slurm_requeues_what_was_saved(stand_in, status, restarts, requeued):
     job = {"SLURM_SUBMIT_DIR": REPO, "SLURM_JOB_ID": 17, "SLURM_RESTART_COUNT": restarts}
@@ -109,6 +110,7 @@ def test_a_slice_is_queued_for_used_and_deleted(stand_in):
         ),
         # Saved on a signal, the slice is still there: the containers start again on it.
         ({"describe": ["ACTIVE", "ACTIVE"], "ssh": [75, 0]}, ["ssh", "rm", "ssh", "rm", "delete"], 0),
+        ({"describe": ["ACTIVE", "ACTIVE", "ACTIVE"], "ssh": [137, 0]}, ["ssh", "rm", "ssh", "rm", "delete"], 0),
         # The connection broke: attach again, and leave the containers alone.
         ({"describe": ["ACTIVE", "ACTIVE", "ACTIVE"], "ssh": [255, 0]}, ["ssh", "ssh", "rm", "delete"], 0),
         ({"describe": ["ACTIVE", "ACTIVE"], "ssh": [1]}, ["ssh", "rm", "delete"], 1),

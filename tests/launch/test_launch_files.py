@@ -1,7 +1,7 @@
 """The launchers' files as far as can be told without a cluster: linters, schemas, and what belongs together agrees.
 
-JobSet is no part of Kubernetes, and no package holds its schema: `JOB_SET` writes down the fields of v1alpha2 that these
-manifests may use, after the public type definitions. A Job's template goes through Kubernetes' own schema.
+JobSet is no part of Kubernetes, and no package holds its schema: `JOB_SET` writes down the fields of v1alpha2 that
+these manifests may use, after the public type definitions. A Job's template goes through Kubernetes' own schema.
 """
 
 import re

@@ -121,6 +121,8 @@ def test_one_process_gets_no_flags_of_a_cluster(start, tmp_path):
         (("--status_0=75", "--status_1=1"), 1),
         (("--status_0=0", "--status_1=75"), 75),
         (("--status_0=1", "--status_1=137"), 1),
+        (("--status_0=137", "--status_1=75"), 75),  # the others noticed that one was killed
+        (("--status_0=137", "--status_1=0"), 1),
     ],
 )
 def test_the_worst_status_is_the_runs(start, tmp_path, flags, status):
