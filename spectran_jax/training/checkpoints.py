@@ -34,7 +34,13 @@ class _Series:
 
     def __init__(self, directory: Path, keep: int, cluster: Cluster) -> None:
         self.directory, self._cluster = directory, cluster
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=True,
+            # Two series save at the same time: without names of their own, they meet in each other's barriers.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
+        )
         self.manager = ocp.CheckpointManager(directory, options=options)
 
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
