@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,38 @@ def run_probe(name: str, **options: Any) -> dict[str, Any]:
     Raises:
       RunError: where it fails.
     """
-    command = [sys.executable, "-m", "spectran_jax.benchmarks.probe", json.dumps({"name": name, "options": options})]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunError(f"The process that measures {name} ended with status {done.returncode}: {last}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return run_probes(name, [options])[0]
+
+
+def run_probes(name: str, each: Sequence[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
+    """Runs a probe in several processes at once, one for each of these options, and returns what they found.
+
+    Raises:
+      RunError: where one fails; the others are ended.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "spectran_jax.benchmarks.probe", json.dumps({"name": name, "options": options})],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for options in each
+    ]
+    found = []
+    try:
+        for process in running:
+            out, err = process.communicate()
+            if process.returncode:
+                last = (err.strip().splitlines() or ["no message"])[-1]
+                raise RunError(f"The process that measures {name} ended with status {process.returncode}: {last}")
+            found.append(dict(json.loads(out.splitlines()[-1])))
+    finally:
+        for process in running:
+            process.kill()
+    return found
 
 
 def step(items: int, **options: Any) -> dict[str, Any]:
@@ -42,6 +67,27 @@ def step(items: int, **options: Any) -> dict[str, Any]:
     for _ in range(3):
         jax.block_until_ready(steps())
     return {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def share(items: int, coordinator: str, num_processes: int, process_id: int, **options: Any) -> dict[str, Any]:
+    """Starts a run over a synthetic catalogue as one of several processes, and takes a step; its peak of resident memory
+    and the bytes of the item tables that are its part."""
+    import jax
+
+    from spectran_jax.benchmarks.sessions import Steps, synthetic
+    from spectran_jax.cluster_flags import ClusterOptions
+    from spectran_jax.training.cluster import joined
+
+    with joined(ClusterOptions(coordinator, num_processes, process_id)):
+        steps = Steps(synthetic(items, repeated=True, **options), 1)
+        jax.block_until_ready(steps())
+        own = sum(part.data.nbytes for leaf in jax.tree.leaves((steps.state, steps.frozen)) for part in _parts(leaf))
+    return {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "share_gib": own / 2**30}
+
+
+def _parts(leaf: Any) -> Any:
+    """What this process holds of an array that is cut over devices."""
+    return [] if leaf.sharding.is_fully_replicated else leaf.addressable_shards
 
 
 def decompose(source: str, out: str, **options: Any) -> dict[str, Any]:
@@ -86,7 +132,7 @@ def anonymous_kib() -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon:")), 0)
 
 
-PROBES: dict[str, Callable[..., dict[str, Any]]] = {"step": step, "decompose": decompose}
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {"step": step, "share": share, "decompose": decompose}
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import socket
 from typing import Any
 
-from spectran_jax.benchmarks.probe import run_probe
+from spectran_jax.benchmarks.probe import run_probe, run_probes
 from spectran_jax.benchmarks.rows import Curves, Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import Steps, synthetic
 from spectran_jax.benchmarks.timing import Ratio, alternate
@@ -13,6 +14,7 @@ from spectran_jax.benchmarks.timing import Ratio, alternate
 SMALL = 10_000
 BATCHES = 8
 PEAK_GIB = 20.0
+PROCESSES = 4
 _TEN_MILLION: dict[str, Any] = {"rank": 128, "spectrum_dtype": "int8"}
 
 
@@ -45,6 +47,35 @@ def scaling_10m(settings: Settings) -> Measured:
     _curve(curves, "items_int8", "Items N", items, "r 128, int8")
     note = f"ms a step; peak resident memory {peak:.1f} GiB of {PEAK_GIB:g} allowed"
     return Measured(ratio.median, large, small, (ratio.low, ratio.high), note, peak < PEAK_GIB, curves)
+
+
+@bar(
+    "shared_10m",
+    "Peak memory of a process at start, 4 processes x 2 devices, 10,000,000 items (d 64, u int8 r 128), over its share "
+    "of the item tables and what an empty run takes",
+    at_most=1.3,
+    quick=False,
+)
+def shared_10m(settings: Settings) -> Measured:
+    """The largest of the four; an empty run has 10,000 items."""
+    empty, large = (_shared(items) for items in (SMALL, 10_000_000))
+    base = max(found["peak_gib"] for found in empty)
+    share = max(found["share_gib"] for found in large)
+    peak = max(found["peak_gib"] for found in large)
+    note = f"GiB: peak less an empty run's {base:.2f}, and the share"
+    return Measured((peak - base) / share, peak - base, share, note=note)
+
+
+def _shared(items: int) -> list[dict[str, Any]]:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+    each = [
+        {"items": items, "coordinator": address, "num_processes": PROCESSES, "process_id": index, **_TEN_MILLION}
+        for index in range(PROCESSES)
+    ]
+    flags = "--xla_force_host_platform_device_count=2"
+    return run_probes("share", each, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
 
 
 class Point:

@@ -19,6 +19,7 @@ from spectran_jax.training.feed import Feed, row_reader
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup, assemble
+from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.timetable import LOG_EVERY
 
 MANY_EPOCHS = 10_000
@@ -51,11 +52,13 @@ def synthetic(
     spectrum_dtype: str = "float32",
     users: int = 1024,
     lengths: tuple[int, int] = (3, 12),
+    repeated: bool = False,
     **options: Any,
 ) -> Setup:
     """Random histories over a catalogue of any size, with random spectral coordinates; 6 positions each, on average.
 
-    Lengths are drawn from `range(*lengths)`; a history has one position less.
+    Lengths are drawn from `range(*lengths)`; a history has one position less. With `repeated` all items have the same
+    coordinates, which take no memory until they are put on a device.
     """
     rng = np.random.default_rng(0)
     train = Histories.from_lists([rng.integers(0, items, n) for n in rng.integers(*lengths, users)], None)
@@ -64,7 +67,7 @@ def synthetic(
         block = rng.integers(-127, 128, (some, rank), np.int8)
     else:
         block = rng.standard_normal((some, rank), np.float32)
-    u = np.tile(block, (-(-items // some), 1))[:items]
+    u = np.broadcast_to(block[0], (items, rank)) if repeated else np.tile(block, (-(-items // some), 1))[:items]
     scale = np.full(rank, 3 / 127, np.float32) if spectrum_dtype == "int8" else None
     spectrum = types.SimpleNamespace(u=u, sigma=np.linspace(1, 0.05, rank).astype(np.float32), u_scale=scale)
     config = Config().replace(max_length=20, batch_size=256, history_negatives=False, spectrum_dtype=spectrum_dtype)
@@ -78,11 +81,14 @@ def synthetic(
 def batches_of(setup: Setup, epochs: int = MANY_EPOCHS) -> data.TrainIterator:
     """The iterator of a training run."""
     training = setup.config.training
+    index, count = rows_of_process(setup.mesh, jax.process_index())
     return data.train_iterator(
         setup.split.train,
         setup.config.data,
         batch_size=training.batch_size,
         seed=training.seed,
+        process_index=index,
+        process_count=count,
         epochs=epochs,
         plan=setup.plan,
         extend=row_reader(setup),
