@@ -70,7 +70,7 @@ def step(items: int, **options: Any) -> dict[str, Any]:
 
 
 def share(items: int, coordinator: str, num_processes: int, process_id: int, **options: Any) -> dict[str, Any]:
-    """Starts a run over a synthetic catalogue as one of several processes, and takes a step; its peak of resident memory
+    """Starts a run over a synthetic catalogue as one of several processes, and takes a step; its peak of memory
     and the bytes of the item tables that are its part."""
     import jax
 
