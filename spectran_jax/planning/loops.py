@@ -14,7 +14,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     """Runs of the body of `loop`; None where data decides.
 
     XLA's passes note the number where they found it. TPU's compiler drops the note, so the loop that `fori_loop` and
-    `scan` make is read as well: a number that starts at a constant, goes up by one, and is compared with a constant.
+    `scan` make is read as well: a number that starts at a constant, goes up by another, and is compared with a third.
     """
     known = _KNOWN.search(loop.attributes)
     if known:
@@ -25,16 +25,23 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     if compare is None or compare.opcode != "compare" or "direction=LT" not in compare.attributes:
         return None
     counter, bound = inputs
+
+    def constant(inside: Computation, value: Instruction) -> int | None:
+        """A number that the loop does not change: written there, or handed through."""
+        number = _constant(inside, value)
+        held = _element(inside, value)
+        if number is not None or held is None or _element(body, body.operands(body.root)[held]) != held:
+            return number
+        return _constant(computation, _carried(computation, loop, held))
+
     place = _element(condition, counter)
-    if place is None or not _counts_up(module, body, place):
+    added = None if place is None else _added(module, body, place)
+    step = None if added is None else constant(body, added)
+    start = None if place is None else _constant(computation, _carried(computation, loop, place))
+    end = constant(condition, bound)
+    if start is None or end is None or step is None or step < 1:
         return None
-    start, end = _constant(computation, _carried(computation, loop, place)), _constant(condition, bound)
-    if end is None:
-        held = _element(condition, bound)
-        if held is None or _element(body, body.operands(body.root)[held]) != held:
-            return None
-        end = _constant(computation, _carried(computation, loop, held))
-    return None if start is None or end is None else max(end - start, 0)
+    return max(-(-(end - start) // step), 0)
 
 
 def _into(
@@ -79,16 +86,16 @@ def _element(computation: Computation, instruction: Instruction) -> int | None:
     return int(instruction.attribute("index")) if source.opcode == "parameter" else None
 
 
-def _counts_up(module: Module, body: Computation, place: int) -> bool:
+def _added(module: Module, body: Computation, place: int) -> Instruction | None:
+    """What each run adds to the number at this place."""
     returned = body.root
     if returned.opcode != "tuple":
-        return False
+        return None
     value = body.operands(returned)[place]
     while value.opcode in _THROUGH and value.operands:
         value = body.operands(value)[0]
     step, inputs = _into(module, body, value)
     if step is None or step.opcode != "add" or len(inputs) != 2:
-        return False
-    by = [_constant(body, each) for each in inputs]
+        return None
     at = [_element(body, each) for each in inputs]
-    return (by[1] == 1 and at[0] == place) or (by[0] == 1 and at[1] == place)
+    return inputs[1] if at[0] == place else inputs[0] if at[1] == place else None
