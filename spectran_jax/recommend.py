@@ -15,10 +15,10 @@ from spectran_jax import backbones, data, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.progress import stderr_console, task
-from spectran_jax.ranking import check_recall, top_k
+from spectran_jax.ranking import check_recall
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import partitioning
-from spectran_jax.training.inference import make_last_states
+from spectran_jax.training.item_table import make_last_states
 from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
@@ -61,12 +61,12 @@ def recommend(
     if (histories.lengths == 0).any():
         raise InputError(f"History {int(np.flatnonzero(histories.lengths == 0)[0])} is empty: nothing to go on from.")
     table = build_table(setup)(params, setup.place()) if table is None else table
-    last_states = make_last_states(setup.model)
+    last_states = make_last_states(setup.model, setup.access)
 
     @jax.jit
     def best(params: Params, table: ItemTable, batch: Any) -> Any:
         seen = batch.seen if filter_seen else None
-        return top_k(last_states(params, table, batch), table.vectors, k, seen, recall=recall)
+        return setup.access.top_k(table, last_states(params, table, batch), k, seen, recall)
 
     if not setup.timed:  # a model that was trained without times has no use for them
         histories = dataclasses.replace(histories, timestamps=None)

@@ -46,6 +46,8 @@ class Plan:
     """Supervised positions that a group has at most."""
     step_items: int
     """Items of the histories in a batch, inputs and targets, at most; with repetitions."""
+    group_items: int
+    """The same of a group."""
 
     @property
     def num_rows(self) -> int:
@@ -157,11 +159,13 @@ def make_plan(
         groups=row_multiple,
         group_positions=0,
         step_items=0,
+        group_items=0,
     )
     return dataclasses.replace(
         plan,
         group_positions=_capacity(plan.row_positions(), rows_per_step // row_multiple, steps * row_multiple),
         step_items=_capacity(plan.row_items(), rows_per_step, steps),
+        group_items=_capacity(plan.row_items(), rows_per_step // row_multiple, steps * row_multiple),
     )
 
 
@@ -244,15 +248,16 @@ def draw_epoch(plan: Plan, seed: int, epoch: int) -> Epoch:
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         if (
             np.add.reduceat(items[row_order], offsets[:-1]).max() <= plan.step_items
+            and _largest_group(items[row_order], offsets, plan) <= plan.group_items
             and _largest_group(positions[row_order], offsets, plan) <= plan.group_positions
         ):
             return Epoch(slot_user, row_order, offsets)
 
 
-def _largest_group(positions: Int[np.ndarray, "R"], offsets: Int[np.ndarray, "steps_plus_1"], plan: Plan) -> int:
-    """The most supervised positions in any group of rows of any step; rows in the order of the epoch."""
+def _largest_group(sizes: Int[np.ndarray, "R"], offsets: Int[np.ndarray, "steps_plus_1"], plan: Plan) -> int:
+    """The most that any group of rows of any step holds together; rows in the order of the epoch."""
     share = plan.rows_per_step // plan.groups
     starts = np.minimum(offsets[:-1, None] + share * np.arange(plan.groups), offsets[1:, None])
     ends = np.minimum(starts + share, offsets[1:, None])
-    total = np.concatenate([[0], np.cumsum(positions)])
+    total = np.concatenate([[0], np.cumsum(sizes)])
     return int((total[ends] - total[starts]).max())

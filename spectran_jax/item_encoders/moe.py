@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -63,6 +64,13 @@ class MoeEncoder(TextEncoder, kw_only=True):
 
     experts: int
 
+    item_arrays: ClassVar[tuple[str, ...]] = (*TextEncoder.item_arrays, "number")
+
+    @classmethod
+    def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
+        """Beside what the base class has, `number [N]` int32: of each item, which its noise follows."""
+        return {**super().frozen(source, config), "number": np.arange(source.num_items, dtype=np.int32)}
+
     @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """See the base class."""
@@ -76,8 +84,10 @@ class MoeEncoder(TextEncoder, kw_only=True):
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """See the base class; in training the gate is noisy, by the random stream "dropout"."""
         if train:
-            shape = (*rows["text"].shape[:-1], self.experts)
-            rows = {**rows, "noise": jax.random.normal(self.make_rng("dropout"), shape)}
+            key = self.make_rng("dropout")
+            draw = jax.vmap(lambda item: jax.random.normal(jax.random.fold_in(key, item), (self.experts,)))
+            number = rows["number"]
+            rows = {**rows, "noise": draw(number.reshape(-1)).reshape(*number.shape, self.experts)}
         return super().encode(rows, train=train)
 
     def adapt(self, x: Float[Array, "*b m"], rows: Rows) -> Float[Array, "*b d"]:

@@ -76,9 +76,9 @@ class Uniform:
     count: int
 
     def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
-        """`absent`, int32: the items outside the training set, ascending; `items` [], int32: N. See `Sampler.arrays`."""
+        """`absent`, int32: the items outside the training set, ascending; `items` [] int32: N. See `Sampler.arrays`."""
         counts = checked_counts(counts)
-        return {"absent": np.flatnonzero(counts == 0).astype(np.int32), "items": np.int32(len(counts))}
+        return {"absent": np.flatnonzero(counts == 0).astype(np.int32), "items": np.asarray(len(counts), np.int32)}
 
     def draw(
         self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]

@@ -59,20 +59,28 @@ def _on_item_rows(change: Callable[..., Any], item_params: Sequence[str], tree: 
     )
 
 
-def take(tree: Any, ids: Int[Array, "U"] | None, item_params: Sequence[str]) -> Any:
-    """The tree over the items `ids`, floating rows in float32; over all items where `ids` is None.
+def take(tree: Any, ids: Int[Array, "U"] | None, item_params: Sequence[str], *, as_stored: bool = False) -> Any:
+    """The tree over the items `ids`, floating rows in float32 or as they are stored; over all items for None.
 
     An id of N gives some row, which `put` drops.
     """
 
     def rows(leaf: Array) -> Array:
         chosen = leaf if ids is None else leaf.at[ids].get(mode="clip")
-        return chosen.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else chosen
+        return chosen.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) and not as_stored else chosen
 
     return _on_item_rows(rows, item_params, tree)
 
 
-def put(tree: Any, changed: Any, ids: Int[Array, "U"] | None, item_params: Sequence[str], key: Array) -> Any:
+def put(
+    tree: Any,
+    changed: Any,
+    ids: Int[Array, "U"] | None,
+    item_params: Sequence[str],
+    key: Array,
+    *,
+    first: Int[Array, ""] | int = 0,
+) -> Any:
     """`tree` with the rows of `changed` at `ids`, and with its other leaves; undoes `take`.
 
     Rows of a bfloat16 leaf are rounded stochastically (see `round_stochastically`).
@@ -83,11 +91,12 @@ def put(tree: Any, changed: Any, ids: Int[Array, "U"] | None, item_params: Seque
       ids: distinct, ascending; those of N are dropped. None for all items.
       item_params: see `has_item_rows`.
       key: of the rounding.
+      first: the item of the tree's first row, where it is a part of the catalogue.
     """
 
     def back(leaf: Array, rows: Array) -> Array:
         if leaf.dtype == jnp.bfloat16:
-            rows = round_stochastically(key, rows)
+            rows = round_stochastically(key, rows, first + (jnp.arange(len(leaf)) if ids is None else ids))
         rows = rows.astype(leaf.dtype)
         if ids is None:
             return rows
@@ -96,14 +105,14 @@ def put(tree: Any, changed: Any, ids: Int[Array, "U"] | None, item_params: Seque
     return _on_item_rows(back, item_params, tree, changed)
 
 
-def round_stochastically(key: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def round_stochastically(key: Array, x: Float[Array, "n d"], ids: Int[Array, "n"]) -> Float[Array, "n d"]:
     """float32 to bfloat16, up or down with the probability that makes the expectation exact.
 
     Rounding to nearest loses every update below 2^-9 of a weight, which is most of them late in training. A value
-    that bfloat16 holds comes out as it is; so do infinities and NaN.
+    that bfloat16 holds comes out as it is; so do infinities and NaN. A row's chances follow its item, not its place.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     # The upper 16 bits are the bfloat16 below; a carry from the lower 16 makes it the one above.
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
+    noise = jax.vmap(lambda item: jax.random.bits(jax.random.fold_in(key, item), x.shape[1:], jnp.uint16))(ids)
+    rounded = jax.lax.bitcast_convert_type((bits + noise.astype(jnp.uint32)) & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

@@ -1,7 +1,7 @@
 """Rows of item tables that are sharded over all devices, for the shards of a batch that need them, and back.
 
-Item i of N lies on device i // R, R = N / devices: tables are cut into equal runs of rows. Each shard of the batch lists
-the distinct items that it touches, and its devices ask the owners for an equal part of them each:
+Item i of N lies on device i // R, R = N / devices: tables are cut into equal runs of rows. Each shard of the batch
+lists the distinct items that it touches, and its devices ask the owners for an equal part of them each:
 
     ids     [devices, capacity]     all-to-all: what each device wants of each owner
     vectors [devices, capacity, d]  all-to-all back, then an all-gather over the devices that share a shard of the batch
@@ -18,6 +18,7 @@ dropped, and what a step gives does not depend on the number of rounds.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from spectran_jax.training import catalogue
 from spectran_jax.training.catalogue import distinct, place
 from spectran_jax.training.partitioning import AXES
 
@@ -93,12 +95,12 @@ class Served(NamedTuple):
     """int32: where each request of each device stands among them."""
 
 
-def _manual(layout: Layout, function: Any, arguments: int) -> Any:
-    """`function` once a device, on its row of arrays [devices, ...]."""
+def _manual(layout: Layout, function: Any, arguments: int, out: Any = AXES) -> Any:
+    """`function` once a device, on its row of arrays [devices, ...]; results are cut over the mesh axes `out`."""
     spec = PartitionSpec(AXES)
 
     @functools.partial(
-        jax.shard_map, mesh=layout.mesh, in_specs=(spec,) * arguments, out_specs=spec, check_vma=False
+        jax.shard_map, mesh=layout.mesh, in_specs=(spec,) * arguments, out_specs=PartitionSpec(out), check_vma=False
     )
     def mapped(*args: Any) -> Any:
         result = function(*(jax.tree.map(lambda x: x[0], arg) for arg in args))
@@ -185,9 +187,7 @@ def deliver(
         return jax.lax.all_gather(mine, SHARE_AXIS, tiled=True)
 
     at = jnp.broadcast_to(jnp.asarray(at, jnp.int32), layout.mesh.size)
-    whole = _manual(layout, exchange, 4)(requests, served, vectors, at)
-    # Devices that share a shard hold the same: take the first.
-    return whole.reshape(layout.shards, -1, *whole.shape[1:])[:, 0]
+    return _manual(layout, exchange, 4, BATCH_AXIS)(requests, served, vectors, at)  # the same on all that share a shard
 
 
 def _bounds(layout: Layout, requests: Requests, at: Int[Array, ""]) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
@@ -205,3 +205,34 @@ def _bucket(layout: Layout, requests: Requests, at: Int[Array, ""], low: Int[Arr
     order = low[:, None] + jnp.arange(layout.capacity)
     ids = requests.part[jnp.minimum(order, len(requests.part) - 1)]
     return jnp.where(order < high[:, None], ids - jnp.arange(layout.mesh.size)[:, None] * layout.rows, layout.rows)
+
+
+def take(layout: Layout, tree: Any, served: Served, item_params: Sequence[str], *, as_stored: bool = False) -> Any:
+    """`catalogue.take` at the owners: the rows that `served` names, [D C, ...], of every table of the tree."""
+    local = lambda part, mine: catalogue.take(part, mine, item_params, as_stored=as_stored)  # noqa: E731
+    return _at_owners(layout, local, item_params, tree, served.mine)
+
+
+def put(layout: Layout, tree: Any, changed: Any, served: Served, item_params: Sequence[str], key: Array) -> Any:
+    """`catalogue.put` at the owners: undoes `take`, in place."""
+
+    def back(part: Any, rows: Any, mine: Int[Array, "C"]) -> Any:
+        first = jax.lax.axis_index(AXES) * layout.rows
+        return catalogue.put(part, rows, mine, item_params, key, first=first)
+
+    return _at_owners(layout, back, item_params, tree, changed, served.mine)
+
+
+def _at_owners(layout: Layout, function: Any, item_params: Sequence[str], *arguments: Any) -> Any:
+    """`function` once a device, tables being its own rows; the last argument is [devices, ...]."""
+    *trees, mine = arguments
+    spec = lambda path, _: PartitionSpec(*[AXES] * catalogue.has_item_rows(path, item_params))  # noqa: E731
+    specs = tuple(jax.tree_util.tree_map_with_path(spec, tree) for tree in trees)
+    mapped = jax.shard_map(
+        lambda *args: function(*args[:-1], args[-1][0]),
+        mesh=layout.mesh,
+        in_specs=(*specs, PartitionSpec(AXES)),
+        out_specs=specs[0],
+        check_vma=False,
+    )
+    return mapped(*trees, mine)

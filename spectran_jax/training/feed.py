@@ -86,6 +86,7 @@ def row_reader(setup: Setup) -> Callable[[int, TrainBatch], TrainBatch] | None:
     if not setup.host_arrays:
         return None
     sampler, size, items = setup.objective.sampler, setup.touched, setup.dataset.num_items
+    no_item = setup.access.rows
     assert sampler is not None
     assert size is not None
     key, _ = run_keys(setup.config.training.seed)
@@ -96,7 +97,7 @@ def row_reader(setup: Setup) -> Callable[[int, TrainBatch], TrainBatch] | None:
     def touched(arrays: Any, key: Any, step: Any, batch: TrainBatch) -> Any:
         targets, weight = batch.at_supervised(batch.targets), batch.weight()
         drawn = sampler.draw(step_keys(key, step).negatives, arrays, targets=targets, weight=weight)
-        return catalogue.distinct(touched_items(batch, drawn, items), size, items)
+        return catalogue.distinct(touched_items(batch, drawn, no_item), size, no_item)
 
     def read(step: int, batch: TrainBatch) -> TrainBatch:
         ids = jax.device_get(touched(arrays, key, *jax.device_put((np.int32(step), batch), host)))

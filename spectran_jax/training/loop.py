@@ -82,7 +82,7 @@ def watch(programs: Programs, params: Any, frozen: Frozen, table: ItemTable) -> 
 def singular_values(programs: Programs, table: ItemTable) -> list[float]:
     """Of the centred vectors that are scored, descending, from their Gram matrix."""
     total, gram = (np.asarray(x, np.float64) for x in jax.device_get(programs.gram(table)))
-    centred = gram - np.outer(total, total) / len(table.vectors)
+    centred = gram - np.outer(total, total) / programs.items
     return np.sqrt(np.maximum(np.linalg.eigvalsh(centred)[::-1], 0)).tolist()
 
 

@@ -41,13 +41,12 @@ def needed(setup: Setup, state: TrainState) -> dict[str, int]:
         rows = [p for path, p in jax.tree_util.tree_leaves_with_path(state.params) if has_item_rows(path, names)]
         bytes_of["gradients of the ID table"] = 2 * sum(4 * int(np.prod(p.shape)) for p in rows)
     encoder = setup.model.item_encoder
-    shardings = partitioning.frozen_shardings(setup.mesh, setup.frozen, encoder.item_arrays)
-    leaves = jax.tree_util.tree_leaves_with_path(setup.frozen)
     kinds = dict.fromkeys(encoder.wide_arrays, "other arrays of the text") | {"u": "text coordinates u"}
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-        bytes_of[kinds.get(leaf_name(path), "other frozen arrays")] += _shard_bytes(leaf, sharding)
-    table = jax.ShapeDtypeStruct((setup.dataset.num_items, setup.config.encoder.dimension + 1), np.float32)
-    bytes_of["item table of an evaluation"] = _shard_bytes(table, partitioning.table_sharding(setup.mesh).vectors)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(setup.abstract()):
+        bytes_of[kinds.get(leaf_name(path), "other frozen arrays")] += _shard_bytes(leaf, leaf.sharding)
+    height = setup.access.rows
+    table = jax.ShapeDtypeStruct((height, setup.config.encoder.dimension + 1), np.float32)
+    bytes_of["item table of an evaluation"] = _shard_bytes(table, partitioning.item_sharding(setup.mesh, height))
     return bytes_of
 
 

@@ -1,4 +1,4 @@
-"""The optimiser: an Optax chain with warm-up, schedule, clipping, parameter groups and selective weight decay."""
+"""The optimiser: an Optax chain with warm-up, schedule, parameter groups and selective weight decay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from spectran_jax.config import OptimizerConfig
 from spectran_jax.training.catalogue import has_item_rows
@@ -53,10 +55,20 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
     return optax.join_schedules([ramp, after], [warmup])
 
 
+def clip(grads: Any, norm: Float[Array, ""], limit: float) -> Any:
+    """Gradients whose global norm is `norm`, scaled to `limit` where it is larger; 0 does not clip."""
+    if limit <= 0:
+        return grads
+    factor = limit / jnp.maximum(norm, limit)
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+
 def build_optimizer(
     config: OptimizerConfig, total_steps: int, item_params: Sequence[str] = (), steps_per_epoch: int = 1
 ) -> optax.GradientTransformation:
-    """Clipping, the rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule.
+    """The rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule.
+
+    Clipping comes before it, by the step, which knows the norm of all gradients (`clip`).
 
     Args:
       config: the optimiser section.
@@ -65,10 +77,7 @@ def build_optimizer(
         (see `row_optimizers.py`).
       steps_per_epoch: what `spectral_epochs` is counted in.
     """
-    parts = []
-    if config.clip_norm > 0:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(_rule(config, item_params))
+    parts = [_rule(config, item_params)]
     if config.weight_decay > 0:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=is_decayed))
     if config.spectral_epochs > 0:

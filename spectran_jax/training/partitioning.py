@@ -20,12 +20,34 @@ from spectran_jax.training.catalogue import has_item_rows, leaf_name
 
 AXES = ("data", "model")
 
-RULES: dict[str, str | None] = {
+RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": "data",  # rows of a batch
-    "item": None,  # rows of item tables
+    "item": AXES,  # rows of item tables: over all devices
     "component": None,  # components of the spectrum
     "embed": None,  # dimensions of vectors and states
 }
+
+_CUTS = (61_440, 3_840, 240, 48, 8)
+"""Item tables have a multiple of one of these rows: each is cut evenly by many numbers of devices."""
+_WASTE = 20
+"""A catalogue takes the largest cut that adds at most one row in this many."""
+
+
+def table_rows(num_items: int) -> int:
+    """Rows of the item tables of a catalogue: N, and some that are no item, so that many meshes cut them evenly.
+
+    The number follows the catalogue and not the mesh: a checkpoint fits every mesh.
+    """
+    cut = next((cut for cut in _CUTS if cut * _WASTE <= num_items), _CUTS[-1])
+    return -(-num_items // cut) * cut
+
+
+def shards_items(mesh: Mesh, rows: int) -> bool:
+    """Whether tables of `rows` rows are cut over the mesh: where it has several devices that cut them evenly.
+
+    Otherwise every device holds them whole, as does a mesh of more devices than a small catalogue is cut by.
+    """
+    return mesh.size > 1 and rows % mesh.size == 0
 
 
 def build_mesh(spec: str) -> Mesh:
@@ -82,12 +104,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return sharding(mesh)
 
 
-def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Sequence[str]) -> Any:
+def item_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+    """The sharding of an array with one row an item."""
+    return sharding(mesh, "item") if shards_items(mesh, rows) else replicated(mesh)
+
+
+def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Sequence[str], rows: int) -> Any:
     """Shardings of the frozen arrays: those of one row an item by the rule of `item`, the rest replicated."""
     by_row = {"candidates", *item_arrays}
 
     def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
-        return sharding(mesh, "item") if leaf_name(path) in by_row else replicated(mesh)
+        return item_sharding(mesh, rows) if leaf_name(path) in by_row else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, frozen)
 
@@ -96,15 +123,39 @@ def state_shardings(mesh: Mesh, state: Any, item_params: Sequence[str]) -> Any:
     """Shardings of the training state (shapes suffice): tables by rows, the rest replicated."""
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return sharding(mesh, "item", "embed") if has_item_rows(path, item_params) else replicated(mesh)
+        return item_sharding(mesh, leaf.shape[0]) if has_item_rows(path, item_params) else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def table_sharding(mesh: Mesh) -> Any:
+def table_sharding(mesh: Mesh, rows: int) -> Any:
     """Shardings of an `ItemTable`."""
-    shardings: tuple[Any, Any] = sharding(mesh, "item", "embed"), sharding(mesh, "item")
+    shardings: tuple[Any, Any] = item_sharding(mesh, rows), item_sharding(mesh, rows)
     return ItemTable(*shardings)
+
+
+def put_array(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A NumPy array on the devices, in the shape and sharding of `like`, with zeros for the rows beyond its own.
+
+    Each device gets its rows alone, read when it is its turn: the array may be a file larger than memory.
+    """
+    array, shape, sharding = np.asarray(array), like.shape, like.sharding
+    assert sharding is not None
+    if jax.process_count() == 1 and array.shape == shape:
+        return jax.device_put(array, sharding)
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        if not index:
+            return array
+        first, last, _ = index[0].indices(shape[0])
+        own = np.asarray(array[first:last])
+        if len(own) == last - first:
+            return own
+        padded = np.zeros((last - first, *array.shape[1:]), array.dtype)
+        padded[: len(own)] = own
+        return padded
+
+    return jax.make_array_from_callback(shape, sharding, part, dtype=array.dtype)
 
 
 def batch_shardings(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:

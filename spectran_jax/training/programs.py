@@ -13,23 +13,20 @@ import numpy as np
 
 from spectran_jax import evaluation
 from spectran_jax.data import EvalBatches
-from spectran_jax.layout import TrainBatch
-from spectran_jax.recommender import ItemTable
+from spectran_jax.recommender import ItemTable, Recommender
+from spectran_jax.training import item_table, partitioning
 from spectran_jax.training import optimizer as optimizers
-from spectran_jax.training import partitioning
-from spectran_jax.training.inference import make_diagnostics, make_encode_chunk, make_rank_step
 from spectran_jax.training.setup import DTYPES, Setup
+from spectran_jax.training.sharded_step import make_sharded_train_step
 from spectran_jax.training.step import (
     Frozen,
-    Scalars,
+    Params,
+    Step,
     TrainState,
     init_state,
     make_train_step,
     make_train_steps,
 )
-
-_CHUNK_BYTES = 64 * 2**20
-"""Of item rows that are encoded at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +35,8 @@ class Programs:
 
     state: TrainState
     init: Callable[[], TrainState]
-    train_step: Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]
-    train_steps: Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]
+    train_step: Step
+    train_steps: Step
     """The same over a leading axis of steps."""
     table: Callable[[Any, Frozen], ItemTable]
     rank_step: Callable[..., jax.Array]
@@ -47,6 +44,8 @@ class Programs:
     gram: Callable[[ItemTable], tuple[jax.Array, jax.Array]]
     """Of the vectors that are scored: their sum [d] and their Gram matrix [d, d]."""
     mesh: jax.sharding.Mesh
+    items: int
+    """N, without the rows that fill up the tables."""
 
     def rank(
         self, params: Any, table: ItemTable, batches: EvalBatches, progress: Callable[[int], None] | None = None
@@ -81,7 +80,11 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     shapes = jax.eval_shape(init)
     shardings = partitioning.state_shardings(mesh, shapes, names)
     everywhere = partitioning.replicated(mesh)
-    train_step = make_train_step(model, objective, optimizer, schedule, setup.touched)
+    clip_norm = config.optimizer.clip_norm
+    if setup.exchange is not None:
+        train_step = make_sharded_train_step(model, objective, optimizer, schedule, setup.exchange, clip_norm)
+    else:
+        train_step = make_train_step(model, objective, optimizer, schedule, setup.touched, clip_norm)
     update = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, everywhere))
     return Programs(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
@@ -89,40 +92,27 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
         train_step=update(train_step),
         train_steps=update(make_train_steps(train_step)),
         table=build_table(setup),
-        rank_step=jax.jit(make_rank_step(model), out_shardings=everywhere),
+        rank_step=jax.jit(item_table.make_rank_step(model, setup.access), out_shardings=everywhere),
         diagnostics=jax.jit(make_diagnostics(model), out_shardings=everywhere),
         gram=jax.jit(_gram, out_shardings=everywhere),
         mesh=mesh,
+        items=setup.dataset.num_items,
     )
 
 
 def build_table(setup: Setup) -> Callable[[Any, Frozen], ItemTable]:
-    """`table(params, frozen)`: all item vectors, encoded some MiB of rows at a time."""
-    model, items, mesh = setup.model, setup.model.item_encoder.num_items, setup.mesh
-    dimension = setup.config.encoder.dimension
-    width = sum(array[0].size for name, array in setup.item_arrays().items()) + 4 * dimension
-    size = min(items, max(1, _CHUNK_BYTES // (4 * width)))
-    shardings = partitioning.table_sharding(mesh)
+    """`table(params, frozen)`: see `item_table.table_builder`."""
+    return item_table.table_builder(setup.model, setup.access, setup.frozen.item_encoder, setup.host_arrays)
 
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def empty() -> ItemTable:
-        return ItemTable(jnp.zeros((items, dimension)), jnp.zeros(items))
 
-    encode_chunk = jax.jit(make_encode_chunk(model, size), donate_argnums=3, out_shardings=shardings)
+def make_diagnostics(model: Recommender) -> Callable[[Params, Frozen], dict[str, jax.Array]]:
+    """`diagnostics(params, frozen)`: what the item encoder wants watched, at each reading of the validation set."""
 
-    def table(params: Any, frozen: Frozen) -> ItemTable:
-        made = empty()
-        for start in range(0, items, size):
-            start = min(start, items - size)  # the last chunk overlaps the one before it
-            rows = {
-                name: np.ascontiguousarray(array[start : start + size]) for name, array in setup.host_arrays.items()
-            }
-            at = np.int32(start)
-            rows, at = jax.device_put((rows, at), partitioning.replicated(mesh))
-            made = encode_chunk(params, frozen, rows, made, at)
-        return made
+    def diagnostics(params: Params, frozen: Frozen) -> dict[str, jax.Array]:
+        values: Any = model.apply({"params": params, "frozen": frozen.collection()}, method=model.diagnostics)
+        return values
 
-    return table
+    return diagnostics
 
 
 def _gram(table: ItemTable) -> tuple[jax.Array, jax.Array]:

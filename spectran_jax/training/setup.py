@@ -18,7 +18,9 @@ from spectran_jax.errors import InputError
 from spectran_jax.progress import task
 from spectran_jax.recommender import Recommender
 from spectran_jax.spectral import Spectrum
-from spectran_jax.training import partitioning
+from spectran_jax.training import catalogue, exchange, partitioning
+from spectran_jax.training.item_table import Access
+from spectran_jax.training.sharded_step import exchanges
 from spectran_jax.training.step import Frozen
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -59,11 +61,29 @@ class Setup:
         return self.split.train.timestamps is not None
 
     @property
+    def access(self) -> Access:
+        """How the table of all item vectors lies on the mesh."""
+        return Access(self.mesh, self.dataset.num_items, self.model.item_encoder.num_items)
+
+    @property
     def touched(self) -> int | None:
         """Distinct items that a training step touches at most; None where it takes all of them."""
         if not self.objective.sampled or self.config.optimizer.table_updates == "dense":
             return None
         return min(self.plan.step_items + self.config.objective.negatives, self.dataset.num_items)
+
+    @property
+    def exchange(self) -> exchange.Layout | None:
+        """The sizes of the exchange between the owners of rows and the shards of the batch; None where there is none.
+
+        Without it a step takes the rows of tables that are cut by a sum over all devices, which is simple, and costs
+        the traffic of the whole batch's items on each of them.
+        """
+        encoder = self.model.item_encoder
+        if not self.access.cut or self.touched is None or self.host_arrays or not exchanges(encoder):
+            return None
+        touched = min(self.plan.group_items + self.config.objective.negatives, self.dataset.num_items)
+        return exchange.plan(self.mesh, self.access.rows, touched)
 
     def item_arrays(self) -> dict[str, np.ndarray]:
         """The frozen arrays with one row an item, wherever they live."""
@@ -72,8 +92,20 @@ class Setup:
 
     def place(self) -> Frozen:
         """The frozen arrays on the devices, as the partitioning table says."""
-        names = self.model.item_encoder.item_arrays
-        return jax.device_put(self.frozen, partitioning.frozen_shardings(self.mesh, self.frozen, names))
+
+        return jax.tree.map(partitioning.put_array, self.frozen, self.abstract())
+
+    def abstract(self) -> Frozen:
+        """Shapes, dtypes and shardings of the frozen arrays on the devices."""
+        names, rows = self.model.item_encoder.item_arrays, self.access.rows
+        shardings = partitioning.frozen_shardings(self.mesh, self.frozen, names, rows)
+
+        def of(path: Any, array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            by_row = catalogue.leaf_name(path) in {"candidates", *names}
+            shape = (rows, *array.shape[1:]) if by_row else np.shape(array)
+            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(of, self.frozen, shardings)
 
 
 def prepare(config: Config) -> Setup:
@@ -147,6 +179,7 @@ def assemble(
         center=config.spectrum.center,
     )
     encoder, arrays = item_encoders.build(config.encoder, source, dtype=DTYPES[config.training.precision])
+    rows = partitioning.table_rows(dataset.num_items)
     objective = objectives.build(config.objective, split.item_counts)
     sampler = {} if objective.sampler is None else objective.sampler.arrays(split.item_counts)
     host: dict[str, np.ndarray] = {}
@@ -166,7 +199,9 @@ def assemble(
         split=split,
         embeddings=embeddings,
         spectrum=spectrum,
-        model=Recommender(item_encoder=encoder, backbone=build_backbone(config), score=config.objective.score),
+        model=Recommender(
+            item_encoder=encoder.clone(num_items=rows), backbone=build_backbone(config), score=config.objective.score
+        ),
         objective=objective,
         plan=plan,
         frozen=Frozen(item_encoder=arrays, sampler=sampler, candidates=split.item_counts > 0),

@@ -23,6 +23,7 @@ from spectran_jax.layout import SequenceLayout, TrainBatch
 from spectran_jax.objectives import History, Negatives, Objective
 from spectran_jax.recommender import Recommender
 from spectran_jax.training import catalogue
+from spectran_jax.training.optimizer import clip
 
 Params = Any
 Scalars = dict[str, Float[jax.Array, ""]]
@@ -67,6 +68,10 @@ class Frozen(NamedTuple):
             for name, array in self.item_encoder.items()
         }
         return {"item_encoder": arrays | rows}
+
+
+Step = Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]
+"""An update, or several: the state is donated, the frozen arrays are not."""
 
 
 class StepKeys(NamedTuple):
@@ -142,7 +147,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     touched: int | None = None,
-) -> Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]:
+    clip_norm: float = 0.0,
+) -> Step:
     """The update `train_step(state, frozen, batch) -> (state, metrics)`: pure, for jit with `state` donated.
 
     Negatives (but those of the batch) and dropout depend on the seed and the step alone. Metrics are float32 scalars:
@@ -155,6 +161,7 @@ def make_train_step(
       schedule: the learning rate, for the log.
       touched: distinct items that a step touches at most; its cost follows them and not the catalogue (see
         `catalogue.py`). None takes every item, with dense gradients: for a loss over all items, or to compare.
+      clip_norm: global norm that gradients are clipped to; 0 does not clip.
     """
     num_items, names = model.item_encoder.num_items, model.item_encoder.item_params
 
@@ -182,7 +189,7 @@ def make_train_step(
         item_at, positive_at = at(batch.item_ids), at(targets)
         sampled = None
         if sampler is not None:
-            sampled = _negatives(objective, frozen.sampler, batch, targets, drawn, at(drawn))
+            sampled = step_negatives(objective, frozen.sampler, batch, targets, drawn, at(drawn))
         seen = None
         if objective.history_negatives:
             seen = negatives.seen_items(batch.item_ids, batch.targets, batch.layout)
@@ -216,10 +223,11 @@ def make_train_step(
             return loss + sum(auxiliary.values(), jnp.zeros(())), {"loss": loss, **extra, **auxiliary}
 
         grads, metrics = jax.grad(total_loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(clip(grads, norm, clip_norm), opt_state, params)
         params = optax.apply_updates(params, updates)
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         state = state.replace(
@@ -232,7 +240,7 @@ def make_train_step(
     return train_step
 
 
-def _negatives(
+def step_negatives(
     objective: Objective,
     arrays: dict[str, Any],
     batch: TrainBatch,
@@ -260,9 +268,7 @@ def _negatives(
     return Negatives(ids=drawn_at, log_q=sampler.log_q(arrays, drawn), excluded=excluded, excluded_mass=mass)
 
 
-def make_train_steps(
-    train_step: Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]],
-) -> Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]:
+def make_train_steps(train_step: Step) -> Step:
     """Several updates in one dispatch: batches and metrics have a leading axis, one entry a step."""
 
     def train_steps(state: TrainState, frozen: Frozen, batches: TrainBatch) -> tuple[TrainState, Scalars]:

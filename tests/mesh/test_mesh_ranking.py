@@ -23,7 +23,7 @@ def case():
 
 
 def over(mesh, function, *arguments):
-    """`function(table part, ...)` under shard_map, the table cut by rows and the rest whole; the result is replicated."""
+    """`function(table part, ...)` under shard_map, the table cut by rows and the rest whole, as is the result."""
     whole = PartitionSpec()
     specs = (PartitionSpec(AXES), *(whole,) * (len(arguments) - 1))
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))(*arguments)
@@ -44,7 +44,9 @@ def test_ranks(mesh, case, filtered):
 def test_top_items(mesh, case, k):
     states, table, padded, _, seen = case
     run = lambda part, states, seen: top_k(states, part, k, seen, chunk=4, shard=Shard(AXES, ITEMS))  # noqa: E731
-    for got, want in zip(over(mesh, run, padded, states, seen), top_k(states, jnp.asarray(table), k, seen), strict=True):
+    for got, want in zip(
+        over(mesh, run, padded, states, seen), top_k(states, jnp.asarray(table), k, seen), strict=True
+    ):
         np.testing.assert_array_equal(got, want)
 
 

@@ -1,0 +1,236 @@
+"""The update of a model whose item tables are cut over the devices: `step.make_train_step` with an exchange inside.
+
+The owners of rows encode them, vectors travel to the shards of the batch that read them, gradients of vectors travel
+home, and the optimiser runs where the rows lie (`exchange.py`). All else, from the negatives to the loss, is what one
+device computes, cut along the batch: the same seed and global batch give the same numbers on every mesh.
+
+The traffic is that of vectors of d numbers, whatever a row holds beside them: coordinates u and moments stay at home.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from spectran_jax import negatives
+from spectran_jax.item_encoders import ItemEncoder
+from spectran_jax.layout import TrainBatch
+from spectran_jax.objectives import History, Negatives, Objective
+from spectran_jax.recommender import Recommender
+from spectran_jax.training import catalogue, exchange
+from spectran_jax.training.optimizer import clip
+from spectran_jax.training.step import (
+    Frozen,
+    Params,
+    Scalars,
+    Step,
+    TrainState,
+    step_keys,
+    step_negatives,
+    touched_items,
+)
+
+
+def exchanges(encoder: nn.Module) -> bool:
+    """Whether an encoder's step can exchange vectors: not where a loss of its own reads the rows of the batch."""
+    return getattr(type(encoder), "auxiliary", None) is ItemEncoder.auxiliary
+
+
+class Owned(NamedTuple):
+    """What the owners hold of the items of one round, [D C, ...] for arrays of one row an item."""
+
+    served: exchange.Served
+    params: Params
+    arrays: dict[str, Any]
+    """The collection "frozen"."""
+
+
+def make_sharded_train_step(
+    model: Recommender,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    layout: exchange.Layout,
+    clip_norm: float = 0.0,
+    wire_dtype: Any = None,
+) -> Step:
+    """`train_step(state, frozen, batch)` as `step.make_train_step` gives it, for tables that are cut over a mesh.
+
+    Metrics have `exchange_rounds` beside the others: more than 1 where items of a step lie with few owners, which takes
+    time and changes nothing else.
+
+    Args:
+      model: over the rows of the tables.
+      objective: a sampled loss.
+      optimizer: see `optimizer.build_optimizer`.
+      schedule: the learning rate, for the log.
+      layout: see `exchange.plan`; its shards are the groups of the batch.
+      clip_norm: global norm that gradients are clipped to; 0 does not clip.
+      wire_dtype: of vectors and their gradients on their way, if not the compute dtype.
+    """
+    names, row_arrays = model.item_encoder.item_params, ("candidates", *model.item_encoder.item_arrays)
+    part = model.of_items(layout.mesh.size * layout.received)
+    no_item = layout.mesh.size * layout.rows
+
+    def train_step(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
+        keys = step_keys(state.key, state.step)
+        sampler = objective.sampler
+        assert sampler is not None
+        targets = batch.at_supervised(batch.targets)
+        drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=batch.weight())
+        found, requests = exchange.request(layout, _touched(layout, batch, drawn, no_item))
+        rounds = jnp.max(requests.rounds)
+
+        def own(at: Int[Array, ""] | int) -> Owned:
+            served = exchange.serve(layout, requests, at)
+            arrays = exchange.take(layout, {"item_encoder": frozen.item_encoder}, served, row_arrays, as_stored=True)
+            return Owned(served, exchange.take(layout, state.params, served, names), arrays)
+
+        def travel(params: Params, owned: Owned, at: Int[Array, ""] | int) -> Float[Array, "S w d"]:
+            encode = lambda module: module.item_encoder.encode(module.item_encoder.rows(None), train=True)  # noqa: E731
+            variables = {"params": params, "frozen": owned.arrays}
+            vectors: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=encode)
+            vectors = vectors.reshape(layout.mesh.size, layout.received, -1)
+            return exchange.deliver(layout, requests, owned.served, vectors, at, dtype=wire_dtype)
+
+        def extra_rounds(body: Any, start: Any) -> Any:
+            step = lambda carry: (carry[0] + 1, body(carry[0], carry[1]))  # noqa: E731
+            return jax.lax.while_loop(lambda carry: carry[0] < rounds, step, (jnp.int32(1), start))[1]
+
+        # What the first round can't carry comes by others; none in all but unlucky steps.
+        first = own(0)
+        shape = jax.eval_shape(travel, first.params, first, 0)
+        later = extra_rounds(
+            lambda at, sum_: sum_ + travel((owned := own(at)).params, owned, at), jnp.zeros(shape.shape, shape.dtype)
+        )
+
+        def total_loss(params: Params, later: Float[Array, "S w d"]) -> tuple[Float[Array, ""], Scalars]:
+            delivered = travel(params, first, 0) + later
+            variables = {"params": params, "frozen": first.arrays}
+
+            def loss(module: Recommender) -> tuple[Float[Array, ""], Scalars]:
+                return _loss(module, objective, frozen.sampler, batch, found, drawn, delivered)
+
+            value: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=loss)
+            return value
+
+        differentiate = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
+        (grads, at_shards), metrics = differentiate(first.params, later)
+
+        def home(at: Int[Array, ""]) -> tuple[Owned, Params]:
+            """The rows of a later round, and the gradients that they and the other parameters get from it."""
+            owned = own(at)
+            _, back = jax.vjp(lambda params: travel(params, owned, at), owned.params)
+            return owned, back(at_shards)[0]
+
+        def add(at: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:
+            rows, shared = _split(home(at)[1], names)
+            return jax.tree.map(jnp.add, sums[0], shared), sums[1] + optax.global_norm(rows) ** 2
+
+        rows, shared = _split(grads, names)
+        shared, square = extra_rounds(add, (shared, optax.global_norm(rows) ** 2))
+        norm = jnp.sqrt(square + optax.global_norm(shared) ** 2)
+
+        def update(owned: Owned, grads: Params) -> tuple[Params, Any]:
+            opt_state = exchange.take(layout, state.opt_state, owned.served, names)
+            updates, opt_state = optimizer.update(clip(grads, norm, clip_norm), opt_state, owned.params)
+            return optax.apply_updates(owned.params, updates), opt_state
+
+        def settle(tables: tuple[Params, Any], owned: Owned, changed: tuple[Params, Any]) -> tuple[Params, Any]:
+            put = lambda tree, new: exchange.put(layout, tree, new, owned.served, names, keys.rounding)  # noqa: E731
+            return put(tables[0], changed[0]), put(tables[1], changed[1])
+
+        def settle_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
+            owned, grads = home(at)
+            changed = update(owned, grads)
+            # Parameters without rows have moved in the first round, with the gradients of all.
+            kept = tuple(_join(*_halves(new, old, names)) for new, old in zip(changed, tables, strict=True))
+            return settle(tables, owned, kept)
+
+        tables = settle((state.params, state.opt_state), first, update(first, _join(rows, shared)))
+        params, opt_state = extra_rounds(settle_later, tables)
+        metrics |= {
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "exchange_rounds": rounds.astype(jnp.float32),
+        }
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return train_step
+
+
+def _touched(layout: exchange.Layout, batch: TrainBatch, drawn: Int[Array, "n"], no_item: int) -> Int[Array, "S m"]:
+    """The ids that each shard of the batch touches, with repetitions; all of them score the same negatives."""
+    own = touched_items(batch, drawn[:0], no_item).reshape(2, layout.shards, -1)
+    shared = jnp.broadcast_to(drawn, (layout.shards, len(drawn)))
+    return jnp.concatenate([own[0], own[1], shared], axis=1)
+
+
+def _loss(
+    module: Recommender,
+    objective: Objective,
+    sampler: dict[str, Any],
+    batch: TrainBatch,
+    found: Int[Array, "S w"],
+    drawn: Int[Array, "n"],
+    vectors: Float[Array, "S w d"],
+) -> tuple[Float[Array, ""], Scalars]:
+    """The loss of the whole batch from each shard's own copy of the vectors that it touches."""
+    shards = len(found)
+    grouped = lambda x: x.reshape(shards, -1, *x.shape[1:])  # noqa: E731
+    at = jax.vmap(catalogue.place)
+    rows, length = batch.item_ids.shape
+    item_at = at(found, batch.item_ids.reshape(shards, -1))
+    inputs = jax.vmap(lambda own, which: own[which])(vectors, item_at).reshape(rows, length, -1)
+    states = module.read(inputs, batch.layout, train=True)
+    targets, weight = batch.at_supervised(batch.targets), batch.weight()
+    drawn_at = at(found, jnp.broadcast_to(drawn, (shards, len(drawn))))
+    given = step_negatives(objective, sampler, batch, targets, drawn, drawn)
+    given = Negatives(drawn_at, given.log_q, grouped(given.excluded), grouped(given.excluded_mass))
+    axes = Negatives(0, None, 0, 0)  # type: ignore[arg-type]
+    if objective.history_negatives:
+        seen = negatives.seen_items(batch.item_ids, batch.targets, batch.layout)
+        scores = jnp.einsum("bld,bkd->blk", states, module.scored(inputs))
+        history = History(grouped(batch.at_supervised(scores)), grouped(batch.at_supervised(seen)))
+        given, axes = given._replace(history=history), axes._replace(history=History(0, 0))  # type: ignore[arg-type]
+
+    def of_shard(states: Array, items: Array, positive: Array, weight: Array, given: Negatives) -> Any:
+        no_candidates = jnp.zeros(0, bool)
+        return objective.loss(
+            states, items, positive_ids=positive, weight=weight, negatives=given, candidates=no_candidates
+        )
+
+    losses, extra = jax.vmap(of_shard, in_axes=(0, 0, 0, 0, axes))(
+        grouped(batch.at_supervised(states)),
+        module.scored(vectors),
+        at(found, grouped(targets)),
+        grouped(weight),
+        given,
+    )
+    # Each is a mean over its shard's supervised positions.
+    share = grouped(weight).sum(axis=1)
+    share = share / jnp.maximum(share.sum(), 1)
+    loss = jnp.sum(share * losses)
+    return loss, {"loss": loss, **{name: jnp.sum(share * value) for name, value in extra.items()}}
+
+
+def _split(tree: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
+    """The leaves of one row an item, and the others; None in the place of what is not there."""
+    return _halves(tree, tree, names)
+
+
+def _halves(with_rows: Any, others: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
+    mark = jax.tree_util.tree_map_with_path
+    rows = mark(lambda path, x: x if catalogue.has_item_rows(path, names) else None, with_rows)
+    rest = mark(lambda path, x: None if catalogue.has_item_rows(path, names) else x, others)
+    return rows, rest
+
+
+def _join(rows: Any, others: Any) -> Any:
+    """Undoes `_split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, rows, others, is_leaf=lambda x: x is None)

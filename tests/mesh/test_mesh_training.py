@@ -1,0 +1,89 @@
+"""The same seed and global batch on one device and on any mesh: the same losses, parameters and ranks."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import SHAPES
+from jax.sharding import Mesh
+
+from spectran_jax import data
+from spectran_jax.config import Config
+from spectran_jax.data.interactions import Histories
+from spectran_jax.metrics import metrics_from_ranks
+from spectran_jax.training import partitioning
+from spectran_jax.training.partitioning import AXES
+from spectran_jax.training.programs import build_programs
+from spectran_jax.training.setup import assemble
+
+ITEMS, RANK, STEPS = 45, 20, 50
+OPTIONS = {
+    "dimension": 8,
+    "attention_dimension": 4,
+    "max_length": 6,
+    "batch_size": 16,
+    "eval_batch_size": 8,
+    "negatives": 12,
+    "blocks": 1,
+    "heads": 2,
+    "dropout": 0.3,
+    "learning_rate": 0.01,
+    "warmup_steps": 2,
+}
+
+
+def on(shape, **options):
+    """The losses of some steps, the last parameters and the ranks of some targets, trained on a mesh of this shape."""
+    rng = np.random.default_rng(0)
+    walks = [(rng.integers(ITEMS - 2) + np.arange(rng.integers(4, 9))) % (ITEMS - 2) for _ in range(64)]
+    histories = Histories.from_lists(walks, None)
+    counts = np.bincount(histories.items, minlength=ITEMS)
+    u = rng.normal(size=(ITEMS, RANK)).astype(np.float32)
+    spectrum = types.SimpleNamespace(u=u, sigma=np.linspace(1, 0.1, RANK).astype(np.float32), u_scale=None)
+    embeddings = types.SimpleNamespace(matrix=u)
+    mesh = Mesh(np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape), AXES)
+    setup = assemble(
+        Config().replace(**{**OPTIONS, **options}),
+        types.SimpleNamespace(num_items=ITEMS),
+        types.SimpleNamespace(train=histories, item_counts=counts),
+        embeddings,
+        spectrum,
+        mesh,
+    )
+    programs = build_programs(setup, STEPS)
+    batches = data.train_iterator(histories, setup.config.data, batch_size=16, seed=1, epochs=STEPS, plan=setup.plan)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *(next(batches) for _ in range(STEPS)))
+    frozen = setup.place()
+    state, metrics = programs.train_steps(programs.init(), frozen, partitioning.put_batch(mesh, stacked, steps=True))
+    users = np.arange(len(histories), dtype=np.int32)
+    targets = data.Targets(history=histories, target=(users % ITEMS).astype(np.int32), user=users)
+    table = programs.table(state.params, frozen)
+    ranks = programs.rank(state.params, table, data.eval_batches(targets, setup.config.data, 8))
+    return setup, state, jax.device_get(metrics), ranks, programs.diagnostics(state.params, frozen)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"item_encoder": "spectran"},
+        {"item_encoder": "moe", "loss": "bce", "table_dtype": "bfloat16", "history_negatives": False},
+        {"item_encoder": "rlmrec", "negatives": 6},
+        {"item_encoder": "id", "loss": "softmax"},
+    ],
+    ids=lambda options: options["item_encoder"],
+)
+def test_every_mesh_gives_the_numbers_of_one_device(options):
+    _, state, want, ranks, watched = on((1, 1), **options)
+    for shape in SHAPES if options["item_encoder"] == "spectran" else [(4, 2)]:
+        setup, other, got, other_ranks, other_watched = on(shape, **options)
+        assert setup.access.cut
+        assert (setup.exchange is not None) == (options["item_encoder"] in ("spectran", "moe"))
+        np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
+        np.testing.assert_allclose(got["grad_norm"], want["grad_norm"], rtol=1e-3)
+        for name, value in metrics_from_ranks(ranks).items():
+            assert metrics_from_ranks(other_ranks)[name] == pytest.approx(value, abs=1e-3)
+        for name, value in watched.items():
+            np.testing.assert_allclose(other_watched[name], value, rtol=1e-3, atol=1e-5)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
+            np.testing.assert_allclose(np.asarray(b, np.float32), np.asarray(a, np.float32), atol=2e-3)
