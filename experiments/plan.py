@@ -12,7 +12,8 @@ Compiles the train step and the evaluation of a job for a TPU slice, on a CPU, a
 and send, how long that takes at least, whether it fits, and which flags make it smaller. Needs pip install
 'spectran-jax[plan]'. A program takes minutes to compile.
 
-  python -m experiments.plan --topology=v5e:16x16 --num_items=1000000000 --dimension=128 --rank=512 --spectrum_dtype=int8 --batch_size=65536 --max_length=50 --workdir=runs/plan
+  python -m experiments.plan --topology=v5e:16x16 --num_items=1000000000 --dimension=128 --rank=512 \\
+      --spectrum_dtype=int8 --batch_size=65536 --max_length=50 --workdir=runs/plan
   python -m experiments.plan --topology=v5e:2x2,v5e:4x4,v5e:16x16 --programs=train --workdir=runs/scaling
 
 With several slices the sizes are those of the largest; the others get their share, so that each chip has the same.

@@ -86,7 +86,7 @@ def program(lower: Callable[[], Any], roofline: Roofline, mesh: Mapping[str, int
     }
     events = schedule.schedule(hlo.parse(compiled.as_text()), int(np.prod(list(mesh.values()))))
     seconds, work = times(roofline, events), schedule.total(events)
-    exchanges = [
+    exchanges: list[Account] = [
         {
             "kind": each.kind,
             "bytes": each.bytes,
@@ -144,8 +144,8 @@ def advice(arrays: Mapping[str, int]) -> list[str]:
 def payload(job: Job, step: Account) -> Account:
     """What a step can't but exchange, and what it does.
 
-    `needed` is that of the touched rows, d float32 there and d back, an equal share of them for each device, and one copy
-    of the gradients of what every device holds. `exchanged` is the operands' bytes of the step's collectives.
+    `needed` is that of the touched rows, d float32 there and d back, an equal share of them for each device, and one
+    copy of the gradients of what every device holds. `exchanged` is the operands' bytes of the step's collectives.
     """
     setup, names = job.setup, job.setup.model.item_encoder.item_params
     devices, layout = setup.mesh.size, setup.exchange

@@ -22,8 +22,10 @@ from spectran_jax.data.splits import Targets
 from spectran_jax.errors import InputError
 from spectran_jax.layout import EvalBatch, SequenceLayout, TrainBatch
 from spectran_jax.recommender import ItemTable
+from spectran_jax.spectral import Spectrum
 from spectran_jax.spectral.storage import DTYPES
 from spectran_jax.studies.synthetic import synthetic_inputs
+from spectran_jax.text import TextEmbeddings
 from spectran_jax.training import partitioning
 from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup, assemble
@@ -125,7 +127,7 @@ def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
     return Job(setup, build_programs(setup, setup.plan.steps_per_epoch))
 
 
-def _inputs(config: Config, sizes: Sizes) -> tuple[Any, ...]:
+def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbeddings, Spectrum]:
     """A catalogue of a few items, and the histories of one batch."""
     items = min(sizes.num_items, max(_REAL_ITEMS, config.objective.negatives, sizes.rank + 1))
     _, embeddings, spectrum = synthetic_inputs(items, sizes.text_dimension, 2)

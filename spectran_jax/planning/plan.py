@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.planning import report, topologies

@@ -1,17 +1,17 @@
 """Lower bounds of time: of an exchange on a torus, of computing, and of a step that does both.
 
-Let B be the bandwidth of a link in one direction, n the devices of a group, and V the bytes of the whole operand on each
-(of an all-gather, of its whole result). A group is a box of the slice, e chips along an axis.
+Let B be the bandwidth of a link in one direction, n the devices of a group, and V the bytes of the whole operand on
+each (of an all-gather, of its whole result). A group is a box of the slice, e chips along an axis.
 
-**Gathering and reducing.** A device of an all-gather receives the V (n - 1) / n bytes that it lacks, over the links that
-it has within the box: two an axis that is a ring, one at the end of a line. All of them can be busy all the time, with a
-part of the data for each axis that goes first around it:
+**Gathering and reducing.** A device of an all-gather receives the V (n - 1) / n bytes that it lacks, over the links
+that it has within the box: two an axis that is a ring, one at the end of a line. All of them can be busy all the time,
+with a part of the data for each axis that goes first around it:
 
     all-gather = reduce-scatter = V (n - 1) / n / (B links),    all-reduce = both = 2 V (n - 1) / n / (B links)
 
-**All-to-all.** Each device has V / n for every other. Cut an axis of e chips in the middle, a on one side: the n a / e
-devices there send V / n to each of the n (e - a) / e on the other, over n / e lines with one link each, two where they are
-rings. The slowest axis decides:
+**All-to-all.** Each device has V / n for every other. Cut an axis of e chips in the middle, a on one side: the
+n a / e devices there send V / n to each of the n (e - a) / e on the other, over n / e lines with one link each, two
+where they are rings. The slowest axis decides:
 
     V a (e - a) / e / (B links a line),    on a ring of e even: V e / (8 B)
 
@@ -20,8 +20,8 @@ message the shorter way around, reaches the bound, because every link of an axis
 
 **Permutation.** Messages of V bytes are routed axis by axis; the link with most of them decides.
 
-Where a group takes every s-th chip of an axis, s groups share its links. A first byte needs `HOP_SECONDS` a link, to the
-farthest device and, of an all-reduce, back: an exchange takes the longer of that and of its bytes.
+Where a group takes every s-th chip of an axis, s groups share its links. A first byte needs `HOP_SECONDS` a link, to
+the farthest device and, of an all-reduce, back: an exchange takes the longer of that and of its bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from spectran_jax.planning.topologies import HOP_SECONDS, Chip, Topology
 class Side(NamedTuple):
     """An axis of the box that a group is."""
 
-    count: int
+    size: int
     """Devices along it."""
     stride: int
     """Chips from one to the next, which is also how many groups share a link."""
@@ -49,12 +49,12 @@ class Side(NamedTuple):
     @property
     def links(self) -> float:
         """That a device at the end has along the axis, or its share of them."""
-        return (1 + self.ring) / self.stride if self.count > 1 else 0.0
+        return (1 + self.ring) / self.stride if self.size > 1 else 0.0
 
     @property
     def hops(self) -> int:
         """Links to the farthest device."""
-        along = (self.count - 1) * self.stride
+        along = (self.size - 1) * self.stride
         return (along + self.stride) // 2 if self.ring else along
 
 
@@ -116,14 +116,14 @@ class Roofline:
 
 def box_seconds(kind: str, size: float, sides: list[Side], link: float) -> float:
     """Of a collective of `size` bytes in a box, by a link's bytes a second in one direction; see the module."""
-    devices = int(np.prod([side.count for side in sides]))
+    devices = int(np.prod([side.size for side in sides]))
     links = sum(side.links for side in sides)
     hops = sum(side.hops for side in sides)
     if not links:  # both devices on one chip
         return 0.0
     received = size * (devices - 1) / devices / links / link
     if kind in ("all-to-all", "ragged-all-to-all"):
-        across = [size * (e // 2) * (e - e // 2) / e / (side.links * link) for side in sides if (e := side.count) > 1]
+        across = [size * (e // 2) * (e - e // 2) / e / (side.links * link) for side in sides if (e := side.size) > 1]
         return max(received, hops * HOP_SECONDS, *across)
     return max(received, hops * HOP_SECONDS) * (2 if kind == "all-reduce" else 1)
 

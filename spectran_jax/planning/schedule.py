@@ -87,8 +87,7 @@ def collectives(events: tuple[Event, ...], times: int = 1) -> Iterator[tuple[Col
             if event.trips is None:
                 yield from ((collective, None) for collective, _ in collectives(event.events))
             else:
-                for collective, runs in collectives(event.events, times * event.trips):
-                    yield collective, runs
+                yield from collectives(event.events, times * event.trips)
 
 
 def total(events: tuple[Event, ...]) -> Cost:

@@ -5,8 +5,8 @@ tpu7x, "System architecture"), a link's share being that of the chip's bidirecti
 directions: on v5e 400 GB/s over 4 ports is 50 GB/s a link and direction, and 32 links across the middle of 16 x 16 are
 the 1.6 TB/s of bisection bandwidth that the page gives.
 
-Which axes close to rings: on v5e and v6e those of 16 chips, a whole side of the pod; on v5p and tpu7x all, from a cube of
-4 x 4 x 4 on (https://docs.cloud.google.com/tpu/docs/v5p; Austin et al., How to Scale Your Model, 2025, "TPUs",
+Which axes close to rings: on v5e and v6e those of 16 chips, a whole side of the pod; on v5p and tpu7x all, from a cube
+of 4 x 4 x 4 on (https://docs.cloud.google.com/tpu/docs/v5p; Austin et al., How to Scale Your Model, 2025, "TPUs",
 https://jax-ml.github.io/scaling-book/tpus). A hop takes about a microsecond (ibid., "Sharded matrices").
 """
 
@@ -114,7 +114,7 @@ def devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        import libtpu  # type: ignore[import-not-found] # noqa: F401
+        import libtpu  # noqa: F401
     except ImportError:
         raise InputError(
             "The TPU compiler, libtpu, is not installed. It runs on a CPU: pip install 'spectran-jax[plan]'."

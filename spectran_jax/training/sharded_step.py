@@ -146,8 +146,8 @@ def make_sharded_train_step(
             return put(tables[0], changed[0]), put(tables[1], changed[1])
 
         def settle_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
-            # Rows from the tables as they are by now, which no round before has touched: were those of `state` read here,
-            # the compiler would have to keep a copy of every table.
+            # From the tables as they are by now: no round before has touched these rows, and if those of `state` were
+            # read here, the compiler would have to copy every table before it is written to.
             params, opt_state = (
                 _join(*_halves(new, old, names))
                 for new, old in zip(tables, (state.params, state.opt_state), strict=True)
