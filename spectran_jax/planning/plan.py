@@ -22,14 +22,14 @@ def share(config: Config, sizes: Sizes, part: Topology, whole: Topology) -> tupl
     """The job of a smaller slice: the same items and users a chip as on `whole`.
 
     Raises:
-      InputError: where the whole batch is no multiple of what makes the part's whole.
+      InputError: where the chips of `whole` don't share its batch evenly.
     """
-    users, rest = divmod(config.training.batch_size * part.chips, whole.chips)
-    if rest or not users:
+    if part != whole and config.training.batch_size % whole.chips:
         raise InputError(
-            f"--batch_size={config.training.batch_size} of {whole.name} leaves no whole number of users to {part.name} "
-            f"at an equal share a chip; take a multiple of {whole.chips}."
+            f"--batch_size={config.training.batch_size} is not shared evenly by the {whole.chips} chips of "
+            f"{whole.name}: {part.name} has no equal share; take a multiple of {whole.chips}."
         )
+    users = config.training.batch_size * part.chips // whole.chips
     items = max(sizes.num_items * part.chips // whole.chips, 1)
     return config.replace(batch_size=users), Sizes(items, sizes.rank, sizes.text_dimension)
 
@@ -72,10 +72,10 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
         raise InputError("Name a slice: --topology=v5e:16x16, or several, comma-separated.")
     if len({slice_.chip for slice_ in slices}) > 1:
         raise InputError("--topology: slices of different chips have no common scale; plan each kind by itself.")
+    parts = [share(config, sizes, slice_, slices[-1]) for slice_ in slices]
     workdir.mkdir(parents=True, exist_ok=True)
     plans: list[Account] = []
-    for slice_ in slices:
-        part = share(config, sizes, slice_, slices[-1])
+    for slice_, part in zip(slices, parts, strict=True):
         plans.append(plan_slice(*part, slice_, evaluation=evaluation))
         for table in report.tables(plans[-1]):
             print_table(table)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from spectran_jax.planning import costs, groups, hlo, loops, schedule
 
 MODULE = """HloModule m, is_scheduled=true
@@ -115,7 +116,9 @@ def test_a_loop_that_data_ends_is_not_guessed(module):
     loop = open_ended.entry.instructions["loop"]
     assert loops.trip_count(open_ended, open_ended.entry, loop) is None
     assert loops.trip_count(module, module.entry, module.entry.instructions["loop"]) == 4
-    counted = [runs for each, runs in schedule.collectives(schedule.schedule(open_ended, 8)) if each.kind == "all-reduce"]
+    counted = [
+        runs for each, runs in schedule.collectives(schedule.schedule(open_ended, 8)) if each.kind == "all-reduce"
+    ]
     assert counted == [None]
 
 

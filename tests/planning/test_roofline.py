@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from spectran_jax.errors import InputError
 from spectran_jax.planning import topologies
 from spectran_jax.planning.costs import Cost
