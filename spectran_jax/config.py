@@ -94,6 +94,12 @@ class SpectrumConfig:
         "(the --max_rank leading components, approximately).",
         choices=("auto", "exact", "gram", "randomized"),
     )
+    decomposition_precision: str = _field(
+        "float64",
+        "Sums and eigenvectors of the Gram route: float64, on the hosts' CPUs; float32, on the accelerators, with singular "
+        "values from 1e-3 of the largest on.",
+        choices=("float64", "float32"),
+    )
     spectrum_dtype: str = _field(
         "float32",
         "How spectral coordinates are stored: float32; bfloat16, half of it, off by 0.4 % at most; int8, a quarter, "

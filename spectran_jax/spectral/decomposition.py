@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spectran_jax import processes
 from spectran_jax.errors import InputError
-from spectran_jax.spectral import coordinates, randomized, routes
+from spectran_jax.npy import open_array
+from spectran_jax.spectral import coordinates, randomized, routes, sharded_route
 from spectran_jax.spectral.coordinates import Block
 from spectran_jax.spectral.routes import Options, Solution
 from spectran_jax.spectral.rows import Survey, as_mask, as_matrix
 from spectran_jax.spectral.spectrum import Spectrum
+from spectran_jax.spectral.storage import DTYPES
 
 Array = jax.Array | np.ndarray
 
@@ -33,6 +37,7 @@ def decompose(
     max_rank: int = 0,
     method: str = "auto",
     dtype: str = "float32",
+    precision: str = "float64",
 ) -> Spectrum:
     """The spectrum of text embeddings: thin SVD of the centred rows (design: section 2).
 
@@ -49,7 +54,8 @@ def decompose(
         is never copied whole. Singular values are then taken as
         column norms of the projected rows, not as roots of eigenvalues: at condition number 1e6 they are exact to
         1e-9, the roots to 5e-6 only. Components below 1e-6 of the largest can't be told from rounding: a
-        smaller `rtol` acts as 1e-6.
+        smaller `rtol` acts as 1e-6. With `precision` float32 it runs on the accelerators, which may have no float64,
+        and the bound is 1e-3.
       randomized: the `max_rank` leading components only, and those near the last only approximately: see
         `randomized.randomized` for the bound. For dimensions far above `max_rank`.
       auto: exact where that takes a fraction of a second, or where `rtol` asks for more than Gram keeps; else gram.
@@ -64,6 +70,8 @@ def decompose(
       max_rank: keep at most this many components; 0 keeps all.
       method: "auto", "exact", "gram" or "randomized".
       dtype: of `u`: "float32", "bfloat16" or "int8"; `storage` says what each costs.
+      precision: "float64", or "float32" for the Gram route with at least as many items as dimensions; the other
+        routes are float64.
 
     Returns:
       A `Spectrum` of NumPy arrays.
@@ -72,7 +80,7 @@ def decompose(
       InputError: `x` is not a matrix of numbers, NaN or inf (the rows are named), fewer than two items
         with text, all rows alike, an option out of range, or int8 and a component with too heavy a tail.
     """
-    options = Options(normalize_rows, center, rtol, max_rank, method, dtype)
+    options = Options(normalize_rows, center, rtol, max_rank, method, dtype, precision)
     return _decompose(x, has_text, options, None)[0]
 
 
@@ -98,6 +106,58 @@ def decompose_to(
       RunError: the disk is full.
     """
     return _decompose(x, has_text, Options(**options), path)
+
+
+def decompose_shared(
+    path: Path, x: Float[Array, "N m"], has_text: Bool[Array, "N"] | None = None, **options: Any
+) -> tuple[Spectrum, str]:
+    """`decompose_to` by all processes, each of which reads and writes its own rows; collective.
+
+    What would be the exact route, or has fewer items with text than dimensions, is left to process 0 alone: it is
+    small, or must be seen whole. The rest is the Gram route over the devices of all processes: one reduction of the
+    m x m sums, the same eigenvectors for everybody.
+
+    Args:
+      path: the file, in a folder that all processes share; they write drafts of their own beside it.
+      x: all rows, memory-mapped: a process reads those that are its own (`processes.rows_of`).
+      has_text: as in `decompose`, of all rows.
+      **options: as in `decompose`.
+
+    Returns:
+      As `decompose_to`, on every process; to rounding the `Spectrum` that one process gives, up to signs of
+      components with two largest entries.
+
+    Raises:
+      InputError: as `decompose_to`, the same on every process; or the randomised route, which draws a number for each
+        row in turn.
+      RunError: the disk is full.
+    """
+    matrix = as_matrix(x)
+    part = as_mask(has_text, len(matrix))
+    n, m = int(np.count_nonzero(part)), matrix.shape[1]
+    chosen = Options(**options).chosen(n, m)
+    if chosen.method == "randomized":
+        raise InputError(
+            f"--decomposition=randomized runs on one process only, and there are {jax.process_count()}: take "
+            "--decomposition=gram, whose cost they share."
+        )
+    if chosen.method == "exact" or n < m:
+        return _by_first(path, matrix, part, chosen)
+    rows = processes.rows_of(len(matrix))
+    mesh = sharded_route.mesh_for(chosen.precision, shared=True)
+    solution = sharded_route.gram_over_mesh(
+        matrix[rows], part[rows], chosen, mesh, first_row=rows.start, items=len(matrix)
+    )
+    kept = coordinates.keep_shared(
+        _blocks(solution),
+        rows=rows,
+        shape=(len(matrix), len(solution.singular)),
+        count=solution.rows.count,
+        dtype=chosen.dtype,
+        settle=lambda rms: _settle(solution, rms, chosen),
+        out=path,
+    )
+    return _spectrum(solution, kept), kept.sha256
 
 
 def project(
@@ -149,6 +209,10 @@ def _decompose(x: Array, has_text: Array | None, options: Options, out: Path | N
         solution = routes.exact(matrix, part, options)
     elif options.method == "randomized":
         solution = randomized.randomized(matrix, part, options)
+    elif options.precision == "float32":
+        solution = sharded_route.gram_over_mesh(
+            matrix, part, options, sharded_route.mesh_for(options.precision, shared=False)
+        )
     else:
         solution = (routes.gram_of_columns if n >= m else routes.gram_of_rows)(matrix, part, options)
     kept = coordinates.keep(
@@ -159,9 +223,13 @@ def _decompose(x: Array, has_text: Array | None, options: Options, out: Path | N
         settle=lambda rms: _settle(solution, rms, options),
         out=out,
     )
+    return _spectrum(solution, kept), kept.sha256
+
+
+def _spectrum(solution: Solution, kept: coordinates.Kept) -> Spectrum:
     singular = _refined(solution, kept.rms)[kept.columns]
     basis = solution.basis[:, kept.columns]
-    spectrum = Spectrum(
+    return Spectrum(
         u=kept.u,
         sigma=(singular / singular[0]).astype(np.float32),
         basis=np.ascontiguousarray(basis * routes.signs(basis)),
@@ -170,13 +238,36 @@ def _decompose(x: Array, has_text: Array | None, options: Options, out: Path | N
         count=np.asarray(solution.rows.count, np.int64),
         u_scale=kept.u_scale,
     )
-    return spectrum, kept.sha256
+
+
+def _by_first(path: Path, matrix: np.ndarray, part: np.ndarray, options: Options) -> tuple[Spectrum, str]:
+    """Process 0 decomposes; the others read what it found beside the coordinates."""
+    beside = path.with_name(f"{path.name}.rest.npz")
+
+    def run() -> None:
+        found, sha256 = _decompose(matrix, part, options, path)
+        rest = {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "u"}
+        np.savez(beside, sha256=sha256, **{name: value for name, value in rest.items() if value is not None})
+
+    processes.by_first(run)
+
+    def read() -> tuple[Spectrum, str]:
+        with np.load(beside) as rest:
+            fields = {name: rest[name] for name in rest.files}
+        sha256 = str(fields.pop("sha256"))
+        return Spectrum(u=open_array(path, DTYPES[options.dtype]), **fields), sha256
+
+    result = processes.together(read)
+    processes.by_first(beside.unlink)
+    return result
 
 
 def _blocks(solution: Solution) -> Iterator[Block]:
     """The coordinates sqrt(n) U of consecutive items, signs fixed."""
     rows, root, sign = solution.rows, solution.rows.count**0.5, routes.signs(solution.basis)
-    if solution.left is None:
+    if solution.project is not None:
+        yield from solution.project(solution.basis * (root * sign / solution.singular))
+    elif solution.left is None:
         weights = solution.basis * (root * sign / solution.singular)
         buffer = np.empty((0, len(sign)))
         for where, part, chunk in rows.chunks():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from spectran_jax.errors import InputError
+from spectran_jax.spectral.coordinates import Block
 from spectran_jax.spectral.rows import Rows, Survey, provisional_mean, survey
 from spectran_jax.spectral.storage import DTYPES
 
 METHODS = ("auto", "exact", "gram", "randomized")
 GRAM_FLOOR = 1e-6
 """Smallest singular value, relative to the largest, that sums of squares tell from rounding."""
+GRAM_FLOORS = {"float64": GRAM_FLOOR, "float32": 1e-3}
+"""The same by precision of the sums: its unit roundoff is about the square of it."""
 
 EXACT_COST = 2e8
 """max(n, m) * min(n, m)**2 up to which `auto` affords the exact route: a fraction of a second."""
@@ -29,12 +33,15 @@ class Options:
     max_rank: int = 0
     method: str = "auto"
     dtype: str = "float32"
+    precision: str = "float64"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"Decomposition method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if self.dtype not in DTYPES:
             raise InputError(f"The spectrum's dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.precision not in GRAM_FLOORS:
+            raise InputError(f"The precision must be one of {', '.join(GRAM_FLOORS)}, got {self.precision!r}.")
         if not 0 <= self.rtol < 1 or self.max_rank < 0:
             raise InputError(
                 f"rtol must lie in [0, 1) and max_rank be at least 0, got {self.rtol} and {self.max_rank}."
@@ -45,13 +52,14 @@ class Options:
             )
 
     def chosen(self, n: int, m: int) -> Options:
-        """With the method that "auto" stands for, and the `rtol` that the method can keep."""
+        """With the method that "auto" stands for, and the precision that it offers and `rtol` that it can keep."""
         method = self.method
         if method == "auto":
             cheap = max(n, m) * min(n, m) ** 2 <= EXACT_COST
             method = "exact" if cheap or self.rtol < GRAM_FLOOR else "gram"
-        rtol = self.rtol if method == "exact" else max(self.rtol, GRAM_FLOOR)
-        return dataclasses.replace(self, method=method, rtol=rtol)
+        precision = self.precision if method == "gram" and n >= m else "float64"
+        rtol = self.rtol if method == "exact" else max(self.rtol, GRAM_FLOORS[precision])
+        return dataclasses.replace(self, method=method, rtol=rtol, precision=precision)
 
     def rank(self, singular: Float[np.ndarray, "k"], noise: float) -> int:
         """How many of the descending singular values are kept."""
@@ -75,6 +83,8 @@ class Solution:
     """float64, signs not yet fixed."""
     left: Float[np.ndarray, "n r"] | None = None
     """float64, U, where the route gives it; else rows are projected on the basis."""
+    project: Callable[[Float[np.ndarray, "m r"]], Iterator[Block]] | None = None
+    """Coordinates of consecutive items from weights, where devices compute them; else the host does."""
 
 
 def exact(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> Solution:
@@ -127,10 +137,11 @@ def gram_of_rows(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -
     return Solution(rows, singular[order], basis[:, order] / singular[order], left[:, order])
 
 
-def checked(rows: Rows) -> Rows:
-    """Rows of which there are enough."""
+def checked(rows: Rows, items: int = 0) -> Rows:
+    """Rows of which there are enough; `items` where `rows` are a part of them."""
     if rows.count < 2:
-        raise InputError(f"A spectrum needs at least two items with text, got {rows.count} of {len(rows.part)} items.")
+        items = items or len(rows.part)
+        raise InputError(f"A spectrum needs at least two items with text, got {rows.count} of {items} items.")
     return rows
 
 
@@ -143,11 +154,18 @@ def leading(
     stay: far above 1e-6 those are the ones above it, so that no component is computed only to be dropped.
     """
     values, vectors = np.linalg.eigh(gram)
-    values = np.maximum(values[::-1], 0)
-    doubt = 4 * np.finfo(np.float64).eps * len(gram)
+    return kept(values[::-1], vectors[:, ::-1], noise, options)
+
+
+def kept(
+    values: Float[np.ndarray, "k"], vectors: Float[np.ndarray, "k k"], noise: float, options: Options
+) -> tuple[Float[np.ndarray, "r"], Float[np.ndarray, "k r"]]:
+    """`leading` of descending eigenvalues of a Gram matrix, summed in `options.precision`, and their eigenvectors."""
+    values = np.maximum(values, 0)
+    doubt = 4 * float(np.finfo(options.precision).eps) * len(values)
     rtol = np.sqrt(max(options.rtol**2 - doubt, options.rtol**2 / 4))
     r = dataclasses.replace(options, rtol=rtol).rank(np.sqrt(values), noise)
-    return np.sqrt(values[:r]), np.ascontiguousarray(vectors[:, ::-1][:, :r])
+    return np.sqrt(values[:r]), np.ascontiguousarray(vectors[:, :r])
 
 
 def signs(basis: Float[np.ndarray, "m r"]) -> Float[np.ndarray, "r"]:

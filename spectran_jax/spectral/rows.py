@@ -152,10 +152,7 @@ class Survey:
         """
         bad = np.flatnonzero(~np.isfinite(self._norms))
         if len(bad):
-            raise InputError(
-                f"Text embeddings hold NaN or inf in {len(bad)} of {self.x.shape[0]} rows, the first: "
-                f"{', '.join(map(str, bad[:3]))} (counted from 0); every number must be finite."
-            )
+            raise not_finite(len(bad), self.x.shape[0], bad[:3].tolist())
         if self.normalize:
             part = self.part & (self._norms > 0)
             factor = np.divide(1.0, self._norms, out=np.zeros_like(self._norms), where=part)
@@ -176,16 +173,34 @@ def survey(x: np.ndarray, part: Bool[np.ndarray, "N"], *, normalize: bool, cente
     return first.rows(center=center)
 
 
+def not_finite(count: int, rows: int, first: list[int]) -> InputError:
+    """The error for rows that hold NaN or inf."""
+    return InputError(
+        f"Text embeddings hold NaN or inf in {count} of {rows} rows, the first: "
+        f"{', '.join(map(str, first))} (counted from 0); every number must be finite."
+    )
+
+
 def provisional_mean(x: np.ndarray, part: Bool[np.ndarray, "N"], *, normalize: bool) -> Float[np.ndarray, "m"]:
     """The mean of 1,024 to 2,047 rows, evenly spread: near enough to the mean for sums of squares not to cancel."""
+    total, count = provisional_sum(x, part, normalize=normalize)
+    return total / max(count, 1)
+
+
+def provisional_sum(
+    x: np.ndarray, part: Bool[np.ndarray, "N"], *, normalize: bool
+) -> tuple[Float[np.ndarray, "m"], int]:
+    """The sum of the rows of `provisional_mean`, and their number."""
+    total, count = np.zeros(x.shape[1]), 0
     index = np.flatnonzero(part)
+    if not len(index):
+        return total, count
     index = index[:: max(1, len(index) // _SAMPLE)]
     first = Survey(x[index], np.ones(len(index), bool), normalize=normalize)
-    total, count = np.zeros(x.shape[1]), 0
     for _, _, chunk in first.chunks():
         total += chunk.sum(axis=0)
         count += int(np.count_nonzero(chunk.any(axis=1)))
-    return total / max(count, 1)
+    return total, count
 
 
 Fill = Callable[[Callable[[slice], None]], None]

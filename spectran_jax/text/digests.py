@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from spectran_jax import npy
+
 _CHUNK_BYTES = 16 * 2**20
 
 
@@ -16,8 +18,8 @@ _CHUNK_BYTES = 16 * 2**20
 class Scan:
     """What one pass over a matrix tells."""
 
-    sha256: str
-    """Of the array's bytes in C order, 64 hex digits; shape and dtype are not part of it."""
+    digests: bytes
+    """Of the array's bytes in C order, 32 a block of rows: see `npy.RowDigests`."""
     finite: Bool[np.ndarray, "N"]
     """False for rows that hold NaN or inf."""
     nonzero: Bool[np.ndarray, "N"]
@@ -26,12 +28,12 @@ class Scan:
 
 def scan(matrix: Float[np.ndarray, "N m"]) -> Scan:
     """Reads a matrix once, in chunks of some MiB: checksum, finite rows, zero rows."""
-    digest = hashlib.sha256()
+    digests = npy.RowDigests(npy.row_bytes(matrix.shape, matrix.dtype))
     finite = np.empty(matrix.shape[0], bool)
     nonzero = np.empty(matrix.shape[0], bool)
     for where in row_chunks(matrix):
         chunk = np.ascontiguousarray(matrix[where])
-        digest.update(chunk.view(np.uint8).data)
+        digests.update(chunk.reshape(-1).view(np.uint8).data)
         # Without the sign, IEEE numbers order like their bits: one maximum tells NaN, inf and zero, at a tenth of the
         # cost of asking each half-precision number.
         native = chunk.astype(chunk.dtype.newbyteorder("="), copy=False)
@@ -39,16 +41,21 @@ def scan(matrix: Float[np.ndarray, "N m"]) -> Scan:
         largest = (native.view(bits) & np.array(~np.array(-0.0, native.dtype).view(bits))).max(axis=1)
         finite[where] = largest < np.array(np.inf, native.dtype).view(bits)
         nonzero[where] = largest > 0
-    return Scan(digest.hexdigest(), finite, nonzero)
+    return Scan(digests.digests(), finite, nonzero)
 
 
 def checksum(array: Shaped[np.ndarray, "..."]) -> str:
-    """SHA-256 of an array's bytes in C order, 64 hex digits, read in chunks; shape and dtype are not part of it."""
-    digest = hashlib.sha256()
+    """Checksum of an array's bytes in C order, 64 hex digits, read in chunks; shape and dtype are not part of it."""
+    return npy.combined(row_digests(array))
+
+
+def row_digests(array: Shaped[np.ndarray, "..."]) -> bytes:
+    """What `checksum` is made of, 32 bytes a block of rows: see `npy.RowDigests`."""
     flat = array.reshape(1) if array.ndim == 0 else array
+    digests = npy.RowDigests(npy.row_bytes(flat.shape, flat.dtype))
     for where in row_chunks(flat):
-        digest.update(np.ascontiguousarray(flat[where]).view(np.uint8).data)
-    return digest.hexdigest()
+        digests.update(np.ascontiguousarray(flat[where]).reshape(-1).view(np.uint8).data)
+    return digests.digests()
 
 
 def row_chunks(array: Shaped[np.ndarray, "N ..."]) -> Iterator[slice]:

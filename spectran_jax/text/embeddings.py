@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spectran_jax import processes
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.text import encoders, precomputed, store
@@ -56,7 +57,8 @@ def item_embeddings(
 
     What is encoded is kept in `cache_dir`, keyed by the item ids, their text, and the encoder's name and version;
     a cache that is damaged or of other items is reported and made anew. Items without text are counted
-    in a warning, have a zero row, and are not encoded.
+    in a warning, have a zero row, and are not encoded. With several processes each encodes its own items (collective;
+    see `store`).
 
     Args:
       config: the sections `text` and `data` are read.
@@ -66,7 +68,7 @@ def item_embeddings(
       cache_dir: folder of caches; made if absent.
       items_file_rows: rows of the items file. Where it is not given, precomputed embeddings must have N rows,
         or, where `config.data.k_core` may have left items out, at least as many as `items_row` names.
-      progress: called with (done, total) while text is encoded.
+      progress: called with (done, total) while text is encoded; with several processes, as if all were as far.
 
     Raises:
       InputError: bad precomputed embeddings (see `precomputed.load`), unknown encoder, no item with text,
@@ -96,7 +98,7 @@ def item_embeddings(
             )
         result = TextEmbeddings(matrix, has_text, digest, "precomputed")
     else:
-        encoder = encoders.build(config.text.text_encoder)
+        encoder = processes.together(lambda: encoders.build(config.text.text_encoder))
         if not any(text.strip() for text in item_text):
             raise InputError(
                 f"None of the {len(item_ids)} items has text to encode; give --items with text columns, or "
@@ -125,13 +127,14 @@ def _encoded(
     folder = cache_dir / "text" / digest_of(identity.values())[:32]
     stored = store.open_sealed(folder, identity, names)
     if stored is None:
-        has_text = np.zeros(len(item_text), bool)
-        shape = (len(item_text), encoder.dimension)
+        rows = processes.rows_of(len(item_text))
+        has_text = np.zeros(rows.stop - rows.start, bool)
+        shape = (len(item_text), processes.together(lambda: encoder.dimension))
         with store.sealed_folder(folder, identity) as draft:
             # float32: a model's own rounding, where float16 would add noise at 5e-4 of every number.
-            blocks = _blocks(encoder, item_ids, item_text, has_text, progress)
-            draft.write("embeddings", blocks, shape=shape, dtype=np.float32)
-            draft.write("has_text", [has_text], shape=has_text.shape, dtype=np.bool_)
+            blocks = _blocks(encoder, item_ids[rows], item_text[rows], has_text, progress, len(item_text))
+            draft.write_rows("embeddings", blocks, shape=shape, dtype=np.float32)
+            draft.write_rows("has_text", [has_text], shape=shape[:1], dtype=np.bool_)
         stored = store.reopen(folder, identity, names)
     has_text = np.array(stored.arrays["has_text"])
     return TextEmbeddings(stored.arrays["embeddings"], has_text, stored.digest, encoder.name)
@@ -143,6 +146,7 @@ def _blocks(
     item_text: Sequence[str],
     has_text: np.ndarray,
     progress: Progress | None,
+    total: int,
 ) -> Iterator[np.ndarray]:
     """Consecutive rows of the matrix; marks in `has_text` the items whose text the encoder could read."""
     for start in range(0, len(item_text), _ENCODE_AT_ONCE):
@@ -155,7 +159,7 @@ def _blocks(
         has_text[start : start + len(texts)] = block.any(axis=1)
         yield block
         if progress is not None:
-            progress(start + len(texts), len(item_text))
+            progress((start + len(texts)) * total // len(item_text), total)
 
 
 def _checked(encoder: encoders.TextEncoder, vectors: np.ndarray, item_ids: Sequence[str | int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from spectran_jax import npy
+from spectran_jax import npy, processes
 from spectran_jax.errors import InputError
 from spectran_jax.text import store
 from spectran_jax.text.digests import checksum, digest_of, row_chunks, scan
@@ -25,7 +25,8 @@ def load(
     """Opens [rows of the items file, m] text embeddings and picks the rows of the catalogue.
 
     Where the catalogue is a run of the file's rows, the file itself is mapped. Otherwise (a k-core left items out)
-    the picked rows are copied to disk once, in chunks, and that copy is mapped.
+    the picked rows are copied to disk once, in chunks, and that copy is mapped. With several processes each reads and
+    copies its own rows (collective).
 
     Args:
       path: the .npy file; float16, float32 or float64.
@@ -41,7 +42,7 @@ def load(
       InputError: file missing, no .npy, of Python objects, not a floating matrix, another number of rows, m < 2,
         NaN or inf in a row of the catalogue.
     """
-    matrix = _open(path)
+    matrix = processes.together(lambda: _open(path))
     rows = matrix.shape[0]
     needed = int(np.max(items_row, initial=-1)) + 1
     if rows != expected_rows if expected_rows is not None else rows < needed:
@@ -50,8 +51,10 @@ def load(
             f"{path}: text embeddings have {rows} rows, but the items file has {wanted} items; "
             "there must be one row per item, in the order of the items file."
         )
-    found = scan(matrix)
-    bad = np.flatnonzero(~found.finite[items_row])
+    found = processes.together(lambda: scan(matrix[processes.rows_of(rows)]))
+    digests = b"".join(processes.gathered_bytes(found.digests))
+    finite, nonzero = (processes.gathered_rows(part, rows) for part in (found.finite, found.nonzero))
+    bad = np.flatnonzero(~finite[items_row])
     if len(bad):
         first = ", ".join(repr(item_ids[i]) for i in bad[:3])
         raise InputError(
@@ -59,11 +62,11 @@ def load(
             f"{first}. Every number must be finite; a row of zeros says that an item has no text."
         )
     identity = {
-        "source": f"{found.sha256} {matrix.dtype.str} {rows}x{matrix.shape[1]}",
+        "source": f"{npy.combined(digests)} {matrix.dtype.str} {rows}x{matrix.shape[1]}",
         "rows": checksum(items_row.astype(np.int64)),
     }
     digest = digest_of([*identity.values(), digest_of(item_ids)])
-    return _pick(matrix, items_row, identity, cache_dir), found.nonzero[items_row], digest
+    return _pick(matrix, items_row, identity, cache_dir), nonzero[items_row], digest
 
 
 def _open(path: Path) -> np.ndarray:
@@ -95,8 +98,9 @@ def _pick(matrix: np.ndarray, items_row: np.ndarray, identity: store.Identity, c
     stored = store.open_sealed(folder, identity, ["embeddings"])
     if stored is None:
         shape, dtype = (len(items_row), matrix.shape[1]), matrix.dtype.newbyteorder("=")
-        picked = (matrix[items_row[where]] for where in row_chunks(np.broadcast_to(matrix[:1], shape)))
+        own = items_row[processes.rows_of(len(items_row))]
+        picked = (matrix[own[where]] for where in row_chunks(np.broadcast_to(matrix[:1], (len(own), shape[1]))))
         with store.sealed_folder(folder, identity) as draft:
-            draft.write("embeddings", picked, shape=shape, dtype=dtype)
+            draft.write_rows("embeddings", picked, shape=shape, dtype=dtype)
         stored = store.reopen(folder, identity, ["embeddings"])
     return stored.arrays["embeddings"]

@@ -7,11 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from spectran_jax import spectral
+from spectran_jax import processes, spectral
 from spectran_jax.config import Config, SpectrumConfig
 from spectran_jax.errors import InputError
+from spectran_jax.spectral import DTYPES
 from spectran_jax.text import store
 from spectran_jax.text.digests import digest_of, row_chunks
 from spectran_jax.text.embeddings import TextEmbeddings
@@ -43,7 +45,8 @@ def load(folder: Path, identity: store.Identity) -> spectral.Spectrum | None:
 def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Path) -> spectral.Spectrum:
     """The spectrum of a catalogue's text embeddings: read from `cache_dir`, or decomposed and written there.
 
-    `u` goes to disk as it is computed: neither it nor the embeddings need fit in memory. Keyed by the digest of the
+    `u` goes to disk as it is computed: neither it nor the embeddings need fit in memory. Several processes share the
+    work, and `cache_dir` (collective; see `store` and `spectral.decompose_shared`). Keyed by the digest of the
     embeddings, every field of `config.spectrum` that changes it and the code's version, so that changed text, items or
     options never meet an old spectrum.
 
@@ -66,8 +69,9 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
     spectrum = load(folder, identity)
     if spectrum is None:
         with store.sealed_folder(folder, identity) as draft:
-            _check_space(draft.folder, embeddings.matrix.shape, options, cache_dir)
-            spectrum, sha256 = spectral.decompose_to(
+            processes.together(lambda: _check_space(draft.folder, embeddings.matrix.shape, options, cache_dir))
+            decompose = spectral.decompose_to if jax.process_count() == 1 else spectral.decompose_shared
+            spectrum, sha256 = decompose(
                 draft.path("u"),
                 embeddings.matrix,
                 embeddings.has_text,
@@ -77,6 +81,7 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
                 max_rank=options.max_rank,
                 method=options.decomposition,
                 dtype=options.spectrum_dtype,
+                precision=options.decomposition_precision,
             )
             draft.adopt("u", shape=spectrum.u.shape, dtype=spectrum.u.dtype, sha256=sha256)
             _write(draft, spectrum, [name for name in (*_NAMES, *_OPTIONAL) if name != "u"])
@@ -90,6 +95,8 @@ def _check_space(draft: Path, shape: tuple[int, ...], options: SpectrumConfig, c
     items, m = shape
     rank = min(items, m, options.max_rank or m)
     item_size = 2 if options.spectrum_dtype == "bfloat16" else 4  # int8 is float32 until its scales are known
+    if jax.process_count() > 1:  # the draft beside what stays
+        item_size += DTYPES[options.spectrum_dtype].itemsize
     needed, free = items * rank * item_size + 8 * m * rank, shutil.disk_usage(draft).free
     if needed > free:
         raise InputError(
