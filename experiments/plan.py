@@ -8,9 +8,9 @@ from spectran_jax.errors import InputError
 from spectran_jax.flags import config_from_flags, define_config_flags, run
 
 SYNOPSIS = """
-Compiles the train step and the evaluation of a job for a TPU slice, on a CPU, and says per chip what they hold, compute
-and send, how long that takes at least, whether it fits, and which flags make it smaller. Needs pip install
-'spectran-jax[plan]'. A program takes minutes to compile.
+Compiles the train step, the evaluation and the decomposition of a job for a TPU slice, on a CPU, and says per chip what
+they hold, compute and send, how long that takes at least, whether it fits, and which flags make it smaller. Needs
+pip install 'spectran-jax[plan]'. A program takes minutes to compile.
 
   python -m experiments.plan --topology=v5e:16x16 --num_items=1000000000 --dimension=128 --rank=512 \\
       --spectrum_dtype=int8 --batch_size=65536 --max_length=50 --workdir=runs/plan
@@ -37,7 +37,7 @@ def main() -> None:
     from spectran_jax.planning.plan import run as plan
 
     sizes = Sizes(_ITEMS.value, _RANK.value, _WIDTH.value)
-    plan(config, sizes, _TOPOLOGY.value, Path(_WORKDIR.value), evaluation=_PROGRAMS.value == "all")
+    plan(config, sizes, _TOPOLOGY.value, Path(_WORKDIR.value), everything=_PROGRAMS.value == "all")
 
 
 if __name__ == "__main__":

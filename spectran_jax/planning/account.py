@@ -26,21 +26,21 @@ _STEP = "train step"
 
 
 def account(
-    job: Job, roofline: Roofline, *, evaluation: bool = True, announce: Callable[[str], None] = lambda name: None
+    job: Job, roofline: Roofline, *, everything: bool = True, announce: Callable[[str], None] = lambda name: None
 ) -> Account:
     """Compiles the programs of a job and reads them.
 
     Args:
       job: see `job.build`.
       roofline: of its slice, with the devices in the order of the job's mesh.
-      evaluation: compile the programs of an evaluation too, and not the train step alone.
+      everything: compile the programs of an evaluation and a decomposition too, and not the train step alone.
       announce: is told the name of each program before it is compiled, which takes minutes.
     """
     setup, state = job.setup, job.programs.state
     topology = roofline.topology
     programs: dict[str, Account] = {}
     for name, lower in job.lowered().items():
-        if evaluation or name == _STEP:
+        if everything or name == _STEP:
             announce(name)
             programs[name] = program(lower, roofline, dict(setup.mesh.shape))
     arrays = {name: size for name, size in memory.needed(setup, state).items() if size}

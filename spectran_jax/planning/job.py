@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectran_jax import backbones, data
+from spectran_jax import backbones, data, item_encoders
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.data.interactions import Dataset
@@ -22,7 +22,8 @@ from spectran_jax.data.splits import Targets
 from spectran_jax.errors import InputError
 from spectran_jax.layout import EvalBatch, SequenceLayout, TrainBatch
 from spectran_jax.recommender import ItemTable
-from spectran_jax.spectral import Spectrum
+from spectran_jax.spectral import Spectrum, sharded
+from spectran_jax.spectral.sharded_route import block_rows
 from spectran_jax.spectral.storage import DTYPES
 from spectran_jax.studies.synthetic import synthetic_inputs
 from spectran_jax.text import TextEmbeddings
@@ -52,6 +53,7 @@ class Job:
 
     setup: Setup
     programs: Programs
+    sizes: Sizes
 
     def lowered(self) -> dict[str, Callable[[], Any]]:
         """What lowers each program, by name."""
@@ -72,6 +74,32 @@ class Job:
             "train step": lambda: train_step.lower(programs.state, frozen, self.batch()),
             "item table, a chunk": lambda: encode.lower(params, frozen, rows, table, start),
             "ranking, a batch": lambda: rank.lower(params, table, self.eval_batch()),
+        } | (self._decomposition() if self.setup.spectrum is not None else {})
+
+    def _decomposition(self) -> dict[str, Callable[[], Any]]:
+        """Of float32 text in float32, the precision that a TPU has, a block of rows from every host at a time."""
+        devices, m = self.setup.mesh.devices.reshape(-1), self.sizes.text_dimension
+        spectrum = self.setup.config.spectrum
+        made = sharded.programs(
+            jax.sharding.Mesh(devices, ("row",)),
+            normalize_rows=spectrum.normalize_rows,
+            center=spectrum.center,
+            dtype="float32",
+        )
+        hosts = len({device.process_index for device in devices})
+        each = block_rows(m, np.dtype(np.float32), -(-self.sizes.num_items // hosts), len(devices) // hosts)
+        shape = lambda sizes, where, dtype=np.float32: jax.ShapeDtypeStruct(sizes, dtype, sharding=where)  # noqa: E731
+        abstract: Any = jax.eval_shape(lambda: made.start(m))
+        sums = jax.tree.map(lambda x: shape(x.shape, made.rows, x.dtype), abstract)
+        x, part = shape((each * hosts, m), made.rows), shape((each * hosts,), made.rows, np.bool_)
+        row, weights = shape((m,), made.whole), shape((m, self.sizes.rank), made.whole)
+        accumulate: Any = made.accumulate
+        solve: Any = made.solve
+        project: Any = made.project
+        return {
+            "decomposition, a block": lambda: accumulate.lower(sums, x, part, row),
+            "decomposition, eigenvectors": lambda: solve.lower(sums, row),
+            "projection, a block": lambda: project.lower(x, part, row, weights),
         }
 
     def item_table(self) -> ItemTable:
@@ -124,10 +152,10 @@ def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
     setup = assemble(config, *_inputs(config, sizes), mesh)
     # One epoch more or less changes the schedule of the learning rate and not the program.
     setup = _broadcast(setup, sizes.num_items)
-    return Job(setup, build_programs(setup, setup.plan.steps_per_epoch))
+    return Job(setup, build_programs(setup, setup.plan.steps_per_epoch), sizes)
 
 
-def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbeddings, Spectrum]:
+def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbeddings, Spectrum | None]:
     """A catalogue of a few items, and the histories of one batch."""
     items = min(sizes.num_items, max(_REAL_ITEMS, config.objective.negatives, sizes.rank + 1))
     _, embeddings, spectrum = synthetic_inputs(items, sizes.text_dimension, 2)
@@ -160,7 +188,8 @@ def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbe
     )
     nobody = Targets(data.Histories.from_lists([]), np.zeros(0, np.int32), np.zeros(0, np.int32))
     split = data.Split(train, np.ones(items, np.int32), nobody, nobody, {"count": 0, "total": 0})
-    return dataset, split, embeddings, spectrum
+    reads_spectrum = item_encoders.lookup(config.encoder.item_encoder).needs_spectrum
+    return dataset, split, embeddings, spectrum if reads_spectrum else None
 
 
 def _broadcast(setup: Setup, num_items: int) -> Setup:

@@ -34,7 +34,7 @@ def share(config: Config, sizes: Sizes, part: Topology, whole: Topology) -> tupl
     return config.replace(batch_size=users), Sizes(items, sizes.rank, sizes.text_dimension)
 
 
-def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, evaluation: bool = True) -> Account:
+def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: bool = True) -> Account:
     """The account of a job on a slice; an evaluation batch is rounded up to a multiple of its devices.
 
     Raises:
@@ -51,10 +51,10 @@ def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, evaluation: 
     def announce(name: str) -> None:
         console.print(f"Compiling for {topology.name}: {name} ...", markup=False, highlight=False)
 
-    return account(job, roofline, evaluation=evaluation, announce=announce)
+    return account(job, roofline, everything=everything, announce=announce)
 
 
-def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, evaluation: bool = True) -> None:
+def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, everything: bool = True) -> None:
     """Plans, prints, and writes plan.json and, for several slices, plan.png.
 
     Args:
@@ -62,7 +62,7 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
       sizes: of its catalogue.
       names: slices such as v5e:16x16; all but the largest get their share of it.
       workdir: where plan.json goes.
-      evaluation: compile the programs of an evaluation too.
+      everything: compile the programs of an evaluation and a decomposition too.
 
     Raises:
       InputError: an unknown slice, no compiler, or a configuration that does not fit.
@@ -76,7 +76,7 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
     workdir.mkdir(parents=True, exist_ok=True)
     plans: list[Account] = []
     for slice_, part in zip(slices, parts, strict=True):
-        plans.append(plan_slice(*part, slice_, evaluation=evaluation))
+        plans.append(plan_slice(*part, slice_, everything=everything))
         for table in report.tables(plans[-1]):
             print_table(table)
         print("\n".join(report.sentences(plans[-1])))

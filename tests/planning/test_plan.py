@@ -13,6 +13,7 @@ from spectran_jax import data
 from spectran_jax.config import Config
 from spectran_jax.data.interactions import Histories
 from spectran_jax.errors import InputError
+from spectran_jax.item_encoders import REGISTRY
 from spectran_jax.planning import job, plan, topologies
 from spectran_jax.planning.account import payload
 
@@ -51,8 +52,18 @@ def test_a_billion_items_are_shapes_and_nothing_else():
     assert (frozen["u"].shape, frozen["u"].dtype) == ((rows, 32), np.int8)
     step = planned.lowered()["train step"]().as_text()
     assert f"{rows}x16xf32" in step  # the very step, over the whole table
+    assert len(planned.lowered()) == 6
+    for name in ("decomposition, a block", "projection, a block", "ranking, a batch", "item table, a chunk"):
+        planned.lowered()[name]()
     one_device = payload(planned, {"collective_bytes": 0})
     assert one_device["needed"] == 0
+
+
+@pytest.mark.parametrize("encoder", ["id", "whiten", "llmesr"])
+def test_encoders_of_ids_of_text_and_of_both(encoder):
+    planned = job.build(SMALL.replace(item_encoder=encoder), job.Sizes(10**8, 32, 48), jax.devices()[:1])
+    assert planned.setup.access.items == 10**8
+    assert ("projection, a block" in planned.lowered()) == REGISTRY[encoder].needs_spectrum
 
 
 def test_bad_input(tmp_path, monkeypatch):
