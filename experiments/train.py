@@ -4,6 +4,7 @@ from pathlib import Path
 
 from absl import flags
 
+from spectran_jax import cluster_flags
 from spectran_jax.flags import config_from_flags, define_config_flags, run
 
 SYNOPSIS = """
@@ -12,10 +13,12 @@ Trains one model, evaluates it by full ranking, and writes metrics.json and repo
   python -m experiments.train --workdir=runs/demo
   python -m experiments.train --dataset=files --interactions=clicks.tsv --items=products.jsonl --workdir=runs/mine
 
-The same command again resumes from the last checkpoint and goes on to the same end.
+The same command again resumes from the last checkpoint and goes on to the same end. On several hosts, start it once on
+each; --workdir must be a folder that all of them share.
 """
 
 define_config_flags()
+cluster_flags.define_cluster_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of this run: configuration, checkpoints, metrics and report.")
 
 
@@ -23,8 +26,9 @@ def main() -> None:
     """Runs the experiment that the flags describe."""
     from spectran_jax.training.run import train_and_report
 
-    train_and_report(config_from_flags(), Path(_WORKDIR.value) if _WORKDIR.value else None)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    train_and_report(config_from_flags(), workdir, cluster_flags.cluster_from_flags())
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "config"))
+    run(main, SYNOPSIS, own=("workdir", "config", *cluster_flags.NAMES))

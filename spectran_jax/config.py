@@ -313,7 +313,12 @@ class TrainingConfig:
     filter_seen: bool = _field(False, "Leave items of a user's history out of the ranking; targets are never left out.")
     precision: str = _field("float32", "Compute precision; parameters stay float32.", choices=("float32", "bfloat16"))
     mesh: str = _field("auto", "Device mesh, e.g. data:4,model:1; auto puts all devices on data.")
-    parallelism: str = _field("jit", "How a step is spread over devices.", choices=("jit",))
+    parallelism: str = _field(
+        "jit",
+        "How a step is spread over devices: jit cuts item tables over all of them; pmap keeps whole tables on each, for "
+        "code bases that are built on it. The numbers are the same.",
+        choices=("jit", "pmap"),
+    )
     steps_per_dispatch: int = _field(
         1,
         "Updates that the device makes without asking the host, where steps are small; fewer before a line of the log "

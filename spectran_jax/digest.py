@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 
 from spectran_jax.errors import InputError
+
+_BLOCK_BYTES = 64 * 2**20
 
 
 def params_digest(params: Any) -> str:
@@ -21,14 +24,19 @@ def params_digest(params: Any) -> str:
     `backbone/block_0/attention/kernel`; a dtype is NumPy's name, for example `float32`.
 
     Args:
-      params: arrays on a device or on the host; fetched one by one, explicitly.
+      params: arrays on devices or on the host; fetched one by one, explicitly. Where they lie on several hosts, each of
+        these calls this.
     """
     leaves = {"/".join(_name(key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     digest = hashlib.sha256()
     for path in sorted(leaves):
-        array = _fetch(leaves[path])
-        digest.update(f"{path}\n{array.dtype.name}\n{','.join(map(str, array.shape))}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        leaf = leaves[path]
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        digest.update(f"{path}\n{np.dtype(leaf.dtype).name}\n{','.join(map(str, np.shape(leaf)))}\n".encode())
+        for block in _blocks(leaf):
+            digest.update(np.ascontiguousarray(_fetch(block)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -67,9 +75,21 @@ def _name(key: Any) -> str:
     return str(key)
 
 
+def _blocks(leaf: Any) -> Iterator[Any]:
+    """Consecutive rows of an array that lies on several hosts, on each of them, some MiB at a time; others whole."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        yield leaf
+        return
+    assert isinstance(leaf.sharding, jax.sharding.NamedSharding)
+    everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+    # By ids, and not as a slice, which XLA would cut out of a copy of the whole array.
+    take = jax.jit(lambda array, ids: array[ids], out_shardings=everywhere)
+    size = max(1, _BLOCK_BYTES // (leaf.nbytes // len(leaf) or 1))
+    for start in range(0, len(leaf), size):
+        yield take(leaf, np.arange(start, min(start + size, len(leaf)), dtype=np.int32))
+
+
 def _fetch(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
     array = np.asarray(jax.device_get(leaf))
     if array.dtype.hasobject:
         raise InputError(f"A digest is of arrays of numbers, got {array.dtype}.")

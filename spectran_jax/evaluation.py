@@ -44,6 +44,7 @@ def evaluate(
     *,
     put: Callable[[EvalBatch], EvalBatch],
     progress: Callable[[int], None] | None = None,
+    users: Iterable[Int[np.ndarray, "B"]] | None = None,
 ) -> Int[np.ndarray, "U"]:
     """Ranks of all targets, int32, in the order of the batches' rows; rows of user -1 are dropped.
 
@@ -53,16 +54,17 @@ def evaluate(
       batches: NumPy batches, all of one shape.
       put: copies a batch to the device, explicitly.
       progress: called with the number of batches done, now and then.
+      users: as in `per_user`.
 
     Raises:
       RunError: where the scores of a user are NaN.
       InputError: where the batches hold no user.
     """
-    users, ranks = per_user(rank_step, batches, put=put, progress=progress)
-    broken = users[ranks < 0]
+    numbers, ranks = per_user(rank_step, batches, put=put, progress=progress, users=users)
+    broken = numbers[ranks < 0]
     if len(broken):
         raise RunError(
-            f"The scores of {len(broken)} of {len(users)} users are NaN, the first of them user {broken[0]}; "
+            f"The scores of {len(broken)} of {len(numbers)} users are NaN, the first of them user {broken[0]}; "
             "there is no rank to give. Train with a lower --learning_rate, or look for NaN in the item vectors."
         )
     return ranks
@@ -75,6 +77,7 @@ def per_user(
     put: Callable[[EvalBatch], EvalBatch],
     progress: Callable[[int], None] | None = None,
     fetch_every: int = FETCH_EVERY,
+    users: Iterable[Int[np.ndarray, "B"]] | None = None,
 ) -> tuple[Int[np.ndarray, "U"], Any]:
     """Runs `step` on every batch; returns the users and, for each of them, what `step` gave, as NumPy.
 
@@ -87,6 +90,7 @@ def per_user(
       put: copies a batch to the device, explicitly.
       progress: called with the number of batches done, now and then.
       fetch_every: batches fetched together; few where a batch takes long.
+      users: of each batch over all processes, where `batches` holds the rows of this one; else those of the batches.
 
     Returns:
       int32 users, and the same pytree as `step` gives with one row a user; both in the order of the batches' rows,
@@ -95,7 +99,7 @@ def per_user(
     Raises:
       InputError: where the batches hold no user.
     """
-    users: list[np.ndarray] = []
+    found: list[np.ndarray] = []
     results: list[Any] = []
     pending: list[tuple[np.ndarray, Any]] = []
     done = 0
@@ -110,18 +114,19 @@ def per_user(
         if progress is not None:
             progress(done)
 
+    everywhere = None if users is None else iter(users)
     for batch in batches:
-        numbers = np.asarray(batch.user)
+        numbers = np.asarray(batch.user if everywhere is None else next(everywhere))
         real = numbers >= 0
-        users.append(numbers[real])
+        found.append(numbers[real])
         pending.append((real, step(put(batch))))
         if len(pending) == 2 * fetch_every:
             fetch()
     while pending:
         fetch()
-    if not sum(map(len, users)):
+    if not sum(map(len, found)):
         raise InputError("There is no user to evaluate; the batches are empty.")
-    return np.concatenate(users), jax.tree.map(lambda *rows: np.concatenate(rows), *results)
+    return np.concatenate(found), jax.tree.map(lambda *rows: np.concatenate(rows), *results)
 
 
 def protocol_fingerprint(**fields: Any) -> str:

@@ -28,6 +28,8 @@ class SequenceLayout(NamedTuple):
     """int32 seconds since the oldest kept item of the history, or None where the data has none."""
     hidden: Bool[Array, "B L"] | None = None
     """True where the backbone puts its mask token in the item's place; None for a backbone without one."""
+    first_row: Int[Array, ""] | None = None
+    """int32: number of the first row in the global batch, where the arrays are a device's part of it; else None."""
 
 
 class TrainBatch(NamedTuple):

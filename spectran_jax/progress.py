@@ -7,7 +7,9 @@ that showing progress never makes a device wait.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +26,24 @@ LINE_SECONDS = 10.0
 """Off a terminal, at most one line in this many seconds."""
 
 
+_quiet = contextvars.ContextVar("quiet", default=False)
+
+
 def stderr_console() -> Console:
-    """A console on stderr: results go to stdout, so that they can be piped."""
-    return Console(stderr=True)
+    """A console on stderr: results go to stdout, so that they can be piped. Silent within `quiet`."""
+    return Console(stderr=True, quiet=_quiet.get())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing below an error is shown meanwhile, for a process beside the one that talks."""
+    token, level = _quiet.set(True), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+        logging.disable(level)
 
 
 def duration(seconds: float) -> str:

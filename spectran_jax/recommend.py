@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from spectran_jax.training import partitioning
 from spectran_jax.training.item_table import make_last_states
 from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
+from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Params
 from spectran_jax.training.workdir import write_text
 
@@ -63,7 +65,7 @@ def recommend(
     table = build_table(setup)(params, setup.place()) if table is None else table
     last_states = make_last_states(setup.model, setup.access)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=partitioning.replicated(setup.mesh))
     def best(params: Params, table: ItemTable, batch: Any) -> Any:
         seen = batch.seen if filter_seen else None
         return setup.access.top_k(table, last_states(params, table, batch), k, seen, recall)
@@ -73,11 +75,14 @@ def recommend(
     users = np.arange(len(histories), dtype=np.int32)
     # The run may have been trained on fewer devices: rows must be a multiple of those that are here.
     devices = setup.mesh.shape["data"]
+    share, shares = rows_of_process(setup.mesh, jax.process_index())
     batches = data.eval_batches(
         Targets(history=histories, target=np.zeros_like(users), user=users),
         setup.config.data,
         -(-setup.config.training.eval_batch_size // devices) * devices,
         filter_seen=filter_seen,
+        process_index=share,
+        process_count=shares,
         masked=setup.masked,
     )
     with task("Recommending", len(batches)) as progress:
@@ -87,6 +92,7 @@ def recommend(
             put=lambda batch: partitioning.put_batch(setup.mesh, batch),
             progress=progress,
             fetch_every=FETCH_EVERY,
+            users=batches.users(),
         )
     if np.isnan(scores).any():
         raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")

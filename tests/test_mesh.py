@@ -6,15 +6,24 @@ import sys
 
 from conftest import REPO
 
+FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
-def test_on_eight_devices():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+def run(*command: str, **env: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mesh"],
+        [sys.executable, *command],
         cwd=REPO,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(REPO), **env},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+def test_on_eight_devices():
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mesh")
+
+
+def test_nothing_that_travels_and_no_temporary_follows_the_catalogue():
+    run("tests/mesh/compiled.py", JAX_DISABLE_MOST_OPTIMIZATIONS="0")

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from spectran_jax.backbones.hstu_attention import TIME_BUCKETS, Bias, pointwise_attention
-from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm
+from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, dropout
 from spectran_jax.layout import SequenceLayout
 
 
@@ -70,7 +70,7 @@ class HSTU(nn.Module):
         """
         d = self.dimension
         positions = self.param("position_embedding", INIT, (self.row_length, d), jnp.float32)
-        drop = Dropout(self.dropout, self.make_rng("dropout") if train and self.dropout else None)
+        drop = dropout(self, train, layout)
         x = item_vectors.astype(self.dtype) * d**0.5 + positions.astype(self.dtype)[layout.position]
         x = drop(x.reshape(-1, d), 0)
         for index in range(self.blocks):

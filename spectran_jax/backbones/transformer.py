@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Float
 
-from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, attention, gelu
+from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, attention, dropout, gelu
 from spectran_jax.layout import SequenceLayout
 
 
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         """
         d = self.dimension
         positions = self.param("position_embedding", INIT, (self.row_length, d), jnp.float32)
-        drop = Dropout(self.dropout, self.make_rng("dropout") if train and self.dropout else None)
+        drop = dropout(self, train, layout)
         mask = self.visible(layout)
         shown = self.shown(item_vectors.astype(self.dtype), layout)
         x = shown * d**0.5 + positions.astype(self.dtype)[layout.position]

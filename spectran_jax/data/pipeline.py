@@ -208,6 +208,14 @@ class EvalBatches:
         longest = int(self.targets.history.lengths.max(initial=self.longest)) if self.filter_seen else 0
         return -(-longest // _SEEN_MULTIPLE) * _SEEN_MULTIPLE
 
+    def users(self) -> Iterator[Int[np.ndarray, "B"]]:
+        """The users of each batch over all processes, -1 in rows that fill up the last one."""
+        for start in range(0, len(self.targets), self.batch_size):
+            users = np.full(self.batch_size, -1, np.int32)
+            real = self.targets.user[start : start + self.batch_size]
+            users[: len(real)] = real
+            yield users
+
     def __iter__(self) -> Iterator[EvalBatch]:
         rows = _process_slice(self.batch_size, self.process_index, self.process_count, "evaluation batch rows")
         for start in range(0, len(self.targets), self.batch_size):

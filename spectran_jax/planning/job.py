@@ -143,7 +143,7 @@ def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
       InputError: for a configuration out of range, or one that does not fit the sizes or the slice.
     """
     check(config)
-    mesh = partitioning.build_mesh(config.training.mesh, devices)
+    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism, devices)
     partitioning.check_batches(mesh, config.training)
     if sizes.num_items < config.objective.negatives:
         raise InputError(f"--num_items={sizes.num_items} is below --negatives={config.objective.negatives}.")

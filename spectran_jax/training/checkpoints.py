@@ -1,8 +1,12 @@
 """Orbax checkpoints of a run: the latest states to resume from, and the best parameters to keep.
 
 A checkpoint holds the training state, and a record (JSON) with the data iterator's state, the early-stopping
-record and a digest of the state's bytes. One that can't be read, or whose bytes differ from the digest, is put
-aside with a warning, and the one before it is taken. The frozen spectrum is in no checkpoint.
+record and a checksum of the state. One that can't be read, or whose numbers differ from the checksum, is put aside
+with a warning, and the one before it is taken. The frozen spectrum is in no checkpoint.
+
+Where several processes train, each writes and reads its own parts of the arrays, and calls every method at the same
+place. Orbax gives a checkpoint its name when the last of them has written: one that a crash tore has none. A
+checkpoint fits any mesh and any number of processes.
 """
 
 from __future__ import annotations
@@ -13,12 +17,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from spectran_jax.digest import params_digest
-from spectran_jax.errors import Diverged, InputError, RunError
+from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
+from spectran_jax.training.cluster import Cluster
+from spectran_jax.training.integrity import inspect
 
 _log = logging.getLogger(__name__)
 
@@ -29,17 +32,27 @@ KEEP_LATEST = 2
 class _Series:
     """Checkpoints of one kind in one folder, by step."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory = directory
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+    def __init__(self, directory: Path, keep: int, cluster: Cluster) -> None:
+        self.directory, self._cluster = directory, cluster
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=True,
+            # Two series save at the same time: without names of their own, they meet in each other's barriers.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
+        )
         self.manager = ocp.CheckpointManager(directory, options=options)
 
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
         """Starts writing; returns when the arrays may be donated. A failure surfaces here or in `wait`."""
-        _refuse_broken(step, tree)
-        digest = params_digest(tree) if jax.process_count() == 1 else None
+        checksum, broken = inspect(tree)
+        if broken is not None:  # though its loss was still finite
+            raise Diverged(
+                f"After step {step} {broken} is no longer finite: the update overflowed. Lower --learning_rate; the "
+                "last good checkpoint is kept."
+            )
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave({**record, "digest": digest})
+            state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave({**record, "checksum": checksum})
         )
         try:
             self.manager.wait_until_finished()
@@ -57,7 +70,8 @@ class _Series:
 
     def restore(self, abstract: Any, data: str, put_aside: bool = True) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest sound checkpoint as (step, tree, record), or None. `abstract` gives shapes and shardings."""
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        key = f"checkpoints/{self.directory.name}"
+        for step in self._cluster.of_first(key, lambda: sorted(self.manager.all_steps(), reverse=True)):
             try:
                 record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
                 # Before the state: of other data it has other shapes, which would pass for damage.
@@ -68,26 +82,34 @@ class _Series:
                     )
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 tree = self.manager.restore(step, args=args)["state"]
-                if record["digest"] is not None and params_digest(tree) != record["digest"]:
-                    raise ValueError("its bytes do not match its digest")
+                if inspect(tree)[0] != record.get("checksum"):
+                    raise ValueError("its numbers do not match its checksum")
             except InputError:
                 raise
             except Exception as error:
+                self._cluster.settle()
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
                 if put_aside:
                     self._put_aside(step)
+                if not self._cluster.alone:  # the others may have read their parts, and wait for this one
+                    raise Interrupted(f"Checkpoint {self.directory / str(step)} is damaged; start again.") from None
                 continue
             return step, tree, record
         return None
 
     def _put_aside(self, step: int) -> None:
+        folder = self.directory / str(step)
         target = self.directory.parent / f"damaged-{self.directory.name}-{step}"
         count = 0
         while target.exists():
             count += 1
             target = target.with_name(f"damaged-{self.directory.name}-{step}.{count}")
-        (self.directory / str(step)).rename(target)
+        try:
+            folder.rename(target)
+        except FileNotFoundError:  # another process did it
+            if folder.exists() or self._cluster.alone:
+                raise
         self.manager.reload()
 
     def _failed(self, error: Exception) -> RunError:
@@ -101,25 +123,13 @@ class _Series:
         )
 
 
-def _refuse_broken(step: int, tree: Any) -> None:
-    """A state that overflowed must not take the place of a good one, though its loss was still finite."""
-    if jax.process_count() > 1:
-        return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(jax.device_get(leaf)).all():
-            raise Diverged(
-                f"After step {step} {jax.tree_util.keystr(path)} is no longer finite: the update overflowed. Lower "
-                "--learning_rate; the last good checkpoint is kept."
-            )
-
-
 class Checkpoints:
     """The checkpoints of a work directory."""
 
-    def __init__(self, directory: Path) -> None:
-        directory = directory.absolute()
-        self._latest = _Series(directory / "latest", KEEP_LATEST)
-        self._best = _Series(directory / "best", KEEP_LATEST)
+    def __init__(self, directory: Path, cluster: Cluster | None = None) -> None:
+        directory, cluster = directory.absolute(), cluster or Cluster()
+        self._latest = _Series(directory / "latest", KEEP_LATEST, cluster)
+        self._best = _Series(directory / "best", KEEP_LATEST, cluster)
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Saves a full training state with its record (JSON values only).

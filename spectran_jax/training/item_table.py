@@ -215,7 +215,8 @@ class TableBuilder:
             return np.where((ids < len(array)).reshape(-1, *[1] * (array.ndim - 1)), found, 0).astype(array.dtype)
 
         shape = (len(places), *array.shape[1:])
-        return jax.make_array_from_callback(shape, self.sharding, read, dtype=array.dtype)
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.make_array_from_callback(shape, self.sharding, read, dtype=array.dtype)
 
 
 def table_builder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -17,13 +18,15 @@ from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.recommender import ItemTable
-from spectran_jax.training import memory, partitioning
+from spectran_jax.training import consensus, memory, partitioning
 from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.feed import Feed, row_reader
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.profile import Profile
 from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
+from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.step import Frozen
 from spectran_jax.training.tensorboard import Summaries
@@ -87,7 +90,11 @@ def singular_values(programs: Programs, table: ItemTable) -> list[float]:
 
 
 def train(
-    setup: Setup, workdir: Path, stop: StopRequest, announce: Callable[[Any, int], None] = lambda params, step: None
+    setup: Setup,
+    workdir: Path,
+    stop: StopRequest,
+    announce: Callable[[Any, int], None] = lambda params, step: None,
+    cluster: Cluster | None = None,
 ) -> Trained:
     """Trains until the end, patience or a stop request; resumes from `workdir` where it holds a checkpoint.
 
@@ -96,6 +103,7 @@ def train(
       workdir: an owned work directory (see `workdir.locked`).
       stop: the signals to heed between two dispatches.
       announce: called once with the parameters and the step to start from.
+      cluster: the processes of the run; this one alone if None.
 
     Raises:
       InputError: for a configuration that does not fit the data or the device, or a checkpoint of other data.
@@ -103,17 +111,18 @@ def train(
       RunError: where the loss becomes NaN, or a save fails; the last sound checkpoint is kept.
     """
     config, mesh, training = setup.config, setup.mesh, setup.config.training
-    phases = Phases()
+    phases, cluster = Phases(), cluster or Cluster()
     partitioning.check_batches(mesh, training)
 
     # Data.
+    share, shares = rows_of_process(mesh, jax.process_index())
     batches = data.train_iterator(
         setup.split.train,
         config.data,
         batch_size=training.batch_size,
         seed=training.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
         epochs=training.epochs,
         plan=setup.plan,
         extend=row_reader(setup),
@@ -127,6 +136,8 @@ def train(
         config.data,
         training.eval_batch_size,
         filter_seen=training.filter_seen,
+        process_index=share,
+        process_count=shares,
         longest=setup.dataset.longest,
         masked=setup.masked,
     )
@@ -138,7 +149,7 @@ def train(
     step, record = 0, Record()
 
     # Initial state, or the one to resume from; never both at once.
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", cluster)
     restored = checkpoints.restore(programs.state, setup.inputs_digest)
     if restored is not None:
         step, state, saved = restored
@@ -149,8 +160,8 @@ def train(
     else:
         state = programs.init()
         record.data = batches.get_state()
-    summaries = Summaries(workdir / "tensorboard") if training.tensorboard else None
-    log = MetricsLog(workdir / "metrics.jsonl", step, also=summaries)
+    summaries = Summaries(workdir / "tensorboard") if training.tensorboard and cluster.is_first else None
+    log = MetricsLog(workdir / "metrics.jsonl", step, also=summaries, writes=cluster.is_first)
     if step == 0:
         table = programs.table(state.params, frozen)
         log.write({"kind": "start", "step": 0, "epoch": 0.0} | watch(programs, state.params, frozen, table))
@@ -180,13 +191,15 @@ def train(
 
     # Train.
     stop.deferred = True
+    vote = consensus.StopVote(cluster, stop)
     started, resumed_at = time.perf_counter() - record.seconds, step
     pending: list[dict[str, jax.Array]] = []
     feed = Feed(batches, mesh, phases, step=step, steps_at=timetable.steps_at)
-    profile = Profile(workdir / "profile", training.profile, after=step)
+    profile = Profile(workdir / "profile", training.profile if cluster.is_first else 0, after=step)
     with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"), profile:
         while step < total and not record.exhausted(training.patience):
             dispatch = feed.take()
+            vote.commit(step + dispatch.steps)
             with phases("step"):
                 run = programs.train_step if dispatch.steps == 1 else programs.train_steps
                 state, metrics = run(state, frozen, dispatch.batch)
@@ -196,7 +209,7 @@ def train(
             feed.read_ahead()
             profile.at(step, state)
 
-            stopping = stop.requested  # read once: a signal that comes later waits for the next step
+            stopping = vote.reached(step)  # read once: a signal that comes later waits for the next step
             saving = timetable.saves(step) or stopping is not None
             if timetable.logs(step) or saving:
                 latest = fetch(pending)
@@ -211,7 +224,9 @@ def train(
             if timetable.reads(step):
                 with phases("evaluation"), progress.task("Validation", len(valid)) as reading:
                     table = programs.table(state.params, frozen)
-                    values = metrics_from_ranks(programs.rank(state.params, table, valid, reading))
+                    read = metrics_from_ranks(programs.rank(state.params, table, valid, reading))
+                    # What decides on stopping is one process's, to the last bit.
+                    values = cluster.of_first(f"reading/{step}", functools.partial(dict, read))
                     watched = watch(programs, state.params, frozen, table)
                     del table
                 place = {"kind": "valid", "step": step, "epoch": step / per_epoch}
@@ -230,6 +245,9 @@ def train(
                 checkpoints.wait()
                 raise Interrupted(f"{stopping}: saved step {step}; start the same command again to go on.")
     stop.deferred = False
+    if stop.requested:  # too late for the loop
+        checkpoints.wait()
+        raise Interrupted(f"{stop.requested}: saved step {step}; start the same command again to go on.")
     with phases("checkpoint"):
         checkpoints.wait()
     del state

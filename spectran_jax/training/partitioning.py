@@ -43,18 +43,21 @@ def table_rows(num_items: int) -> int:
 
 
 def shards_items(mesh: Mesh, rows: int) -> bool:
-    """Whether tables of `rows` rows are cut over the mesh: where it has several devices that cut them evenly.
+    """Whether tables of `rows` rows are cut over the mesh: where it has both axes and devices that cut them evenly.
 
     Otherwise every device holds them whole, as does a mesh of more devices than a small catalogue is cut by.
     """
-    return mesh.size > 1 and rows % mesh.size == 0
+    return mesh.axis_names == AXES and mesh.size > 1 and rows % mesh.size == 0
 
 
-def build_mesh(spec: str, devices: Sequence[Any] | None = None) -> Mesh:
+def build_mesh(spec: str, parallelism: str = "jit", devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh of `--mesh`: `auto` (all devices on data), or sizes such as `data:4,model:2`.
+
+    For `pmap` it has the data axis alone, and tables are whole on every device.
 
     Args:
       spec: the flag's value.
+      parallelism: that of `--parallelism`.
       devices: those of the mesh, in order; all that JAX finds if None.
 
     Raises:
@@ -78,6 +81,10 @@ def build_mesh(spec: str, devices: Sequence[Any] | None = None) -> Mesh:
     product = int(np.prod(list(sizes.values())))
     if product != len(devices):
         raise InputError(f"--mesh={spec} asks for {product} devices, there are {len(devices)}.")
+    if parallelism == "pmap":
+        if sizes["model"] > 1:
+            raise InputError(f"--mesh={spec}: --parallelism=pmap has the data axis alone; take --mesh=auto.")
+        return Mesh(np.asarray(devices), AXES[:1])
     return Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES)
 
 
@@ -159,7 +166,8 @@ def put_array(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
         padded[: len(own)] = own
         return padded
 
-    return jax.make_array_from_callback(shape, sharding, part, dtype=array.dtype)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(shape, sharding, part, dtype=array.dtype)
 
 
 def batch_shardings(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:
@@ -183,4 +191,5 @@ def put_batch(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:
     shardings = batch_shardings(mesh, batch, steps=steps)
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
-    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, x), batch, shardings)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, x), batch, shardings)

@@ -26,6 +26,7 @@ from spectran_jax.training.step import (
     init_state,
     make_train_step,
     make_train_steps,
+    pmapped,
 )
 
 
@@ -56,6 +57,7 @@ class Programs:
             batches,
             put=lambda batch: partitioning.put_batch(self.mesh, batch),
             progress=progress,
+            users=batches.users(),
         )
 
 
@@ -81,7 +83,12 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     shardings = partitioning.state_shardings(mesh, shapes, names)
     everywhere = partitioning.replicated(mesh)
     clip_norm = config.optimizer.clip_norm
-    if setup.exchange is not None:
+    train_steps = None
+    if config.training.parallelism == "pmap":
+        local = make_train_step(model, objective, optimizer, schedule, setup.touched, clip_norm, axis="data")
+        train_step = pmapped(local, mesh, "data")
+        train_steps = pmapped(make_train_steps(local), mesh, "data", steps=True)
+    elif setup.exchange is not None:
         train_step = make_sharded_train_step(model, objective, optimizer, schedule, setup.exchange, clip_norm)
     else:
         train_step = make_train_step(model, objective, optimizer, schedule, setup.touched, clip_norm)
@@ -90,7 +97,7 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
         train_step=update(train_step),
-        train_steps=update(make_train_steps(train_step)),
+        train_steps=update(train_steps or make_train_steps(train_step)),
         table=build_table(setup),
         rank_step=jax.jit(item_table.make_rank_step(model, setup.access), out_shardings=everywhere),
         diagnostics=jax.jit(make_diagnostics(model), out_shardings=everywhere),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spectran_jax import backbones
+from spectran_jax import backbones, data
+from spectran_jax.cluster_flags import ALONE, ClusterOptions
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
-from spectran_jax.progress import stderr_console
+from spectran_jax.progress import quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
-from spectran_jax.training import loop, summary
+from spectran_jax.training import consensus, loop, summary
+from spectran_jax.training.cluster import Cluster, joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.signals import StopRequest
@@ -30,13 +34,14 @@ _REPEATS_USERS = 100_000
 """Users that it is counted over: a start should not sort a billion interactions for a hint."""
 
 
-def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
+def train_and_report(config: Config, workdir: Path | None, options: ClusterOptions = ALONE) -> dict[str, Any]:
     """Trains, evaluates and reports; resumes what `workdir` holds, and returns at once where it is finished.
 
     Args:
       config: everything that decides the run.
       workdir: folder of the run; gets config.json, metrics.jsonl, metrics.json, ranks.npz, report.html and
-        checkpoints/.
+        checkpoints/. One folder for all processes.
+      options: how this process finds the others of the run. Where there are others, an error ends the process.
 
     Returns:
       What metrics.json holds (design: section 5).
@@ -50,17 +55,45 @@ def train_and_report(config: Config, workdir: Path | None) -> dict[str, Any]:
         raise InputError("Name a folder for the run: --workdir=DIR.")
     check(config)
     configure_jax(config)
-    with StopRequest() as stop, locked(workdir):
-        refuse_other_run(workdir, config)
+    with StopRequest() as stop, joined(options) as cluster, _owned(cluster, config, workdir):
         clock = time.perf_counter()
-        setup = prepare(config)
+        setup = _prepare(cluster, config)
         phases = {"set-up": time.perf_counter() - clock}
-        metrics = finished(workdir, setup)
+        metrics: dict[str, Any] | None = cluster.of_first("finished", lambda: finished(workdir, setup))
         if metrics is None:
-            metrics = _run(setup, workdir, stop, phases)
-    print_table(metrics_table(metrics))
-    print(f"metrics: {workdir / 'metrics.json'}\nreport:  {workdir / 'report.html'}")
+            metrics = _run(setup, workdir, stop, phases, cluster)
+        if cluster.is_first:
+            print_table(metrics_table(metrics))
+            print(f"metrics: {workdir / 'metrics.json'}\nreport:  {workdir / 'report.html'}")
     return metrics
+
+
+@contextlib.contextmanager
+def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
+    """The work directory, held by process 0 for all, of a run on which all processes agree."""
+    with contextlib.ExitStack() as stack:
+        if not cluster.is_first:
+            stack.enter_context(quiet())
+        if not cluster.alone:
+            consensus.require_same_run(cluster, config)
+        if cluster.is_first:
+            stack.enter_context(locked(workdir))
+            refuse_other_run(workdir, config)
+        consensus.require_shared(cluster, workdir)
+        yield
+
+
+def _prepare(cluster: Cluster, config: Config) -> Setup:
+    """The set-up: process 0 reads the input files first, then all take what it prepared; what follows they share."""
+
+    def load(config: Config) -> data.Dataset:
+        dataset = data.load(config) if cluster.is_first else None
+        cluster.of_first("prepared", lambda: True)
+        return data.load(config) if dataset is None else dataset
+
+    setup = prepare(config, load)
+    consensus.require_agreement(cluster, "inputs", {"the content of the input files (a digest)": setup.inputs_digest})
+    return setup
 
 
 def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
@@ -73,28 +106,29 @@ def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
     return metrics if same and (workdir / "ranks.npz").exists() else None
 
 
-def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float]) -> dict[str, Any]:
+def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float], cluster: Cluster) -> dict[str, Any]:
     config = setup.config
-    write_json(workdir / "config.json", config.to_dict())  # not before the input is known to be good
+    if cluster.is_first:
+        write_json(workdir / "config.json", config.to_dict())  # not before the input is known to be good
     console = stderr_console()
 
     def announce(params: Any, step: int) -> None:
         print_table(parameter_table(summary.parameter_rows(params)), console)
-        for line in notices(setup):
+        for line in notices(setup) if cluster.is_first else ():
             console.print(line, markup=False, highlight=False)
         if step:
             console.print(f"Resuming from step {step:,}.", markup=False, highlight=False)
 
-    trained = loop.train(setup, workdir, stop, announce)
+    trained = loop.train(setup, workdir, stop, announce, cluster)
     phases |= trained.phases
     clock = time.perf_counter()
     metrics, ranked, arrays = summary.final_metrics(setup, trained)
     phases["final evaluation"] = time.perf_counter() - clock
-    summary.write_run_report(
-        setup, trained, ranked, metrics, phases, _command(config, workdir), workdir / "report.html"
-    )
-    write_arrays(workdir / "ranks.npz", arrays)
-    write_json(workdir / "metrics.json", metrics)  # last: it says that the run is finished
+    report = workdir / "report.html" if cluster.is_first else None
+    summary.write_run_report(setup, trained, ranked, metrics, phases, _command(config, workdir), report)
+    if cluster.is_first:
+        write_arrays(workdir / "ranks.npz", arrays)
+        write_json(workdir / "metrics.json", metrics)  # last: it says that the run is finished
     print_table(phase_table(phases), console)
     return metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -108,18 +109,22 @@ class Setup:
         return jax.tree_util.tree_map_with_path(of, self.frozen, shardings)
 
 
-def prepare(config: Config) -> Setup:
+def prepare(config: Config, load: Callable[[Config], data.Dataset] = data.load) -> Setup:
     """Reads the data, encodes and decomposes the text (both cached), and builds the model.
+
+    Args:
+      config: everything that decides the run.
+      load: reads the data set; several processes take turns.
 
     Raises:
       InputError: for bad input or configuration, before anything is trained.
     """
     check(config)
-    mesh = partitioning.build_mesh(config.training.mesh)
+    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
     objectives.check_name(config.objective.loss)
     build_backbone(config)
-    dataset = data.load(config)
+    dataset = load(config)
     split = data.split(dataset, config.data)
     cache = data.data_dir(config)
     embeddings = spectrum = None
@@ -182,6 +187,11 @@ def assemble(
     rows = partitioning.table_rows(dataset.num_items)
     objective = objectives.build(config.objective, split.item_counts)
     sampler = {} if objective.sampler is None else objective.sampler.arrays(split.item_counts)
+    if config.training.parallelism == "pmap" and not exchanges(encoder):
+        raise InputError(
+            f"--parallelism=pmap computes losses on each device's part of the batch, and --item_encoder="
+            f"{config.encoder.item_encoder} compares its users with one another; take --parallelism=jit."
+        )
     host: dict[str, np.ndarray] = {}
     if config.spectrum.spectrum_memory != "device":
         if not objective.sampled or config.optimizer.table_updates == "dense":
@@ -189,6 +199,11 @@ def assemble(
                 f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "
                 f"--loss={config.objective.loss} with --table_updates={config.optimizer.table_updates} touches all; "
                 "take --spectrum_memory=device, or a sampled loss with sparse updates."
+            )
+        if config.training.parallelism == "pmap" or jax.process_count() > 1:
+            raise InputError(
+                f"--spectrum_memory={config.spectrum.spectrum_memory} is for one process and --parallelism=jit; take "
+                "--spectrum_memory=device, which cuts the spectrum over all devices."
             )
         host = {name: arrays.pop(name) for name in encoder.wide_arrays}
         if config.spectrum.spectrum_memory == "host":

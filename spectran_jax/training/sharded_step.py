@@ -37,7 +37,7 @@ from spectran_jax.training.step import (
 
 
 def exchanges(encoder: nn.Module) -> bool:
-    """Whether an encoder's step can exchange vectors: not where a loss of its own reads the rows of the batch."""
+    """Whether a step works on parts of a batch: not where the encoder has a loss of its own, over all of its items."""
     return getattr(type(encoder), "auxiliary", None) is ItemEncoder.auxiliary
 
 

@@ -148,6 +148,7 @@ def make_train_step(
     schedule: optax.Schedule,
     touched: int | None = None,
     clip_norm: float = 0.0,
+    axis: str | None = None,
 ) -> Step:
     """The update `train_step(state, frozen, batch) -> (state, metrics)`: pure, for jit with `state` donated.
 
@@ -162,16 +163,21 @@ def make_train_step(
       touched: distinct items that a step touches at most; its cost follows them and not the catalogue (see
         `catalogue.py`). None takes every item, with dense gradients: for a loss over all items, or to compare.
       clip_norm: global norm that gradients are clipped to; 0 does not clip.
+      axis: of `jax.pmap`, where a device is given its rows of the batch and whole tables. The numbers are the same.
     """
     num_items, names = model.item_encoder.num_items, model.item_encoder.item_params
 
     def train_step(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
         keys = step_keys(state.key, state.step)
+        if axis is not None:
+            first_row = jax.lax.axis_index(axis) * len(batch.item_ids)
+            batch = batch._replace(layout=batch.layout._replace(first_row=first_row))
+        everyone = lambda x: x if axis is None else jax.lax.all_gather(x, axis, tiled=True)  # noqa: E731
         targets, weight = batch.at_supervised(batch.targets), batch.weight()
         sampler = objective.sampler
         drawn = jnp.zeros(0, jnp.int32)
         if sampler is not None:
-            drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=weight)
+            drawn = sampler.draw(keys.negatives, frozen.sampler, targets=everyone(targets), weight=everyone(weight))
 
         # The items of this step as a catalogue of their own: `at` numbers them.
         ids, at = None, lambda these: these
@@ -179,7 +185,7 @@ def make_train_step(
         if batch.rows is not None:
             ids, rows = batch.rows.ids, batch.rows.arrays
         elif touched is not None:
-            ids = catalogue.distinct(touched_items(batch, drawn, num_items), touched, num_items)
+            ids = catalogue.distinct(everyone(touched_items(batch, drawn, num_items)), touched, num_items)
         if ids is not None:
             at = functools.partial(catalogue.place, ids)
         part = model.of_items(num_items if ids is None else len(ids))
@@ -220,9 +226,15 @@ def make_train_step(
 
             made: Any = part.apply({"params": params, "frozen": arrays}, rngs={"dropout": keys.dropout}, method=forward)
             loss, extra, auxiliary = made
-            return loss + sum(auxiliary.values(), jnp.zeros(())), {"loss": loss, **extra, **auxiliary}
+            total, values = loss + sum(auxiliary.values(), jnp.zeros(())), {"loss": loss, **extra, **auxiliary}
+            if axis is not None:  # a mean over the device's supervised positions, of which it has a share
+                share = weight.sum() / jnp.maximum(jax.lax.psum(weight.sum(), axis), 1)
+                total, values = jax.tree.map(lambda x: share * x, (total, values))
+            return total, values
 
         grads, metrics = jax.grad(total_loss, has_aux=True)(params)
+        if axis is not None:
+            grads, metrics = jax.lax.psum((grads, metrics), axis)
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(clip(grads, norm, clip_norm), opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -275,3 +287,30 @@ def make_train_steps(train_step: Step) -> Step:
         return jax.lax.scan(lambda state, batch: train_step(state, frozen, batch), state, batches)
 
     return train_steps
+
+
+def pmapped(train_step: Step, mesh: jax.sharding.Mesh, axis: str, *, steps: bool = False) -> Step:
+    """`train_step`, made with this axis, over global arrays: `jax.pmap` over the mesh's devices, state replicated.
+
+    Args:
+      train_step: one update, or several.
+      mesh: of one axis.
+      axis: its name.
+      steps: batches have a leading axis of steps.
+    """
+    mapped = jax.pmap(
+        train_step,
+        axis_name=axis,
+        in_axes=(None, None, int(steps)),
+        out_axes=(None, None),
+        devices=list(mesh.devices.flat),
+    )
+
+    def split(leaf: Array) -> Array:
+        lead = leaf.shape[: int(steps)]
+        return leaf.reshape(*lead, mesh.size, -1, *leaf.shape[len(lead) + 1 :])
+
+    def run(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
+        return mapped(state, frozen, jax.tree.map(split, batch))
+
+    return run

@@ -14,8 +14,9 @@ from spectran_jax import data, evaluation
 from spectran_jax.digest import params_digest
 from spectran_jax.recommend import recommend
 from spectran_jax.report import Recommended, ReportData, UserExample, write_report
-from spectran_jax.training import loop
+from spectran_jax.training import loop, partitioning
 from spectran_jax.training.setup import Setup
+from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Frozen
 
 EXAMPLE_USERS = 6
@@ -70,7 +71,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
             "seconds": trained.seconds,
         },
         "parameters": parameter_counts(trained.params),
-        "digest": params_digest(jax.device_get(trained.params)),
+        "digest": params_digest(trained.params),
         "protocol": protocol(setup),
         "inputs": setup.inputs_digest,
     }
@@ -78,6 +79,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
     if config.training.evaluate != "both":
         wanted = {config.training.evaluate: wanted[config.training.evaluate]}
     table = trained.programs.table(trained.params, trained.frozen)
+    share, shares = rows_of_process(setup.mesh, jax.process_index())
     filter_seen, k = config.training.filter_seen, min(TOP_K, setup.dataset.num_items)
     arrays: dict[str, np.ndarray] = {"item_counts": np.asarray(split.item_counts, np.int32)}
     for name, targets in wanted.items():
@@ -86,6 +88,8 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
             config.data,
             config.training.eval_batch_size,
             filter_seen=filter_seen,
+            process_index=share,
+            process_count=shares,
             longest=setup.dataset.longest,
             masked=setup.masked,
         )
@@ -156,9 +160,9 @@ def write_run_report(
     metrics: Mapping[str, Any],
     timings: Mapping[str, float],
     command: str,
-    path: Path,
+    path: Path | None,
 ) -> None:
-    """Gathers what the report shows and writes report.html."""
+    """Gathers what the report shows and writes report.html; all processes gather, one of them has a `path`."""
     config = setup.config
     encoder = config.encoder.item_encoder
     spectral: dict[str, Any] = {}
@@ -166,6 +170,8 @@ def write_run_report(
         spectral["text_singular_values"] = np.asarray(setup.spectrum.sigma)
     if encoder == "spectran":
         spectral |= _spectral_parts(setup, trained)
+    if path is None:
+        return
     start = next((line["item_singular_values"] for line in trained.lines if line["kind"] == "start"), None)
     data_ = ReportData(
         title=f"{encoder} on {config.backbone.backbone}, {setup.dataset.name}",
@@ -210,7 +216,8 @@ def _spectral_parts(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
         variables = {"params": params, "frozen": frozen.collection()}  # of u, nothing is read
         return setup.model.apply(variables, method=lambda m: (m.item_encoder.parts(), m.item_encoder.diagnostics()))
 
-    parts, values = jax.device_get(jax.jit(read)(trained.params, trained.frozen))
+    everywhere = partitioning.replicated(setup.mesh)
+    parts, values = jax.device_get(jax.jit(read, out_shardings=everywhere)(trained.params, trained.frozen))
     threshold = values.get("threshold")
     return {
         "attention": parts.attention,

@@ -123,16 +123,20 @@ class MetricsLog:
     On resume, lines after the step that is resumed from are cut off, so that none stands twice.
     """
 
-    def __init__(self, path: Path, resume_step: int, also: Summaries | None = None) -> None:
+    def __init__(self, path: Path, resume_step: int, also: Summaries | None = None, *, writes: bool = True) -> None:
         """Opens the log.
 
         Args:
           path: the file.
           resume_step: lines of later steps are dropped; so is a last line that a crash tore.
           also: gets every new entry too.
+          writes: False where another process does: the file is neither read nor written.
         """
         self._also = also
         self.lines: list[dict[str, Any]] = []
+        self._file = None
+        if not writes:
+            return
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):
@@ -145,6 +149,8 @@ class MetricsLog:
     def write(self, entry: Mapping[str, Any]) -> None:
         """Appends one entry; it must hold its "step"."""
         self.lines.append(dict(entry))
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
@@ -155,6 +161,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._also is not None:
             self._also.close()

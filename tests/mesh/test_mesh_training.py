@@ -42,7 +42,8 @@ def on(shape, **options):
     u = rng.normal(size=(ITEMS, RANK)).astype(np.float32)
     spectrum = types.SimpleNamespace(u=u, sigma=np.linspace(1, 0.1, RANK).astype(np.float32), u_scale=None)
     embeddings = types.SimpleNamespace(matrix=u)
-    mesh = Mesh(np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape), AXES)
+    axes = AXES[:1] if options.get("parallelism") == "pmap" else AXES
+    mesh = Mesh(np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape[: len(axes)]), axes)
     setup = assemble(
         Config().replace(**{**OPTIONS, **options}),
         types.SimpleNamespace(num_items=ITEMS),
@@ -75,10 +76,13 @@ def on(shape, **options):
 )
 def test_every_mesh_gives_the_numbers_of_one_device(options):
     _, state, want, ranks, watched = on((1, 1), **options)
-    for shape in SHAPES if options["item_encoder"] == "spectran" else [(4, 2)]:
-        setup, other, got, other_ranks, other_watched = on(shape, **options)
-        assert setup.access.cut
-        assert (setup.exchange is not None) == (options["item_encoder"] in ("spectran", "moe"))
+    exchanged = options["item_encoder"] in ("spectran", "moe")
+    meshes = [(shape, "jit") for shape in (SHAPES if options["item_encoder"] == "spectran" else [(4, 2)])]
+    meshes += [((8, 1), "pmap")] * (options["item_encoder"] != "rlmrec")
+    for shape, parallelism in meshes:
+        setup, other, got, other_ranks, other_watched = on(shape, **options, parallelism=parallelism)
+        assert setup.access.cut == (parallelism == "jit")
+        assert (setup.exchange is not None) == (exchanged and parallelism == "jit")
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
         np.testing.assert_allclose(got["grad_norm"], want["grad_norm"], rtol=1e-3)
         for name, value in metrics_from_ranks(ranks).items():

@@ -45,7 +45,7 @@ def compiled(items: int, **options):
     programs = build_programs(setup, 100)
     batch = next(data.train_iterator(train, config.data, batch_size=32, seed=0, epochs=1, plan=setup.plan))
     shapes = lambda tree, *lead: jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)  # noqa: E731
-    frozen = shapes(setup.frozen)
+    frozen = setup.abstract()
     yield "train_step", programs.train_step.lower(programs.state, frozen, shapes(batch)).compile()
     yield "train_steps", programs.train_steps.lower(programs.state, frozen, shapes(batch, 4)).compile()
 
@@ -69,7 +69,7 @@ def main() -> None:
             print(options, name, "temporary bytes", temporary)
             if abs(temporary[1] - temporary[0]) > 2**14:
                 sys.exit(f"{name} {options}: temporary memory follows the catalogue: {temporary}")
-            found = long_arrays(large.as_text(), sizes[1])
+            found = long_arrays(large.as_text(), partitioning.table_rows(sizes[1]))
             print(dict(found))
             if not found["scatter"] or not set(found) <= IN_PLACE or found["fusion"] > found["scatter"]:
                 sys.exit(f"{name} {options}: the program holds arrays of the catalogue's length: {dict(found)}")

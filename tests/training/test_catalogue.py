@@ -61,7 +61,9 @@ def test_bfloat16_rows_are_worked_on_in_float32_and_come_back_as_they_were(ids):
 
 def test_stochastic_rounding_is_right_on_average_and_to_a_neighbour():
     x = jnp.asarray([1.0 + 2**-10, -3.3, 1e-30, 0.0, 65504.123], jnp.float32)
-    many = jax.vmap(lambda key: catalogue.round_stochastically(key, x))(jax.random.split(jax.random.key(0), 4096))
+    item = jnp.zeros(1, jnp.int32)
+    draw = jax.vmap(lambda key: catalogue.round_stochastically(key, x[None], item)[0])
+    many = draw(jax.random.split(jax.random.key(0), 4096))
     many = np.asarray(many, np.float64)
     below, above = many.min(axis=0), many.max(axis=0)
     assert np.all(below <= x)
@@ -76,7 +78,16 @@ def test_stochastic_rounding_is_right_on_average_and_to_a_neighbour():
 
 def test_stochastic_rounding_keeps_what_is_not_finite():
     x = jnp.asarray([np.inf, -np.inf, np.nan], jnp.float32)
-    got = np.asarray(catalogue.round_stochastically(jax.random.key(0), x), np.float32)
+    got = np.asarray(catalogue.round_stochastically(jax.random.key(0), x[:, None], jnp.arange(3)), np.float32)
     assert got[0] == np.inf
     assert got[1] == -np.inf
     assert np.isnan(got[2])
+
+
+def test_stochastic_rounding_follows_the_item_and_not_its_place():
+    x = jnp.full((6, 4), 1.0 + 2**-9 + 2**-10)
+    draw = lambda ids: catalogue.round_stochastically(jax.random.key(1), x, jnp.asarray(ids))  # noqa: E731
+    ids = np.asarray([5, 9, 2, 7, 1, 4])
+    order = np.asarray([3, 1, 0, 5, 2, 4])
+    np.testing.assert_array_equal(draw(ids)[order], draw(ids[order]))
+    assert len(np.unique(np.asarray(draw(ids), np.float32))) == 2

@@ -106,7 +106,7 @@ def test_touched_rows_alone_give_the_dense_step(wide_config, encoder, options):
 def test_no_step_touches_more_items_than_there_are_rows(wide_config, packing):
     """Over some epochs, negatives included; and none that it touches is missing."""
     run = Run(wide_config.replace(packing=packing, spectrum_memory="host"))
-    items, size = run.setup.dataset.num_items, run.setup.touched
+    no_item, size = run.setup.access.rows, run.setup.touched
     key, _ = run_keys(wide_config.training.seed)
     for step in range(3 * run.setup.plan.steps_per_epoch):
         batch = next(run.batches)
@@ -119,7 +119,7 @@ def test_no_step_touches_more_items_than_there_are_rows(wide_config, packing):
         mask = batch.layout.mask
         touched = set(batch.item_ids[mask]) | set(batch.targets[mask]) | set(np.asarray(drawn).tolist())
         assert len(touched) <= size
-        assert batch.rows.ids.tolist() == sorted(touched) + [items] * (size - len(touched))
+        assert batch.rows.ids.tolist() == sorted(touched) + [no_item] * (size - len(touched))
 
 
 def test_rows_that_no_step_touches_stay_as_they_are(tiny_config):
@@ -211,11 +211,11 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(tiny_config):
 
 
 def test_the_table_is_built_in_chunks(tiny_config, monkeypatch):
-    from spectran_jax.training import programs
+    from spectran_jax.training import item_table, programs
 
     run = Run(tiny_config)
     whole = jax.device_get(run.programs.table(run.state.params, run.frozen))
-    monkeypatch.setattr(programs, "_CHUNK_BYTES", 4 * 7 * 60)  # some rows at a time, the last chunk overlapping
+    monkeypatch.setattr(item_table, "_CHUNK_BYTES", 4 * 7 * 60)  # some rows at a time, the last chunk overlapping
     chunked = jax.device_get(programs.build_table(run.setup)(run.state.params, run.frozen))
     assert_close(chunked, whole, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(np.linalg.norm(whole.vectors, axis=1), 1, rtol=1e-5)

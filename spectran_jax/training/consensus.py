@@ -1,0 +1,147 @@
+"""What the processes of a run must agree on: configuration, code, inputs, the work directory, and when to stop."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spectran_jax.config import Config, fields
+from spectran_jax.digest import code_digest
+from spectran_jax.errors import InputError
+from spectran_jax.training.cluster import Cluster
+from spectran_jax.training.signals import StopRequest
+from spectran_jax.training.workdir import write_text
+
+_OWN = ("data_dir", "movielens")
+"""Fields that may differ between hosts: where each of them keeps copies of the same data."""
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_SHARED_SECONDS = 20.0
+"""How long a file may take to be seen on another host: network file systems remember what was not there."""
+
+
+def require_agreement(cluster: Cluster, what: str, values: Mapping[str, Any]) -> None:
+    """Compares JSON values with those of process 0.
+
+    Args:
+      cluster: the processes; each calls this.
+      what: names the set of values; serves once.
+      values: by name; all processes have the same names.
+
+    Raises:
+      InputError: naming the first value that differs, and both processes' values.
+    """
+    expected = cluster.of_first(f"agree/{what}", lambda: dict(values))
+    for name, theirs in expected.items():
+        mine = json.loads(json.dumps(values.get(name)))
+        if mine != theirs:
+            raise InputError(
+                f"The processes disagree on {name}: {mine!r} for process {cluster.index} on {socket.gethostname()}, "
+                f"{theirs!r} for process 0. Start all of them with the same command, code and input files."
+            )
+
+
+def require_same_run(cluster: Cluster, config: Config) -> None:
+    """Compares what decides a run, field by field, and the code that runs it.
+
+    Raises:
+      InputError: naming the field or package that differs.
+    """
+    values = {
+        f"--{field.name}": getattr(getattr(config, section), field.name)
+        for section, field in fields()
+        if field.name not in _OWN
+    }
+    values |= {f"the version of {name}": importlib.metadata.version(name) for name in _PACKAGES}
+    values["the code of spectran_jax (a digest)"] = code_digest()
+    require_agreement(cluster, "run", values)
+
+
+def require_shared(cluster: Cluster, workdir: Path) -> None:
+    """Checks that the work directory, which process 0 holds, is one folder for all hosts.
+
+    Raises:
+      InputError: naming the host that does not see it.
+    """
+    if cluster.alone:
+        return
+    path = workdir / ".cluster"
+
+    def write() -> str:
+        token = secrets.token_hex(16)
+        write_text(path, token)
+        return token
+
+    token = cluster.of_first("workdir", write)
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (path.is_file() and path.read_text(encoding="utf-8") == token):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--workdir={workdir} is not shared between the hosts: process {cluster.index} on "
+                f"{socket.gethostname()} does not see what process 0 writes there. Name a folder on a file system that "
+                "all of them mount."
+            )
+        time.sleep(0.2)
+        if path.parent.is_dir():
+            next(iter(path.parent.iterdir()), None)  # asks a network file system for the folder anew
+    cluster.gather("workdir seen", True)
+
+
+class StopVote:
+    """Lets a signal on any process stop all of them after the same step.
+
+    The processes run ahead of each other, since none waits for its devices at every step. So the first that is asked to
+    stop says so; a thread of each process answers with the step that it is committed to, and all go on to the furthest
+    of these, which needs no step that some process will not make. Between the answer and the count nobody commits to
+    more. This is what `multihost_utils.reached_preemption_sync_point` does, for signals that Python handles.
+    """
+
+    def __init__(self, cluster: Cluster, stop: StopRequest) -> None:
+        self._cluster, self._stop = cluster, stop
+        self._changed = threading.Condition()
+        self._committed = 0
+        self._asked = self._answered = False
+        self._target: int | None = None
+        self._reason: str | None = None
+        if not cluster.alone:
+            cluster.on_news.append(self._listen)
+
+    def commit(self, step: int) -> None:
+        """To be called before the work that ends at `step` is handed to the devices."""
+        with self._changed:
+            while self._answered and self._target is None:
+                self._changed.wait(0.1)
+            self._committed = step
+
+    def reached(self, step: int) -> str | None:
+        """Why all processes stop after this step; None where they go on."""
+        if self._cluster.alone:
+            return self._stop.requested
+        with self._changed:
+            while self._answered and self._target is None:
+                self._changed.wait(0.1)
+            return self._reason if self._target is not None and step >= self._target else None
+
+    def _listen(self, news: dict[str, str]) -> None:
+        """Called by the cluster's thread with the news, twice a second."""
+        if self._stop.deferred and self._stop.requested and not self._asked:
+            self._asked = True
+            self._cluster.tell("news/stop", f"{self._stop.requested} on process {self._cluster.index}")
+        if "stop" not in news or self._target is not None:
+            return
+        if not self._answered:
+            with self._changed:
+                self._answered = True
+                self._cluster.tell(f"each/stop/{self._cluster.index}", json.dumps(self._committed))
+        answers = self._cluster.read_all("each/stop")
+        if len(answers) == self._cluster.count:
+            with self._changed:
+                self._reason = news["stop"]
+                self._target = max(json.loads(answer) for answer in answers.values())
+                self._changed.notify_all()

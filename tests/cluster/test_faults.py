@@ -1,0 +1,76 @@
+"""A run that is killed and stopped on several processes, and goes on with fewer, ends as one that was left alone."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+from processes import latest_step, started
+
+FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 1, "patience": 0, "item_encoder": "svd", "dropout": 0.1}
+TEMPORARY = 75
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_flags):
+    return {**tiny_flags, **FLAGS}
+
+
+@pytest.fixture(scope="module")
+def alone(flags, tmp_path_factory):
+    """Left alone, on one process of eight devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    with started(folder / "log", 1, {**flags, "workdir": folder / "run", "checkpoint_every": 1000}, devices=8) as run:
+        assert run.wait() == [0], run.err(0)
+    return folder / "run"
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path):
+    workdir, rng = tmp_path / "run", random.Random(time.time_ns())
+    flags = {**flags, "workdir": workdir}
+    # A process among many, the coordinator, the last one: the others notice, say so and ask to be started again.
+    for count, victim in ((4, 2), (2, 0), (2, 1)):
+        before = latest_step(workdir)
+        with started(tmp_path / f"{count}-{victim}", count, flags) as run:
+            run.wait_for_step(workdir, before + 2)
+            time.sleep(rng.random() * 0.3)  # wherever that is, in a save or not
+            run.each[victim].kill()
+            statuses = run.wait(60)
+            assert statuses.pop(victim) == -signal.SIGKILL
+            assert statuses == [TEMPORARY] * (count - 1), [run.err(index)[-1000:] for index in range(count)]
+            for index in set(range(count)) - {victim}:
+                assert f"rocess {victim} of {count}" in run.last_line(index), run.err(index)
+                assert "Traceback" not in run.err(index)
+                assert not run.out(index)
+                if index:
+                    assert len(run.err(index).splitlines()) == 1 or victim == 0, run.err(index)
+    # A preemption notice on one of them: all save one step.
+    before = latest_step(workdir)
+    with started(tmp_path / "stopped", 2, flags) as run:
+        run.wait_for_step(workdir, before + 2)
+        run.each[1].send_signal(signal.SIGTERM)
+        assert run.wait() == [TEMPORARY] * 2, [run.err(index)[-1000:] for index in range(2)]
+        for index in range(2):
+            assert f"SIGTERM on process 1: saved step {latest_step(workdir)};" in run.last_line(index), run.err(index)
+    assert not (workdir / "metrics.json").exists()
+    with started(tmp_path / "end", 1, flags) as run:
+        assert run.wait() == [0], run.err(0)
+        assert "is damaged" not in run.err(0)
+    assert not list((workdir / "checkpoints").glob("damaged-*"))
+
+    mine, theirs = lines(workdir), lines(alone)
+    assert [(line["kind"], line["step"]) for line in mine] == [(line["kind"], line["step"]) for line in theirs]
+    for name in ("loss", "ndcg@20"):
+        np.testing.assert_allclose(
+            [line[name] for line in mine if name in line], [line[name] for line in theirs if name in line], rtol=1e-4
+        )
+    mine, theirs = (json.loads((path / "metrics.json").read_text()) for path in (workdir, alone))
+    assert mine["protocol"] == theirs["protocol"]
+    for name, value in theirs["test"].items():
+        np.testing.assert_allclose(mine["test"][name], value, rtol=1e-3, err_msg=name)
