@@ -29,6 +29,12 @@ _AS_STORED = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32))
 """What goes to the devices as it is; the rest is converted on the host."""
 
 
+def block_rows(m: int, precision: np.dtype[Any], rows: int, devices: int) -> int:
+    """Rows of m dimensions that a process with `rows` of them feeds its devices at a time, a multiple of those."""
+    size = min(rows, max(BLOCK_BYTES // (precision.itemsize * m), min(BLOCK_ROWS, m)))
+    return -(-size // devices) * devices
+
+
 def mesh_for(precision: str, *, shared: bool) -> Mesh:
     """The mesh of a decomposition: of all processes' devices, or of this one's.
 
@@ -159,8 +165,7 @@ class _Feed:
         precision = np.dtype(self.options.precision)
         dtype = self.x.dtype if self.x.dtype in _AS_STORED else precision
         m = self.x.shape[1]
-        size = min(longest, max(BLOCK_BYTES // (precision.itemsize * m), min(BLOCK_ROWS, m)))
-        size = -(-size // devices) * devices
+        size = block_rows(m, precision, longest, devices)
         for start in range(0, longest, size):
             where = slice(min(start, len(self.x)), min(start + size, len(self.x)))
             # New arrays each time: a CPU device reads them where they lie.

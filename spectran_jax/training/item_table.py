@@ -174,31 +174,39 @@ def make_encode_chunk(
     return chunk
 
 
-def table_builder(
-    model: Recommender, access: Access, frozen: dict[str, Any], host_arrays: dict[str, np.ndarray]
-) -> Callable[[Params, Frozen], ItemTable]:
-    """`table(params, frozen)`: all item vectors, encoded some MiB of rows at a time.
+@dataclasses.dataclass(frozen=True)
+class TableBuilder:
+    """`table(params, frozen)`: all item vectors, encoded some MiB of rows at a time."""
 
-    Args:
-      model: over the rows of the table.
-      access: how the table lies.
-      frozen: the frozen arrays of the item encoder that the devices hold, or their shapes.
-      host_arrays: those that the host keeps.
-    """
-    parts, each = access.parts, access.rows // access.parts
-    dimension = model.item_encoder.dimension
-    by_row = {n: x for n, x in (frozen | host_arrays).items() if n in model.item_encoder.item_arrays}
-    width = sum(int(np.prod(array.shape[1:])) for array in by_row.values()) + 4 * dimension
-    size = min(each, max(1, _CHUNK_BYTES // (4 * width)))
-    shardings = partitioning.table_sharding(access.mesh, access.rows)
-    encode_chunk = jax.jit(make_encode_chunk(model, access, size), donate_argnums=3, out_shardings=shardings)
-    empty = jax.jit(
-        lambda: ItemTable(jnp.zeros((access.rows, dimension)), jnp.zeros(access.rows)), out_shardings=shardings
-    )
+    access: Access
+    size: int
+    """Rows of each part that are encoded at once."""
+    host_arrays: dict[str, np.ndarray]
+    """Arrays of one row an item that the host keeps."""
+    empty: Callable[[], ItemTable]
+    encode_chunk: Callable[..., ItemTable]
+    """See `make_encode_chunk`; under jit."""
 
-    def rows_of(array: np.ndarray, start: int) -> jax.Array:
+    def __call__(self, params: Params, frozen: Frozen) -> ItemTable:
+        """The table."""
+        made, each = self.empty(), self.access.rows // self.access.parts
+        for start in range(0, each, self.size):
+            start = min(start, each - self.size)  # the last chunk overlaps the one before it
+            rows = {name: self._rows(array, start) for name, array in self.host_arrays.items()}
+            at = jax.device_put(np.int32(start), partitioning.replicated(self.access.mesh))
+            made = self.encode_chunk(params, frozen, rows, made, at)
+        return made
+
+    @property
+    def sharding(self) -> jax.sharding.NamedSharding:
+        """Of what has one row an item."""
+        return partitioning.item_sharding(self.access.mesh, self.access.rows)
+
+    def _rows(self, array: np.ndarray, start: int) -> jax.Array:
         """`size` rows of each part from `start` on, the parts one after another."""
-        places = np.concatenate([part * each + np.arange(start, start + size) for part in range(parts)])
+        each = self.access.rows // self.access.parts
+        runs = [part * each + np.arange(start, start + self.size) for part in range(self.access.parts)]
+        places = np.concatenate(runs)
 
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
@@ -206,17 +214,29 @@ def table_builder(
             found = array[np.minimum(ids, len(array) - 1)]
             return np.where((ids < len(array)).reshape(-1, *[1] * (array.ndim - 1)), found, 0).astype(array.dtype)
 
-        sharding = shardings.vectors
+        shape = (len(places), *array.shape[1:])
         with jax.transfer_guard_host_to_device("allow"):
-            return jax.make_array_from_callback((len(places), *array.shape[1:]), sharding, read, dtype=array.dtype)
+            return jax.make_array_from_callback(shape, self.sharding, read, dtype=array.dtype)
 
-    def table(params: Params, frozen: Frozen) -> ItemTable:
-        made = empty()
-        for start in range(0, each, size):
-            start = min(start, each - size)  # the last chunk overlaps the one before it
-            rows = {name: rows_of(array, start) for name, array in host_arrays.items()}
-            at = jax.device_put(np.int32(start), partitioning.replicated(access.mesh))
-            made = encode_chunk(params, frozen, rows, made, at)
-        return made
 
-    return table
+def table_builder(
+    model: Recommender, access: Access, frozen: dict[str, Any], host_arrays: dict[str, np.ndarray]
+) -> TableBuilder:
+    """What makes the table of a model.
+
+    Args:
+      model: over the rows of the table.
+      access: how the table lies.
+      frozen: the frozen arrays of the item encoder that the devices hold, or their shapes.
+      host_arrays: those that the host keeps.
+    """
+    dimension = model.item_encoder.dimension
+    by_row = {n: x for n, x in (frozen | host_arrays).items() if n in model.item_encoder.item_arrays}
+    width = sum(int(np.prod(array.shape[1:])) for array in by_row.values()) + 4 * dimension
+    size = min(access.rows // access.parts, max(1, _CHUNK_BYTES // (4 * width)))
+    shardings = partitioning.table_sharding(access.mesh, access.rows)
+    encode_chunk = jax.jit(make_encode_chunk(model, access, size), donate_argnums=3, out_shardings=shardings)
+    empty = jax.jit(
+        lambda: ItemTable(jnp.zeros((access.rows, dimension)), jnp.zeros(access.rows)), out_shardings=shardings
+    )
+    return TableBuilder(access, size, host_arrays, empty, encode_chunk)

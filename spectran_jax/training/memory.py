@@ -17,7 +17,7 @@ from spectran_jax.training.step import TrainState
 
 _GIB = 2**30
 
-_SMALLER = {
+SMALLER = {
     "text coordinates u": "--spectrum_dtype=int8, --max_rank, --spectrum_memory=host or disk",
     "other arrays of the text": "--spectrum_memory=host or disk",
     "other frozen arrays": "another --item_encoder or --sampling",
@@ -27,12 +27,13 @@ _SMALLER = {
     "item table of an evaluation": "--dimension",
     "backbone with its optimiser state": "--blocks, --dimension, --max_length",
 }
+"""Kinds of arrays, each with the flags that make it smaller."""
 
 
 def needed(setup: Setup, state: TrainState) -> dict[str, int]:
     """Bytes that each kind of array takes on each device, by name. `state` may be shapes with shardings."""
     names = setup.model.item_encoder.item_params
-    bytes_of = dict.fromkeys(_SMALLER, 0)
+    bytes_of = dict.fromkeys(SMALLER, 0)
     for tree, where in ((state.params, "ID table"), (state.opt_state, "optimiser state of the ID table")):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             kind = where if has_item_rows(path, names) else "backbone with its optimiser state"
@@ -70,7 +71,7 @@ def require(
         return
     largest = sorted((name for name in arrays if arrays[name]), key=lambda name: -arrays[name])
     sizes = ", ".join(f"{name} {arrays[name] / _GIB:.2f} GiB" for name in largest)
-    flags = "; ".join(f"{name}: {_SMALLER[name]}" for name in largest[:2])
+    flags = "; ".join(f"{name}: {SMALLER[name]}" for name in largest[:2])
     raise InputError(
         f"{setup.dataset.num_items:,} items need {total / _GIB:.2f} GiB on each device, which has "
         f"{limit / _GIB:.2f} GiB: {sizes}. What makes them smaller: {flags}."

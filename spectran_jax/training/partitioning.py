@@ -50,16 +50,21 @@ def shards_items(mesh: Mesh, rows: int) -> bool:
     return mesh.axis_names == AXES and mesh.size > 1 and rows % mesh.size == 0
 
 
-def build_mesh(spec: str, parallelism: str = "jit") -> Mesh:
+def build_mesh(spec: str, parallelism: str = "jit", devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh of `--mesh`: `auto` (all devices on data), or sizes such as `data:4,model:2`.
 
     For `pmap` it has the data axis alone, and tables are whole on every device.
+
+    Args:
+      spec: the flag's value.
+      parallelism: that of `--parallelism`.
+      devices: those of the mesh, in order; all that JAX finds if None.
 
     Raises:
       InputError: for an unknown axis, a malformed size, or a product other than the number of devices.
     """
     try:
-        devices = jax.devices()
+        devices = jax.devices() if devices is None else devices
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"JAX finds no device (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {error}"

@@ -39,7 +39,7 @@ class Programs:
     train_step: Step
     train_steps: Step
     """The same over a leading axis of steps."""
-    table: Callable[[Any, Frozen], ItemTable]
+    table: item_table.TableBuilder
     rank_step: Callable[..., jax.Array]
     diagnostics: Callable[[Any, Frozen], dict[str, jax.Array]]
     gram: Callable[[ItemTable], tuple[jax.Array, jax.Array]]
@@ -107,8 +107,8 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     )
 
 
-def build_table(setup: Setup) -> Callable[[Any, Frozen], ItemTable]:
-    """`table(params, frozen)`: see `item_table.table_builder`."""
+def build_table(setup: Setup) -> item_table.TableBuilder:
+    """What makes the table of all item vectors of a run."""
     return item_table.table_builder(setup.model, setup.access, setup.frozen.item_encoder, setup.host_arrays)
 
 

@@ -86,10 +86,10 @@ def make_sharded_train_step(
         found, requests = exchange.request(layout, _touched(layout, batch, drawn, no_item))
         rounds = jnp.max(requests.rounds)
 
-        def own(at: Int[Array, ""] | int) -> Owned:
+        def own(at: Int[Array, ""] | int, params: Params = state.params) -> Owned:
             served = exchange.serve(layout, requests, at)
             arrays = exchange.take(layout, {"item_encoder": frozen.item_encoder}, served, row_arrays, as_stored=True)
-            return Owned(served, exchange.take(layout, state.params, served, names), arrays)
+            return Owned(served, exchange.take(layout, params, served, names), arrays)
 
         def travel(params: Params, owned: Owned, at: Int[Array, ""] | int) -> Float[Array, "S w d"]:
             encode = lambda module: module.item_encoder.encode(module.item_encoder.rows(None), train=True)  # noqa: E731
@@ -122,9 +122,9 @@ def make_sharded_train_step(
         differentiate = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
         (grads, at_shards), metrics = differentiate(first.params, later)
 
-        def home(at: Int[Array, ""]) -> tuple[Owned, Params]:
+        def home(at: Int[Array, ""], params: Params = state.params) -> tuple[Owned, Params]:
             """The rows of a later round, and the gradients that they and the other parameters get from it."""
-            owned = own(at)
+            owned = own(at, params)
             _, back = jax.vjp(lambda params: travel(params, owned, at), owned.params)
             return owned, back(at_shards)[0]
 
@@ -136,8 +136,8 @@ def make_sharded_train_step(
         shared, square = extra_rounds(add, (shared, optax.global_norm(rows) ** 2))
         norm = jnp.sqrt(square + optax.global_norm(shared) ** 2)
 
-        def update(owned: Owned, grads: Params) -> tuple[Params, Any]:
-            opt_state = exchange.take(layout, state.opt_state, owned.served, names)
+        def update(owned: Owned, grads: Params, opt_state: Any) -> tuple[Params, Any]:
+            opt_state = exchange.take(layout, opt_state, owned.served, names)
             updates, opt_state = optimizer.update(clip(grads, norm, clip_norm), opt_state, owned.params)
             return optax.apply_updates(owned.params, updates), opt_state
 
@@ -146,13 +146,19 @@ def make_sharded_train_step(
             return put(tables[0], changed[0]), put(tables[1], changed[1])
 
         def settle_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
-            owned, grads = home(at)
-            changed = update(owned, grads)
+            # From the tables as they are by now: no round before has touched these rows, and if those of `state` were
+            # read here, the compiler would have to copy every table before it is written to.
+            params, opt_state = (
+                _join(*_halves(new, old, names))
+                for new, old in zip(tables, (state.params, state.opt_state), strict=True)
+            )
+            owned, grads = home(at, params)
+            changed = update(owned, grads, opt_state)
             # Parameters without rows have moved in the first round, with the gradients of all.
             kept = tuple(_join(*_halves(new, old, names)) for new, old in zip(changed, tables, strict=True))
             return settle(tables, owned, kept)
 
-        tables = settle((state.params, state.opt_state), first, update(first, _join(rows, shared)))
+        tables = settle((state.params, state.opt_state), first, update(first, _join(rows, shared), state.opt_state))
         params, opt_state = extra_rounds(settle_later, tables)
         metrics |= {
             "grad_norm": norm,

@@ -1,0 +1,95 @@
+"""`experiments.plan`: one slice, or growing ones with a constant share of the job a chip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError
+from spectran_jax.planning import report, topologies
+from spectran_jax.planning.account import Account, account
+from spectran_jax.planning.job import Sizes, build
+from spectran_jax.planning.roofline import Roofline
+from spectran_jax.planning.topologies import Topology
+from spectran_jax.progress import stderr_console
+from spectran_jax.training.run import print_table
+from spectran_jax.training.workdir import write_json
+
+
+def share(config: Config, sizes: Sizes, part: Topology, whole: Topology) -> tuple[Config, Sizes]:
+    """The job of a smaller slice: the same items and users a chip as on `whole`.
+
+    Raises:
+      InputError: where the chips of `whole` don't share its batch evenly.
+    """
+    if part != whole and config.training.batch_size % whole.chips:
+        raise InputError(
+            f"--batch_size={config.training.batch_size} is not shared evenly by the {whole.chips} chips of "
+            f"{whole.name}: {part.name} has no equal share; take a multiple of {whole.chips}."
+        )
+    users = config.training.batch_size * part.chips // whole.chips
+    items = max(sizes.num_items * part.chips // whole.chips, 1)
+    return config.replace(batch_size=users), Sizes(items, sizes.rank, sizes.text_dimension)
+
+
+def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: bool = True) -> Account:
+    """The account of a job on a slice; an evaluation batch is rounded up to a multiple of its devices.
+
+    Raises:
+      InputError: no compiler, or a configuration that does not fit.
+    """
+    devices = topologies.devices(topology)
+    count = len(devices)
+    users = -(-config.training.eval_batch_size // count) * count
+    job = build(config.replace(eval_batch_size=users), sizes, devices)
+    order = list(job.setup.mesh.devices.flat)
+    roofline = Roofline(topology, topologies.coordinates(order))
+    console = stderr_console()
+
+    def announce(name: str) -> None:
+        console.print(f"Compiling for {topology.name}: {name} ...", markup=False, highlight=False)
+
+    return account(job, roofline, everything=everything, announce=announce)
+
+
+def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, everything: bool = True) -> None:
+    """Plans, prints, and writes plan.json and, for several slices, plan.png.
+
+    Args:
+      config: of the job on the largest slice.
+      sizes: of its catalogue.
+      names: slices such as v5e:16x16; all but the largest get their share of it.
+      workdir: where plan.json goes.
+      everything: compile the programs of an evaluation and a decomposition too.
+
+    Raises:
+      InputError: an unknown slice, no compiler, or a configuration that does not fit.
+    """
+    slices = sorted({topologies.parse(name) for name in names}, key=lambda slice_: slice_.chips)
+    if not slices:
+        raise InputError("Name a slice: --topology=v5e:16x16, or several, comma-separated.")
+    if len({slice_.chip for slice_ in slices}) > 1:
+        raise InputError("--topology: slices of different chips have no common scale; plan each kind by itself.")
+    parts = [share(config, sizes, slice_, slices[-1]) for slice_ in slices]
+    workdir.mkdir(parents=True, exist_ok=True)
+    plans: list[Account] = []
+    for slice_, part in zip(slices, parts, strict=True):
+        plans.append(plan_slice(*part, slice_, everything=everything))
+        for table in report.tables(plans[-1]):
+            print_table(table)
+        print("\n".join(report.sentences(plans[-1])))
+        _write(config, sizes, plans, workdir)  # a compilation takes minutes: what is there is kept
+    rows = report.weak_scaling(plans)
+    if len(rows) > 1:
+        print_table(report.scaling_table(rows))
+        report.plot(rows).savefig(workdir / "plan.png", dpi=144)
+    print(f"plan: {workdir / 'plan.json'}")
+
+
+def _write(config: Config, sizes: Sizes, plans: Sequence[Account], workdir: Path) -> None:
+    rows = report.weak_scaling(plans)
+    sizes_json = dataclasses.asdict(sizes)
+    content = {"config": config.to_dict(), "sizes": sizes_json, "plans": list(plans), "weak_scaling": rows}
+    write_json(workdir / "plan.json", content)

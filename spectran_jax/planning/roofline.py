@@ -1,0 +1,195 @@
+"""Lower bounds of time: of an exchange on a torus, of computing, and of a step that does both.
+
+Let B be the bandwidth of a link in one direction, n the devices of a group, and V the bytes of the whole operand on
+each (of an all-gather, of its whole result). A group is a box of the slice, e chips along an axis.
+
+**Gathering and reducing.** A device of an all-gather receives the V (n - 1) / n bytes that it lacks, over the links
+that it has within the box: two an axis that is a ring, one at the end of a line. All of them can be busy all the time,
+with a part of the data for each axis that goes first around it:
+
+    all-gather = reduce-scatter = V (n - 1) / n / (B links),    all-reduce = both = 2 V (n - 1) / n / (B links)
+
+**All-to-all.** Each device has V / n for every other. Cut an axis of e chips in the middle, a on one side: the
+n a / e devices there send V / n to each of the n (e - a) / e on the other, over n / e lines with one link each, two
+where they are rings. The slowest axis decides:
+
+    V a (e - a) / e / (B links a line),    on a ring of e even: V e / (8 B)
+
+which is k V / 8 B on a k x k torus; and nobody sends faster than by all its links at once. Routing axis by axis, each
+message the shorter way around, reaches the bound, because every link of an axis then carries the same.
+
+**Permutation.** Messages of V bytes are routed axis by axis; the link with most of them decides.
+
+Where a group takes every s-th chip of an axis, s groups share its links. A first byte needs `HOP_SECONDS` a link, to
+the farthest device and, of an all-reduce, back: an exchange takes the longer of that and of its bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from spectran_jax.planning.costs import Cost
+from spectran_jax.planning.schedule import Await, Collective, Compute, Event, Issue, Loop, total
+from spectran_jax.planning.topologies import HOP_SECONDS, Chip, Topology
+
+
+class Side(NamedTuple):
+    """An axis of the box that a group is."""
+
+    size: int
+    """Devices along it."""
+    stride: int
+    """Chips from one to the next, which is also how many groups share a link."""
+    ring: bool
+
+    @property
+    def links(self) -> float:
+        """That a device at the end has along the axis, or its share of them."""
+        return (1 + self.ring) / self.stride if self.size > 1 else 0.0
+
+    @property
+    def hops(self) -> int:
+        """Links to the farthest device."""
+        along = (self.size - 1) * self.stride
+        return (along + self.stride) // 2 if self.ring else along
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Roofline:
+    """The bounds of one slice."""
+
+    topology: Topology
+    coordinates: Int[np.ndarray, "D axes"]
+    """Of the chip of each device, in the order of the program's devices."""
+
+    @property
+    def chip(self) -> Chip:
+        """What the slice is made of."""
+        return self.topology.chip
+
+    def compute_seconds(self, cost: Cost) -> float:
+        """Of so much work on one device: the longer of its FLOPs and its memory traffic."""
+        share = self.chip.devices
+        return max(cost.flops * share / self.chip.peak_flops, cost.bytes * share / self.chip.hbm_bandwidth)
+
+    def seconds(self, collective: Collective) -> float:
+        """Of a collective."""
+        link = self.chip.link_bandwidth / self.chip.devices
+        if collective.kind == "collective-permute":
+            load, hops = self._permutation(collective.groups)
+            return max(hops * HOP_SECONDS, load * collective.bytes / link)
+        return box_seconds(collective.kind, collective.bytes, self.box(collective.groups[0]), link)
+
+    def box(self, group: Int[np.ndarray, "n"]) -> list[Side]:
+        """The box of a group; of a group that is none, the box around it."""
+        places = self.coordinates[group][:, : len(self.topology.shape)]
+        sides = []
+        for axis, (size, ring) in enumerate(zip(self.topology.shape, self.topology.rings, strict=True)):
+            found = np.unique(places[:, axis])
+            stride = int(np.diff(found).max()) if len(found) > 1 else 1
+            closed = ring and len(found) * stride == size and len(found) > 2
+            sides.append(Side(len(found), stride, closed))
+        return sides
+
+    def _permutation(self, pairs: Int[np.ndarray, "pairs two"]) -> tuple[int, int]:
+        """Messages on the busiest link, and links of the longest way."""
+        load: dict[tuple[int, ...], int] = {}
+        longest = 0
+        for source, target in pairs:
+            at, hops = list(self.coordinates[source]), 0
+            for axis, (size, ring) in enumerate(zip(self.topology.shape, self.topology.rings, strict=True)):
+                ahead = int(self.coordinates[target][axis]) - int(at[axis])
+                if ring and abs(ahead) * 2 > size:
+                    ahead -= size if ahead > 0 else -size
+                for _ in range(abs(ahead)):
+                    link = (axis, ahead > 0, *(int(place) for place in at))
+                    load[link] = load.get(link, 0) + 1
+                    at[axis] = (at[axis] + (1 if ahead > 0 else -1)) % size
+                    hops += 1
+            longest = max(longest, hops)
+        return max(load.values(), default=0), longest
+
+
+def box_seconds(kind: str, size: float, sides: list[Side], link: float) -> float:
+    """Of a collective of `size` bytes in a box, by a link's bytes a second in one direction; see the module."""
+    devices = int(np.prod([side.size for side in sides]))
+    links = sum(side.links for side in sides)
+    hops = sum(side.hops for side in sides)
+    if not links:  # both devices on one chip
+        return 0.0
+    received = size * (devices - 1) / devices / links / link
+    if kind in ("all-to-all", "ragged-all-to-all"):
+        across = [size * (e // 2) * (e - e // 2) / e / (side.links * link) for side in sides if (e := side.size) > 1]
+        return max(received, hops * HOP_SECONDS, *across)
+    return max(received, hops * HOP_SECONDS) * (2 if kind == "all-reduce" else 1)
+
+
+class Times(NamedTuple):
+    """Seconds of one run of a program."""
+
+    compute: float
+    network: float
+    """Of all collectives, one after another."""
+    overlapped: float
+    """Of the whole, where collectives run beside what the schedule puts between their start and their end."""
+
+    @property
+    def blocking(self) -> float:
+        """Of the whole, without overlap."""
+        return self.compute + self.network
+
+
+def times(roofline: Roofline, events: tuple[Event, ...]) -> Times:
+    """The bounds of a program; loops whose length data decides are left out.
+
+    The device's work takes the longer of all its FLOPs and all its memory traffic, shared out by what each instruction
+    would take alone. Collectives use the network one at a time, in the order in which they begin.
+    """
+    compute = roofline.compute_seconds(total(events))
+    apart = _sum_apart(roofline, events)
+    scale = compute / apart if apart else 0.0
+    network = _network(roofline, events)
+    return Times(compute, network, _run(roofline, events, scale))
+
+
+def _sum_apart(roofline: Roofline, events: tuple[Event, ...]) -> float:
+    seconds = 0.0
+    for event in events:
+        if isinstance(event, Compute):
+            seconds += roofline.compute_seconds(event.cost)
+        elif isinstance(event, Loop):
+            seconds += _sum_apart(roofline, event.events) * (event.trips or 0)
+    return seconds
+
+
+def _network(roofline: Roofline, events: tuple[Event, ...]) -> float:
+    seconds = 0.0
+    for event in events:
+        if isinstance(event, Issue):
+            seconds += roofline.seconds(event.collective)
+        elif isinstance(event, Loop):
+            seconds += _network(roofline, event.events) * (event.trips or 0)
+    return seconds
+
+
+def _run(roofline: Roofline, events: tuple[Event, ...], scale: float) -> float:
+    """The clock after these events; what was issued and not awaited ends with them."""
+    clock = free = 0.0
+    ends: dict[str, float] = {}
+    for event in events:
+        if isinstance(event, Compute):
+            clock += scale * roofline.compute_seconds(event.cost)
+        elif isinstance(event, Issue):
+            free = max(clock, free) + roofline.seconds(event.collective)
+            ends[event.key] = free
+            if event.blocks:
+                clock = free
+        elif isinstance(event, Await):
+            clock = max(clock, ends.get(event.key, 0.0))
+        elif event.trips:
+            clock = max(clock, free) + event.trips * _run(roofline, event.events, scale)
+    return max(clock, free)

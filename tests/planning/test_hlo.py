@@ -1,0 +1,135 @@
+"""The reader of compiled programs, on texts whose answers are known."""
+
+import numpy as np
+import pytest
+
+from spectran_jax.planning import costs, groups, hlo, loops, schedule
+
+MODULE = """HloModule m, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %one = s32[] constant(2)
+  %next = s32[] add(%i, %one)
+  %x = f32[8,4]{1,0} get-tuple-element(%p), index=1
+  %r = f32[8,4]{1,0} all-reduce(%x), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%sum
+  ROOT %t = (s32[], f32[8,4]) tuple(%next, %r)
+}
+
+%cond (p: (s32[], f32[8,4])) -> pred[] {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(7)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%gathered (q: s8[2,64]) -> s8[16,64] {
+  %q = s8[2,64]{1,0} parameter(0)
+  ROOT %g = s8[16,64]{1,0} all-gather(%q), channel_id=3, replica_groups={}, dimensions={0}
+}
+
+%rows (table: f32[1000,4], ids: s32[3], new: f32[3,4]) -> f32[1000,4] {
+  %table = f32[1000,4]{1,0} parameter(0)
+  %ids = s32[3]{0} parameter(1)
+  %new = f32[3,4]{1,0} parameter(2)
+  ROOT %s = f32[1000,4]{1,0} scatter(%table, %ids, %new), to_apply=%sum
+}
+
+ENTRY %main (x: f32[8,4], y: f32[4,16], big: f32[1000,4], ids: s32[3], new: f32[3,4]) -> f32[1000,4] {
+  %x = f32[8,4]{1,0:T(8,128)S(1)} parameter(0), metadata={op_name="a ) \\" b"}
+  %y = f32[4,16]{1,0} parameter(1)
+  %big = f32[1000,4]{1,0} parameter(2)
+  %ids = s32[3]{0} parameter(3)
+  %new = f32[3,4]{1,0} parameter(4)
+  %zero = s32[] constant(0)
+  %start = ((s8[2,64]), s8[16,64], u32[]) async-start(%x), calls=%gathered
+  %d = f32[8,16]{1,0} dot(%x, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %done = s8[16,64]{1,0} async-done(%start)
+  %init = (s32[], f32[8,4]) tuple(%zero, %x)
+  %loop = (s32[], /*index=1*/f32[8,4]) while(%init), condition=%cond, body=%body
+  %a2a = f32[8,16]{1,0} all-to-all(%d), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %f = f32[1000,4]{1,0} fusion(%big, %ids, %new), kind=kCustom, calls=%rows
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def module():
+    return hlo.parse(MODULE)
+
+
+def test_events_in_their_order(module):
+    events = schedule.schedule(module, 8)
+    found = [(each.kind, each.bytes, each.groups.shape, runs) for each, runs in schedule.collectives(events)]
+    assert found == [
+        ("all-gather", 2 * 64 * 8, (1, 8), 1),
+        ("all-reduce", 8 * 4 * 4, (2, 4), 4),  # 0, 2, 4, 6
+        ("all-to-all", 8 * 16 * 4, (2, 4), 1),
+    ]
+    kinds = [
+        type(event).__name__
+        for event in events
+        if not isinstance(event, schedule.Compute) or event.cost.flops or event.cost.bytes
+    ]
+    assert kinds == ["Issue", "Compute", "Await", "Loop", "Issue", "Compute"]
+    assert not next(event for event in events if isinstance(event, schedule.Issue)).blocks
+
+
+def test_costs_of_what_moves(module):
+    main = module.entry
+    of = lambda name: costs.cost(module, main, main.instructions[name])  # noqa: E731
+    # x lies in the near memory, so that y is read and the product written.
+    assert of("d") == (2 * 8 * 16 * 4, 4 * 16 * 4 + 8 * 16 * 4)
+    # A scatter moves three rows (read, changed, written) and their ids, and not the table.
+    assert of("f").bytes == 3 * (3 * 4 * 4) + 3 * 4
+
+
+def test_groups_in_every_notation():
+    def read(text, devices=8):
+        return groups.replica_groups(hlo.parse_instruction(f"%r = f32[] all-reduce(%x), {text}, to_apply=%s"), devices)
+
+    odd_even = [[0, 2, 4, 6], [1, 3, 5, 7]]
+    for text in (
+        "replica_groups={{0,2,4,6},{1,3,5,7}}",
+        "replica_groups=[2,4]<=[4,2]T(1,0)",
+        "replica_groups=mesh['x'=4,'y'=2] {'x'}",
+        "replica_groups=mesh['z'=8] {'z':(1)4}",
+    ):
+        np.testing.assert_array_equal(read(text), odd_even, err_msg=text)
+    np.testing.assert_array_equal(read("replica_groups={}"), [range(8)])
+    assert groups.mesh_axes(np.asarray(odd_even), {"data": 4, "model": 2}) == ("data",)
+    assert groups.mesh_axes(np.asarray([range(8)]), {"data": 8, "model": 1}) == ("data",)
+    with pytest.raises(ValueError, match="differ in size"):
+        read("replica_groups={{0,1,2},{3}}")
+
+
+def test_a_loop_that_data_ends_is_not_guessed(module):
+    text = MODULE.replace("%n = s32[] constant(7)", "%n = s32[] bitcast(%i)")
+    open_ended = hlo.parse(text)
+    loop = open_ended.entry.instructions["loop"]
+    assert loops.trip_count(open_ended, open_ended.entry, loop) is None
+    assert loops.trip_count(module, module.entry, module.entry.instructions["loop"]) == 4
+    counted = [
+        runs for each, runs in schedule.collectives(schedule.schedule(open_ended, 8)) if each.kind == "all-reduce"
+    ]
+    assert counted == [None]
+
+
+def test_a_product_with_batch_axes_counts_real_numbers_alone():
+    # TPU: [6, 8, 4] x [6, 4, 5] as a convolution whose window slides over the six with five holes between them.
+    text = """HloModule c
+ENTRY %m (l: f32[6,8,4], r: f32[6,4,5]) -> f32[6,8,5] {
+  %l = f32[6,8,4]{2,1,0} parameter(0)
+  %r = f32[6,4,5]{2,1,0} parameter(1)
+  ROOT %c = f32[6,8,5]{2,1,0} convolution(%l, %r), window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf, operand_precision={highest,highest}
+}
+"""  # noqa: E501
+    module = hlo.parse(text)
+    assert costs.product_flops(module, module.entry, module.entry.root) == 6 * 2 * 6 * 8 * 4 * 5

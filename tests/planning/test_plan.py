@@ -1,0 +1,110 @@
+"""A job by its sizes: its shapes are those of the real pipeline; bad input; the real compiler where it is installed."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from spectran_jax import data
+from spectran_jax.config import Config
+from spectran_jax.data.interactions import Histories
+from spectran_jax.errors import InputError
+from spectran_jax.item_encoders import REGISTRY
+from spectran_jax.planning import job, plan, topologies
+from spectran_jax.planning.account import payload
+
+SMALL = Config().replace(
+    dimension=16, blocks=1, max_length=8, batch_size=16, eval_batch_size=8, negatives=16, attention_dimension=8
+)
+SIZES = job.Sizes(num_items=10**9, rank=32, text_dimension=48)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype)), tree)
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "hstu"])
+def test_batches_have_the_shapes_of_the_pipeline(backbone):
+    config = SMALL.replace(backbone=backbone, packing=False)
+    planned = job.build(config, SIZES, jax.devices()[:1])
+    setup = planned.setup
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(0, 50, 9) for _ in range(16)]
+    train = Histories.from_lists(lists, lists if setup.timed else None)
+    batch = next(data.train_iterator(train, config.data, batch_size=16, seed=0, epochs=1, plan=setup.plan))
+    assert shapes(planned.batch()) == shapes(batch)
+    targets = dataclasses.replace(
+        setup.split.test, history=train, target=np.zeros(16, np.int32), user=np.arange(16, dtype=np.int32)
+    )
+    evaluated = next(iter(data.eval_batches(targets, config.data, 8, masked=setup.masked)))
+    assert shapes(planned.eval_batch()) == shapes(evaluated)
+
+
+def test_a_billion_items_are_shapes_and_nothing_else():
+    planned = job.build(SMALL.replace(spectrum_dtype="int8"), SIZES, jax.devices()[:1])
+    frozen = planned.setup.abstract().item_encoder
+    rows = planned.setup.access.rows
+    assert rows >= 10**9
+    assert (frozen["u"].shape, frozen["u"].dtype) == ((rows, 32), np.int8)
+    step = planned.lowered()["train step"]().as_text()
+    assert f"{rows}x16xf32" in step  # the very step, over the whole table
+    assert len(planned.lowered()) == 6
+    for name in ("decomposition, a block", "projection, a block", "ranking, a batch", "item table, a chunk"):
+        planned.lowered()[name]()
+    one_device = payload(planned, {"collective_bytes": 0})
+    assert one_device["needed"] == 0
+
+
+@pytest.mark.parametrize("encoder", ["id", "whiten", "llmesr"])
+def test_encoders_of_ids_of_text_and_of_both(encoder):
+    planned = job.build(SMALL.replace(item_encoder=encoder), job.Sizes(10**8, 32, 48), jax.devices()[:1])
+    assert planned.setup.access.items == 10**8
+    assert ("projection, a block" in planned.lowered()) == REGISTRY[encoder].needs_spectrum
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    def fails(message, names=("v5e:2x2",), config=SMALL, sizes=SIZES):
+        with pytest.raises(InputError, match=message):
+            plan.run(config, sizes, names, tmp_path)
+
+    fails("Name a slice", names=())
+    fails("unknown slice 'v5e:2x3'", names=("v5e:2x3",))
+    fails("no common scale", names=("v5e:2x2", "v5p:2x2x2"))
+    fails(r"--batch_size=16 .* v5e:4x8: .* multiple of 32", names=("v5e:2x2", "v5e:4x8"))
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    fails(r"pip install 'spectran-jax\[plan\]'")
+    with pytest.raises(InputError, match="--num_items=3 is below --negatives"):
+        job.build(SMALL, job.Sizes(3, 2, 4), jax.devices()[:1])
+    with pytest.raises(InputError, match="--rank=32 is above --text_dimension=8"):
+        job.build(SMALL, job.Sizes(99, 32, 8), jax.devices()[:1])
+    with pytest.raises(InputError, match="asks for 7 devices"):
+        job.build(SMALL.replace(mesh="data:7"), SIZES, jax.devices()[:1])
+
+
+def test_shares_of_a_job():
+    small, large = topologies.parse("v5e:2x2"), topologies.parse("v5e:4x4")
+    config, sizes = plan.share(SMALL.replace(batch_size=64), SIZES, small, large)
+    assert (config.training.batch_size, sizes.num_items) == (16, 250_000_000)
+    assert plan.share(SMALL, SIZES, large, large) == (SMALL, SIZES)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the extra [plan], is not installed")
+def test_by_the_real_compiler(tmp_path, run_command):
+    flags = {"topology": "v5e:2x2", "programs": "train", "num_items": 100_000, "rank": 32, "text_dimension": 48}
+    flags |= {"dimension": 16, "blocks": 1, "max_length": 8, "batch_size": 16, "negatives": 16, "dropout": 0}
+    flags |= {"attention_dimension": 8, "spectrum_dtype": "int8", "workdir": tmp_path}
+    done = run_command("plan", flags, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (made,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    step = made["programs"]["train step"]
+    assert made["fits"]
+    assert step["flops"] > 0
+    kinds = {each["kind"] for each in step["collectives"] if each["runs"]}
+    assert {"all-to-all", "all-reduce"} <= kinds
+    assert all(each["axes"] == ["data"] for each in step["collectives"])
+    assert 0.3 < made["payload"]["ratio"] < 6
+    assert "exchanges" in done.stdout
