@@ -22,7 +22,7 @@ def run(*command: str, **env: str) -> None:
 
 
 def test_on_eight_devices():
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mesh")
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mesh", MESH_TESTS="1")
 
 
 def test_nothing_that_travels_and_no_temporary_follows_the_catalogue():

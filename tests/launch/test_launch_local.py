@@ -59,9 +59,16 @@ def start(interpreter, tmp_path):
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_signals,
         )
 
     return begin
+
+
+def heed_signals() -> None:
+    """A shell can't trap a signal that was ignored when it began, as a test run in the background may have it."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def attempts(folder: Path, process: int) -> list[list[str]]:

@@ -5,7 +5,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from conftest import SHAPES
+from eight_devices import SHAPES
 from jax.sharding import Mesh
 
 from spectran_jax import data

@@ -1,4 +1,4 @@
-"""These tests want eight devices, which a process must ask for before JAX starts: `tests/test_mesh.py` runs them."""
+"""Meshes of eight devices, which a process must ask for before JAX starts: `tests/test_mesh.py` runs what is here."""
 
 import jax
 import numpy as np
@@ -6,9 +6,6 @@ import pytest
 from jax.sharding import Mesh
 
 from spectran_jax.training.partitioning import AXES
-
-DEVICES = 8
-collect_ignore_glob = [] if jax.device_count() == DEVICES else ["test_*.py"]
 
 SHAPES = ((8, 1), (4, 2), (2, 4), (1, 8))
 
