@@ -45,7 +45,10 @@ def account(
             programs[name] = program(lower, roofline, dict(setup.mesh.shape))
     arrays = {name: size for name, size in memory.needed(setup, state).items() if size}
     usable = topology.chip.hbm_bytes // topology.chip.devices
-    peak = max(each["peak_bytes"] for each in programs.values())
+    # An evaluation has its table beside all that training holds.
+    resident, step = sum(arrays.values()), programs[_STEP]
+    above = step["bytes"].get("temporaries", 0) + step["bytes"].get("code", 0)
+    peak = max(resident + above, *(each["peak_bytes"] for each in programs.values()))
     return {
         "topology": topology.name,
         "chips": topology.chips,
