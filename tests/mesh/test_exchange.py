@@ -36,10 +36,8 @@ def fetch(layout, table, ids):
     return wanted, one, requests.rounds[0]
 
 
-@pytest.mark.parametrize("capacity", [0, 1, 3])
-@pytest.mark.parametrize("kind", ["random", "hot", "one owner"])
-def test_every_request_is_served(mesh, kind, capacity):
-    ids = ids_of(kind, mesh.shape["data"])
+@pytest.mark.parametrize("capacity", [0, 1])
+def test_every_request_is_served(mesh, capacity):
     layout = exchange.plan(mesh, ITEMS, TOUCHED, capacity)
     table = np.random.default_rng(0).normal(size=(ITEMS, D)).astype(np.float32)
 
@@ -49,15 +47,17 @@ def test_every_request_is_served(mesh, kind, capacity):
         step = lambda state: (state[0] + 1, state[1] + one(state[0]))  # noqa: E731
         return wanted, jax.lax.while_loop(lambda state: state[0] < rounds, step, (1, one(0)))[1], rounds
 
-    sharding = NamedSharding(mesh, PartitionSpec(AXES))
-    wanted, got, rounds = (np.asarray(x) for x in run(jax.device_put(table, sharding), ids))
-    if capacity == 1 and kind == "one owner":
-        assert rounds > 1
-    for shard, row in enumerate(ids):
-        want = np.unique(row[row < ITEMS])
-        np.testing.assert_array_equal(wanted[shard][: len(want)], want)
-        assert (wanted[shard][len(want) :] == ITEMS).all()
-        np.testing.assert_array_equal(got[shard][: len(want)], table[want])
+    placed = jax.device_put(table, NamedSharding(mesh, PartitionSpec(AXES)))
+    for kind in ("random", "hot", "one owner"):
+        ids = ids_of(kind, mesh.shape["data"])
+        wanted, got, rounds = (np.asarray(x) for x in run(placed, ids))
+        if capacity == 1 and kind == "one owner":
+            assert rounds > 1
+        for shard, row in enumerate(ids):
+            want = np.unique(row[row < ITEMS])
+            np.testing.assert_array_equal(wanted[shard][: len(want)], want)
+            assert (wanted[shard][len(want) :] == ITEMS).all()
+            np.testing.assert_array_equal(got[shard][: len(want)], table[want])
 
 
 def test_gradients_go_home_to_the_owner_and_add_up(mesh):
