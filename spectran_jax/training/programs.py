@@ -81,6 +81,20 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
 
     shapes = jax.eval_shape(init)
     shardings = partitioning.state_shardings(mesh, shapes, names)
+
+    @functools.partial(jax.jit, out_shardings=shardings.params)
+    def init_params() -> Params:
+        return init().params
+
+    @functools.partial(jax.jit, out_shardings=shardings.replace(params=None))
+    def init_others() -> TrainState:
+        return init().replace(params=None)
+
+    def start() -> TrainState:
+        # One after the other: what random numbers take while they are drawn is free again before the moments are there.
+        params = jax.block_until_ready(init_params())
+        return init_others().replace(params=params)
+
     everywhere = partitioning.replicated(mesh)
     clip_norm = config.optimizer.clip_norm
     train_steps = None
@@ -95,7 +109,7 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     update = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, everywhere))
     return Programs(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
-        init=jax.jit(init, out_shardings=shardings),
+        init=start,
         train_step=update(train_step),
         train_steps=update(train_steps or make_train_steps(train_step)),
         table=build_table(setup),

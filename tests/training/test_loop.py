@@ -30,7 +30,14 @@ def test_each_program_compiles_once(tiny_config, tmp_path, caplog):
         for r in caplog.records
         if "Finished XLA compilation of" in r.getMessage()
     ]
-    for name in ("jit(train_step)", "jit(rank_step)", "jit(chunk)", "jit(best)", "jit(init)"):
+    for name in (
+        "jit(train_step)",
+        "jit(rank_step)",
+        "jit(chunk)",
+        "jit(best)",
+        "jit(init_params)",
+        "jit(init_others)",
+    ):
         assert sum(message.startswith(name) for message in compiled) == 1, compiled
 
 
