@@ -52,10 +52,10 @@ class Fusion(nn.Module):
         Raises:
           InputError: for an unknown kind.
         """
+        if self.kind == "sum":  # rounded once; and, given rows that are rounded, TPUs would round whole tables first
+            return (semantic.astype(jnp.float32) + identity.astype(jnp.float32)).astype(self.dtype)
         semantic, identity = semantic.astype(self.dtype), identity.astype(self.dtype)
         d = semantic.shape[-1]
-        if self.kind == "sum":
-            return semantic + identity
         if self.kind == "concat":
             kernel = self.param("kernel", _stacked_identity, (2 * d, d), jnp.float32)
             return fuse_concat(semantic, identity, kernel.astype(self.dtype))

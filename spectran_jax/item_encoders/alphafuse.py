@@ -63,7 +63,7 @@ class AlphaFuseEncoder(IdEncoder, kw_only=True):
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """Text, zeros where it has fewer than d_s components, then IDs."""
         text = (rows["u"].astype(jnp.float32) * self._frozen("weights")).astype(self.dtype)
-        identity = self.identity(rows)
+        identity = self.identity(rows).astype(self.dtype)
         missing = self.dimension - self.null_dimension - text.shape[-1]
         return jnp.concatenate([text, jnp.zeros((*text.shape[:-1], missing), self.dtype), identity], axis=-1)
 

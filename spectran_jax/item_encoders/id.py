@@ -62,12 +62,13 @@ class IdEncoder(ItemEncoder, kw_only=True):
         return {"identity": identity, **super().rows(ids)}
 
     def identity(self, rows: Rows) -> Float[Array, "*b d"]:
-        """The ID part: zero for items absent from training."""
-        return jnp.where(rows["trained"][..., None], rows["identity"], 0).astype(self.dtype)
+        """The ID part, as it is stored: zero for items absent from training."""
+        # A product, and not a choice: of rows that are only chosen and rounded, TPUs round the whole table first.
+        return rows["identity"] * rows["trained"][..., None].astype(jnp.float32)
 
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """The ID part alone."""
-        return self.identity(rows)
+        return self.identity(rows).astype(self.dtype)
 
     def diagnostics(self) -> dict[str, Array]:
         """`id_rms`: root mean square of the ID part over the trained items."""
