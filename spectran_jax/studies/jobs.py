@@ -71,7 +71,14 @@ class Outcome:
 
 def train_command(job: Job, folder: Path) -> list[str]:
     """The command of a job: `experiments.train` on the job.json in its folder."""
-    return [sys.executable, "-m", "experiments.train", f"--config={folder / 'job.json'}", f"--workdir={folder}"]
+    return [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        f"--config={folder / 'job.json'}",
+        f"--workdir={folder}",
+        "--num_processes=1",
+    ]
 
 
 def run_jobs(
