@@ -1,33 +1,10 @@
-"""One mesh or another: the same losses, and the table of shardings is the only place that says where arrays lie."""
-
-import json
+"""The mesh from its flag, and the table of shardings; `tests/mesh` trains on meshes of eight devices."""
 
 import jax
-import numpy as np
 import pytest
 
 from spectran_jax.errors import InputError
 from spectran_jax.training import partitioning
-
-RUN = {"epochs": 2, "dropout": 0.0, "evaluate": "valid"}
-
-
-@pytest.fixture(scope="module")
-def losses(tiny_flags, tmp_path_factory, run_command):
-    def of(name, **flags):
-        workdir = tmp_path_factory.mktemp(name)
-        env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={flags.pop('devices')}"}
-        done = run_command("train", {**tiny_flags, **RUN, **flags, "workdir": workdir}, env=env)
-        assert done.returncode == 0, done.stderr
-        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        return [line["loss"] for line in lines if line["kind"] == "train"]
-
-    return of
-
-
-def test_four_devices_train_as_one(losses):
-    one, four = losses("one", devices=1), losses("four", devices=4, mesh="data:2,model:2")
-    np.testing.assert_allclose(four, one, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
