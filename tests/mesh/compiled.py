@@ -8,12 +8,12 @@ import types
 
 import jax
 import numpy as np
-from spectran_jax.planning import hlo
-from spectran_jax.planning.schedule import collectives, schedule
 
 from spectran_jax import data
 from spectran_jax.config import Config
 from spectran_jax.data.interactions import Histories
+from spectran_jax.planning import hlo
+from spectran_jax.planning.schedule import collectives, schedule
 from spectran_jax.training import partitioning
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import assemble
