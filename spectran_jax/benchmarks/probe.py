@@ -76,7 +76,7 @@ def share(items: int, coordinator: str, num_processes: int, process_id: int, **o
 
     from spectran_jax.benchmarks.sessions import Steps, synthetic
     from spectran_jax.cluster_flags import ClusterOptions
-    from spectran_jax.training.cluster import joined
+    from spectran_jax.training.join import joined
 
     with joined(ClusterOptions(coordinator, num_processes, process_id)):
         steps = Steps(synthetic(items, repeated=True, **options), 1)

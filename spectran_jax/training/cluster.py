@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, notice that one is gone, and end together.
+"""The processes of a run: what they tell each other, how they notice that one is gone, and end together.
 
 Built on JAX's coordination service, through the client that `jax.distributed.initialize` makes: its key-value store for
 news, its heartbeats for who is alive. The store is used where a collective of the devices would have to wait for
@@ -9,23 +9,21 @@ one that says nothing for `peer_timeout` seconds is lost, and the others leave w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax._src import clusters, distributed
+from jax._src import distributed
 
-from spectran_jax.cluster_flags import ClusterOptions
 from spectran_jax.errors import InputError, Interrupted, SpectranError
+from spectran_jax.training import coordinator
 
 _ROOT = "spectran/"
 _POLL = 0.5
@@ -119,7 +117,8 @@ class Cluster:
         while self._rounds < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """To be called once when JAX's client is there: begins to watch."""
         self._client: Any = distributed.global_state.client
         self._stage = "running"
         for work in (self._watch_peers, self._watch_news):
@@ -225,195 +224,28 @@ class Cluster:
         self._stage = "leaving"
         with contextlib.suppress(Exception):
             self.prepare_to_print()
-        _write_last(message)
+        write_last(message)
         if self.is_first:
             time.sleep(2 * _POLL + _LEAVING)
         os._exit(status)
 
-    def _on_abort(self, number: int) -> None:
+    def on_abort(self, number: int) -> None:
         """SIGABRT: how XLA's coordination client ends a process whose coordinator is gone, among other things."""
         if self._stage == "starting":
-            _write_last(_not_all(self.address, self.count))
+            write_last(coordinator.not_met(self.address, self.count))
             os._exit(InputError.exit_status)
         if self._stage in ("finished", "leaving"):
             os._exit(0 if self._stage == "finished" else Interrupted.exit_status)
         silent = time.monotonic() - self._round_at
-        if not self.is_first and (silent > self._peer_timeout / 2 or not _reachable(self.address)):
-            _write_last(self._coordinator_lost())
+        if not self.is_first and (silent > self._peer_timeout / 2 or coordinator.refusal(self.address)):
+            write_last(self._coordinator_lost())
             os._exit(Interrupted.exit_status)
         signal.signal(signal.SIGABRT, signal.SIG_DFL)  # something else: let it show
 
 
-@contextlib.contextmanager
-def joined(options: ClusterOptions) -> Iterator[Cluster]:
-    """The processes of this run, found by the flags or from the environment; before JAX touches any device.
-
-    An error that leaves the block ends all processes with its status; this one at once, without the handlers of
-    `atexit`, which would wait for the others.
-
-    Raises:
-      InputError: for flags that do not fit together, or a coordinator that can't be reached in time.
-    """
-    found = _find(options)
-    if found is None:
-        yield Cluster()
-        return
-    cluster = _connect(options, *found)
-    try:
-        cluster.tell(f"hosts/{cluster.index}", socket.gethostname())
-        yield cluster
-        cluster.finish()
-    except BaseException as error:
-        cluster.fail(error)
-
-
-def _find(options: ClusterOptions) -> tuple[str, int, int, Any] | None:
-    """Coordinator, processes, which one, and its devices where the environment names them; None where it is alone."""
-    given = (options.coordinator or None, options.num_processes or None, None)
-    address, count = given[0], given[1]
-    index = options.process_id if options.process_id >= 0 else None
-    if count == 1:
-        return None
-    devices = None
-    if None in (address, count, index):
-        try:
-            address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                address, count, index, None, None, options.coordinator_timeout
-            )
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise InputError(
-                f"The environment does not say which processes belong to this run ({reason}); name them by "
-                "--coordinator, --num_processes and --process_id, or run alone with --num_processes=1."
-            ) from None
-    if address is None and count is None and index is None:
-        return None
-    flags = {"coordinator": address, "num_processes": count, "process_id": index}
-    missing = [f"--{name}" for name, value in flags.items() if value is None]
-    if missing:
-        raise InputError(
-            f"A run on several processes needs --coordinator=HOST:PORT, --num_processes and --process_id: "
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, and the environment does not say."
-        )
-    assert address is not None
-    assert count is not None
-    assert index is not None
-    if count == 1:
-        return None
-    if not 0 <= index < count:
-        raise InputError(f"--process_id={index} must be between 0 and {count - 1}, for --num_processes={count}.")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(f"--coordinator={address} must be HOST:PORT, such as 10.0.0.1:8476.")
-    return address, count, index, devices
-
-
-def _connect(options: ClusterOptions, address: str, count: int, index: int, devices: Any) -> Cluster:
-    deadline = time.monotonic() + options.coordinator_timeout
-    # Tried by ourselves first: XLA's client and server abort the process where they fail.
-    if index:
-        _wait_for(address, index, count, options.coordinator_timeout)
-    else:
-        _require_free(address)
-    cluster = Cluster(index, count, address, options.peer_timeout)
-    _catch_aborts(cluster._on_abort)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if jax.config.values["jax_platforms"] == "cpu":
-        _hush_gloo()
-    # JAX would take SIGTERM for itself by a handler in C, which Python's replaces; `consensus` does its work.
-    jax.config.update("jax_enable_preemption_service", False)
-    # A lost process is ours to report, rather than XLA's to abort for.
-    jax.config.update("jax_enable_recoverability", True)
-    try:
-        jax.distributed.initialize(
-            address,
-            count,
-            index,
-            local_device_ids=devices,
-            cluster_detection_method="deactivate",
-            initialization_timeout=max(1, round(deadline - time.monotonic())),
-            heartbeat_timeout_seconds=options.peer_timeout,
-            shutdown_timeout_seconds=10,
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"{_not_all(address, count)} ({reason})") from None
-    cluster._start()
-    return cluster
-
-
-def _hush_gloo() -> None:
-    """Keeps stdout for Python: Gloo writes a line there for each connection."""
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-
-
-def _wait_for(address: str, index: int, count: int, seconds: float) -> None:
-    """Returns when the coordinator listens."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with socket.create_connection(_endpoint(address), timeout=2):
-                return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise InputError(
-                    f"No coordinator at --coordinator={address} within {seconds:g} s ({error.strerror or error}), says "
-                    f"process {index} of {count}: start process 0 there, or correct the address; "
-                    "--coordinator_timeout sets how long to wait."
-                ) from None
-        time.sleep(0.2)
-
-
-def _require_free(address: str) -> None:
-    """Refuses a port that something else listens on."""
-    host, port = _endpoint(address)
-    try:
-        with socket.create_connection((host, port), timeout=2):
-            pass
-    except OSError:
-        return
-    raise InputError(f"--coordinator={address}: port {port} is taken by another program; choose a free one.")
-
-
-def _reachable(address: str) -> bool:
-    try:
-        with socket.create_connection(_endpoint(address), timeout=2):
-            return True
-    except OSError:
-        return False
-
-
-def _endpoint(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _not_all(address: str, count: int) -> str:
-    return (
-        f"The {count} processes of this run did not meet at --coordinator={address} in time: start all of them, with "
-        "one --num_processes and a --process_id each; --coordinator_timeout sets how long to wait."
-    )
-
-
-def _write_last(message: str) -> None:
+def write_last(message: str) -> None:
     """The last line of this process, past buffers that another thread may hold."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     os.write(2, f"error: {message}\n".encode())
-
-
-_HANDLERS: list[Any] = []
-"""C callbacks that must not be collected."""
-
-
-def _catch_aborts(handler: Callable[[int], None]) -> None:
-    """Calls `handler` on SIGABRT. Not by Python's `signal`, whose handlers run after abort() has ended the process."""
-    callback = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-    _HANDLERS.append(callback)
-    library = ctypes.CDLL(None)
-    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    library.signal(signal.SIGABRT, ctypes.cast(callback, ctypes.c_void_p))

@@ -22,7 +22,8 @@ from spectran_jax.errors import InputError
 from spectran_jax.progress import quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
 from spectran_jax.training import consensus, loop, summary
-from spectran_jax.training.cluster import Cluster, joined
+from spectran_jax.training.cluster import Cluster
+from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.signals import StopRequest
