@@ -78,12 +78,12 @@ def plan(mesh: Mesh, num_items: int, touched: int, capacity: int = 0) -> Layout:
 
 
 class Requests(NamedTuple):
-    """What a step exchanges; each array is [devices, ...], a row a device."""
+    """What a step exchanges."""
 
     part: Int[Array, "D w"]
     """int32 ids that each device asks for, ascending, filled up with N."""
-    rounds: Int[Array, "D"]
-    """How many rounds it takes, the same number everywhere."""
+    rounds: Int[Array, ""]
+    """How many rounds it takes."""
 
 
 class Served(NamedTuple):
@@ -95,18 +95,25 @@ class Served(NamedTuple):
     """int32: where each request of each device stands among them."""
 
 
-def _manual(layout: Layout, function: Any, arguments: int, out: Any = AXES) -> Any:
-    """`function` once a device, on its row of arrays [devices, ...]; results are cut over the mesh axes `out`."""
-    spec = PartitionSpec(AXES)
+_CUT, _WHOLE = PartitionSpec(AXES), PartitionSpec()
+
+
+def _each(layout: Layout, function: Any, *arguments: Any, out: Any = _CUT) -> Any:
+    """`function` once a device, on its row of arrays [devices, ...] and on numbers; `out` says how results lie."""
+    arguments = jax.tree.map(jnp.asarray, arguments)
 
     @functools.partial(
-        jax.shard_map, mesh=layout.mesh, in_specs=(spec,) * arguments, out_specs=PartitionSpec(out), check_vma=False
+        jax.shard_map,
+        mesh=layout.mesh,
+        in_specs=jax.tree.map(lambda x: _CUT if x.ndim else _WHOLE, arguments),
+        out_specs=out,
+        check_vma=False,
     )
-    def mapped(*args: Any) -> Any:
-        result = function(*(jax.tree.map(lambda x: x[0], arg) for arg in args))
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], result)
+    def mapped(*arguments: Any) -> Any:
+        result = function(*jax.tree.map(lambda x: x[0] if x.ndim else x, arguments))
+        return jax.tree.map(lambda x: x[None] if x.ndim else x, result)
 
-    return mapped
+    return mapped(*arguments)
 
 
 def request(layout: Layout, ids: Int[Array, "S T"]) -> tuple[Int[Array, "S w"], Requests]:
@@ -135,21 +142,18 @@ def request(layout: Layout, ids: Int[Array, "S T"]) -> tuple[Int[Array, "S w"], 
         return Requests(part, enough[0])
 
     parts = found.reshape(layout.mesh.size, -1)  # the devices of a shard take a run of its items each
-    return found, _manual(layout, ask, 1)(parts)
+    return found, _each(layout, ask, parts, out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
 
 
 def serve(layout: Layout, requests: Requests, at: Int[Array, ""] | int = 0) -> Served:
     """What owners deal with in round `at`."""
 
     def exchange(requests: Requests, at: Int[Array, ""]) -> Served:
-        low, _ = _bounds(layout, requests, at)
-        local = _bucket(layout, requests, at, low)
-        received = jax.lax.all_to_all(local, AXES, 0, 0)
+        received = jax.lax.all_to_all(_bucket(layout, requests, at), AXES, 0, 0)
         mine = distinct(received.reshape(-1), layout.received, layout.rows)
         return Served(mine, place(mine, received))
 
-    at = jnp.broadcast_to(jnp.asarray(at, jnp.int32), layout.mesh.size)
-    return _manual(layout, exchange, 2)(requests, at)
+    return _each(layout, exchange, requests, jnp.int32(at))
 
 
 def deliver(
@@ -158,8 +162,6 @@ def deliver(
     served: Served,
     vectors: Float[Array, "D C d"],
     at: Int[Array, ""] | int = 0,
-    *,
-    dtype: Any = None,
 ) -> Float[Array, "S w d"]:
     """Vectors of the owners' rows at the shards that want them, in the order of `request`; 0 for other rounds.
 
@@ -171,23 +173,21 @@ def deliver(
       served: of the round.
       vectors: of `served.mine`.
       at: the round.
-      dtype: what travels, if not the vectors as they are.
     """
 
     def exchange(requests: Requests, served: Served, vectors: Float[Array, "C d"], at: Int[Array, ""]) -> Array:
-        reply = vectors[served.place]
-        got = jax.lax.all_to_all(reply if dtype is None else reply.astype(dtype), AXES, 0, 0)
+        got = jax.lax.all_to_all(vectors[served.place], AXES, 0, 0)
         low, high = _bounds(layout, requests, at)
         part = requests.part
         owner = jnp.minimum(part // layout.rows, layout.mesh.size - 1)
         order = jnp.arange(len(part))
         here = (order >= low[owner]) & (order < high[owner])
         slot = owner * layout.capacity + jnp.where(here, order - low[owner], 0)
-        mine = jnp.where(here[:, None], got.reshape(-1, got.shape[-1])[slot].astype(vectors.dtype), 0)
+        mine = jnp.where(here[:, None], got.reshape(-1, got.shape[-1])[slot], 0)
         return jax.lax.all_gather(mine, SHARE_AXIS, tiled=True)
 
-    at = jnp.broadcast_to(jnp.asarray(at, jnp.int32), layout.mesh.size)
-    return _manual(layout, exchange, 4, BATCH_AXIS)(requests, served, vectors, at)  # the same on all that share a shard
+    same = PartitionSpec(BATCH_AXIS)  # on all that share a shard
+    return _each(layout, exchange, requests, served, vectors, jnp.int32(at), out=same)
 
 
 def _bounds(layout: Layout, requests: Requests, at: Int[Array, ""]) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
@@ -199,9 +199,9 @@ def _bounds(layout: Layout, requests: Requests, at: Int[Array, ""]) -> tuple[Int
     return jnp.searchsorted(requests.part, first), jnp.searchsorted(requests.part, last)
 
 
-def _bucket(layout: Layout, requests: Requests, at: Int[Array, ""], low: Int[Array, "D"]) -> Int[Array, "D c"]:
+def _bucket(layout: Layout, requests: Requests, at: Int[Array, ""]) -> Int[Array, "D c"]:
     """The owners' rows that a device asks for, filled up with R."""
-    _, high = _bounds(layout, requests, at)
+    low, high = _bounds(layout, requests, at)
     order = low[:, None] + jnp.arange(layout.capacity)
     ids = requests.part[jnp.minimum(order, len(requests.part) - 1)]
     return jnp.where(order < high[:, None], ids - jnp.arange(layout.mesh.size)[:, None] * layout.rows, layout.rows)
@@ -226,12 +226,12 @@ def put(layout: Layout, tree: Any, changed: Any, served: Served, item_params: Se
 def _at_owners(layout: Layout, function: Any, item_params: Sequence[str], *arguments: Any) -> Any:
     """`function` once a device, tables being its own rows; the last argument is [devices, ...]."""
     *trees, mine = arguments
-    spec = lambda path, _: PartitionSpec(*[AXES] * catalogue.has_item_rows(path, item_params))  # noqa: E731
+    spec = lambda path, _: _CUT if catalogue.has_item_rows(path, item_params) else _WHOLE  # noqa: E731
     specs = tuple(jax.tree_util.tree_map_with_path(spec, tree) for tree in trees)
     mapped = jax.shard_map(
         lambda *args: function(*args[:-1], args[-1][0]),
         mesh=layout.mesh,
-        in_specs=(*specs, PartitionSpec(AXES)),
+        in_specs=(*specs, _CUT),
         out_specs=specs[0],
         check_vma=False,
     )

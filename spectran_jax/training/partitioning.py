@@ -23,8 +23,6 @@ AXES = ("data", "model")
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": "data",  # rows of a batch
     "item": AXES,  # rows of item tables: over all devices
-    "component": None,  # components of the spectrum
-    "embed": None,  # dimensions of vectors and states
 }
 
 _CUTS = (61_440, 3_840, 240, 48, 8)

@@ -17,7 +17,6 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from spectran_jax import negatives
 from spectran_jax.item_encoders import ItemEncoder
 from spectran_jax.layout import TrainBatch
 from spectran_jax.objectives import History, Negatives, Objective
@@ -30,6 +29,7 @@ from spectran_jax.training.step import (
     Scalars,
     Step,
     TrainState,
+    step_history,
     step_keys,
     step_negatives,
     touched_items,
@@ -57,7 +57,6 @@ def make_sharded_train_step(
     schedule: optax.Schedule,
     layout: exchange.Layout,
     clip_norm: float = 0.0,
-    wire_dtype: Any = None,
 ) -> Step:
     """`train_step(state, frozen, batch)` as `step.make_train_step` gives it, for tables that are cut over a mesh.
 
@@ -71,9 +70,8 @@ def make_sharded_train_step(
       schedule: the learning rate, for the log.
       layout: see `exchange.plan`; its shards are the groups of the batch.
       clip_norm: global norm that gradients are clipped to; 0 does not clip.
-      wire_dtype: of vectors and their gradients on their way, if not the compute dtype.
     """
-    names, row_arrays = model.item_encoder.item_params, ("candidates", *model.item_encoder.item_arrays)
+    names, row_arrays = model.item_encoder.item_params, model.item_encoder.item_arrays
     part = model.of_items(layout.mesh.size * layout.received)
     no_item = layout.mesh.size * layout.rows
 
@@ -84,7 +82,7 @@ def make_sharded_train_step(
         targets = batch.at_supervised(batch.targets)
         drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=batch.weight())
         found, requests = exchange.request(layout, _touched(layout, batch, drawn, no_item))
-        rounds = jnp.max(requests.rounds)
+        rounds = requests.rounds
 
         def own(at: Int[Array, ""] | int, params: Params = state.params) -> Owned:
             served = exchange.serve(layout, requests, at)
@@ -96,7 +94,7 @@ def make_sharded_train_step(
             variables = {"params": params, "frozen": owned.arrays}
             vectors: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=encode)
             vectors = vectors.reshape(layout.mesh.size, layout.received, -1)
-            return exchange.deliver(layout, requests, owned.served, vectors, at, dtype=wire_dtype)
+            return exchange.deliver(layout, requests, owned.served, vectors, at)
 
         def extra_rounds(body: Any, start: Any) -> Any:
             step = lambda carry: (carry[0] + 1, body(carry[0], carry[1]))  # noqa: E731
@@ -148,15 +146,14 @@ def make_sharded_train_step(
         def settle_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
             # From the tables as they are by now: no round before has touched these rows, and if those of `state` were
             # read here, the compiler would have to copy every table before it is written to.
-            params, opt_state = (
-                _join(*_halves(new, old, names))
-                for new, old in zip(tables, (state.params, state.opt_state), strict=True)
-            )
+            params = _with_rows(state.params, tables[0], names)
+            opt_state = _with_rows(state.opt_state, tables[1], names)
             owned, grads = home(at, params)
-            changed = update(owned, grads, opt_state)
+            params, opt_state = update(owned, grads, opt_state)
             # Parameters without rows have moved in the first round, with the gradients of all.
-            kept = tuple(_join(*_halves(new, old, names)) for new, old in zip(changed, tables, strict=True))
-            return settle(tables, owned, kept)
+            return settle(
+                tables, owned, (_with_rows(tables[0], params, names), _with_rows(tables[1], opt_state, names))
+            )
 
         tables = settle((state.params, state.opt_state), first, update(first, _join(rows, shared), state.opt_state))
         params, opt_state = extra_rounds(settle_later, tables)
@@ -196,13 +193,11 @@ def _loss(
     states = module.read(inputs, batch.layout, train=True)
     targets, weight = batch.at_supervised(batch.targets), batch.weight()
     drawn_at = at(found, jnp.broadcast_to(drawn, (shards, len(drawn))))
-    given = step_negatives(objective, sampler, batch, targets, drawn, drawn)
-    given = Negatives(drawn_at, given.log_q, grouped(given.excluded), grouped(given.excluded_mass))
+    given = step_negatives(objective, sampler, batch, targets, drawn, drawn_at)
+    given = given._replace(excluded=grouped(given.excluded), excluded_mass=grouped(given.excluded_mass))
     axes = Negatives(0, None, 0, 0)  # type: ignore[arg-type]
     if objective.history_negatives:
-        seen = negatives.seen_items(batch.item_ids, batch.targets, batch.layout)
-        scores = jnp.einsum("bld,bkd->blk", states, module.scored(inputs))
-        history = History(grouped(batch.at_supervised(scores)), grouped(batch.at_supervised(seen)))
+        history = History(*map(grouped, step_history(module, batch, states, inputs)))
         given, axes = given._replace(history=history), axes._replace(history=History(0, 0))  # type: ignore[arg-type]
 
     def of_shard(states: Array, items: Array, positive: Array, weight: Array, given: Negatives) -> Any:
@@ -227,14 +222,18 @@ def _loss(
 
 def _split(tree: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
     """The leaves of one row an item, and the others; None in the place of what is not there."""
-    return _halves(tree, tree, names)
+    nothing = jax.tree.map(lambda _: None, tree)
+    return _with_rows(nothing, tree, names), _with_rows(tree, nothing, names)
 
 
-def _halves(with_rows: Any, others: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
-    mark = jax.tree_util.tree_map_with_path
-    rows = mark(lambda path, x: x if catalogue.has_item_rows(path, names) else None, with_rows)
-    rest = mark(lambda path, x: None if catalogue.has_item_rows(path, names) else x, others)
-    return rows, rest
+def _with_rows(tree: Any, other: Any, names: tuple[str, ...]) -> Any:
+    """The tree with the leaves of one row an item of another."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, row: row if catalogue.has_item_rows(path, names) else leaf,
+        tree,
+        other,
+        is_leaf=lambda x: x is None,
+    )
 
 
 def _join(rows: Any, others: Any) -> Any:

@@ -196,9 +196,6 @@ def make_train_step(
         sampled = None
         if sampler is not None:
             sampled = step_negatives(objective, frozen.sampler, batch, targets, drawn, at(drawn))
-        seen = None
-        if objective.history_negatives:
-            seen = negatives.seen_items(batch.item_ids, batch.targets, batch.layout)
 
         def total_loss(params: Params) -> tuple[Float[jax.Array, ""], Scalars]:
             def forward(module: Recommender) -> tuple[Float[jax.Array, ""], Scalars, Scalars]:
@@ -208,10 +205,8 @@ def make_train_step(
                 inputs = vectors[item_at]
                 states = module.read(inputs, batch.layout, train=True)
                 given = sampled
-                if sampled is not None and seen is not None:
-                    scores = jnp.einsum("bld,bkd->blk", states, module.scored(inputs))
-                    history = History(batch.at_supervised(scores), batch.at_supervised(seen))
-                    given = sampled._replace(history=history)
+                if sampled is not None and objective.history_negatives:
+                    given = sampled._replace(history=step_history(module, batch, states, inputs))
                 loss, extra = objective.loss(
                     batch.at_supervised(states),
                     module.scored(vectors),
@@ -278,6 +273,15 @@ def step_negatives(
         excluded = negatives.exclude_positive(targets, drawn)
         mass = jnp.exp(sampler.log_q(arrays, targets))
     return Negatives(ids=drawn_at, log_q=sampler.log_q(arrays, drawn), excluded=excluded, excluded_mass=mass)
+
+
+def step_history(
+    module: Recommender, batch: TrainBatch, states: Float[Array, "B L d"], inputs: Float[Array, "B L d"]
+) -> History:
+    """The items that each supervised position has seen, as negatives of its own."""
+    seen = negatives.seen_items(batch.item_ids, batch.targets, batch.layout)
+    scores = jnp.einsum("bld,bkd->blk", states, module.scored(inputs))
+    return History(batch.at_supervised(scores), batch.at_supervised(seen))
 
 
 def make_train_steps(train_step: Step) -> Step:

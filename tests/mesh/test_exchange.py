@@ -33,7 +33,7 @@ def fetch(layout, table, ids):
         mine = jax.vmap(lambda part, which: part.at[which].get(mode="clip"))(rows, served.mine)
         return exchange.deliver(layout, requests, served, mine, at)
 
-    return wanted, one, requests.rounds[0]
+    return wanted, one, requests.rounds
 
 
 @pytest.mark.parametrize("capacity", [0, 1])
