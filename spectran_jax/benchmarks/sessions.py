@@ -74,7 +74,7 @@ def synthetic(
     config = config.replace(**options)
     split = types.SimpleNamespace(train=train, item_counts=np.ones(items, np.int32))
     dataset = types.SimpleNamespace(num_items=items)
-    mesh = partitioning.build_mesh("auto")
+    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
     return assemble(config, cast(Any, dataset), cast(Any, split), None, cast(Any, spectrum), mesh)
 
 

@@ -158,7 +158,7 @@ def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
 def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbeddings, Spectrum | None]:
     """A catalogue of a few items, and the histories of one batch."""
     items = min(sizes.num_items, max(_REAL_ITEMS, config.objective.negatives, sizes.rank + 1))
-    _, embeddings, spectrum = synthetic_inputs(items, sizes.text_dimension, 2)
+    dataset, embeddings, spectrum = synthetic_inputs(items, sizes.text_dimension, 2)
     rank, dtype = min(sizes.rank, spectrum.u.shape[1]), DTYPES[config.spectrum.spectrum_dtype]
     spectrum = dataclasses.replace(
         spectrum,
@@ -175,17 +175,7 @@ def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbe
         items=np.broadcast_to(np.int32(0), count),
         timestamps=np.broadcast_to(np.int64(0), count) if reads_time else None,
     )
-    dataset = Dataset(
-        name="planned",
-        digest="planned",
-        user_ids=range(users),
-        item_ids=range(items),
-        histories=train,
-        item_text=[],
-        item_titles=[],
-        text_columns=(),
-        items_row=np.broadcast_to(np.int32(0), items),
-    )
+    dataset = dataclasses.replace(dataset, user_ids=range(users), histories=train)
     nobody = Targets(data.Histories.from_lists([]), np.zeros(0, np.int32), np.zeros(0, np.int32))
     split = data.Split(train, np.ones(items, np.int32), nobody, nobody, {"count": 0, "total": 0})
     reads_spectrum = item_encoders.lookup(config.encoder.item_encoder).needs_spectrum

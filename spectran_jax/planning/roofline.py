@@ -27,6 +27,7 @@ the farthest device and, of an all-reduce, back: an exchange takes the longer of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -150,30 +151,18 @@ def times(roofline: Roofline, events: tuple[Event, ...]) -> Times:
     would take alone. Collectives use the network one at a time, in the order in which they begin.
     """
     compute = roofline.compute_seconds(total(events))
-    apart = _sum_apart(roofline, events)
+    apart = _sum(events, lambda event: roofline.compute_seconds(event.cost) if isinstance(event, Compute) else 0.0)
     scale = compute / apart if apart else 0.0
-    network = _network(roofline, events)
+    network = _sum(events, lambda event: roofline.seconds(event.collective) if isinstance(event, Issue) else 0.0)
     return Times(compute, network, _run(roofline, events, scale))
 
 
-def _sum_apart(roofline: Roofline, events: tuple[Event, ...]) -> float:
-    seconds = 0.0
-    for event in events:
-        if isinstance(event, Compute):
-            seconds += roofline.compute_seconds(event.cost)
-        elif isinstance(event, Loop):
-            seconds += _sum_apart(roofline, event.events) * (event.trips or 0)
-    return seconds
-
-
-def _network(roofline: Roofline, events: tuple[Event, ...]) -> float:
-    seconds = 0.0
-    for event in events:
-        if isinstance(event, Issue):
-            seconds += roofline.seconds(event.collective)
-        elif isinstance(event, Loop):
-            seconds += _network(roofline, event.events) * (event.trips or 0)
-    return seconds
+def _sum(events: tuple[Event, ...], seconds: Callable[[Event], float]) -> float:
+    """Seconds of all events, those in loops as often as they run."""
+    return sum(
+        _sum(event.events, seconds) * (event.trips or 0) if isinstance(event, Loop) else seconds(event)
+        for event in events
+    )
 
 
 def _run(roofline: Roofline, events: tuple[Event, ...], scale: float) -> float:

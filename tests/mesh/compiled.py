@@ -4,44 +4,36 @@ Exits with 1 and a message where the step over a larger catalogue exchanges othe
 """
 
 import sys
-import types
 
 import jax
-import numpy as np
 
-from spectran_jax import data
-from spectran_jax.config import Config
-from spectran_jax.data.interactions import Histories
+from spectran_jax.benchmarks.sessions import batches_of, synthetic
 from spectran_jax.planning import hlo
 from spectran_jax.planning.schedule import collectives, schedule
 from spectran_jax.training import partitioning
 from spectran_jax.training.programs import build_programs
-from spectran_jax.training.setup import assemble
 
-RANK, SMALL, LARGE = 32, 10_000, 1_000_000
+SMALL, LARGE = 10_000, 1_000_000
+OPTIONS = {
+    "rank": 32,
+    "users": 100,
+    "lengths": (3, 9),
+    "repeated": True,
+    "history_negatives": True,
+    "dimension": 16,
+    "max_length": 8,
+    "batch_size": 16,
+    "negatives": 32,
+    "mesh": "data:4,model:2",
+}
 
 
 def compiled(items: int):
     """The training step for a catalogue of this size."""
-    rng = np.random.default_rng(0)
-    train = Histories.from_lists([rng.integers(0, SMALL, rng.integers(3, 9)) for _ in range(100)], None)
-    config = Config().replace(dimension=16, max_length=8, batch_size=16, negatives=32, mesh="data:4,model:2")
-    spectrum = types.SimpleNamespace(
-        u=np.broadcast_to(np.zeros(RANK, np.float32), (items, RANK)),
-        sigma=np.linspace(1, 0.1, RANK).astype(np.float32),
-        u_scale=None,
-    )
-    setup = assemble(
-        config,
-        types.SimpleNamespace(num_items=items),
-        types.SimpleNamespace(train=train, item_counts=np.ones(items, np.int32)),
-        None,
-        spectrum,
-        partitioning.build_mesh(config.training.mesh),
-    )
+    setup = synthetic(items, **OPTIONS)
     assert setup.exchange is not None
     programs = build_programs(setup, 100)
-    batch = next(data.train_iterator(train, config.data, batch_size=16, seed=0, epochs=1, plan=setup.plan))
+    batch = next(batches_of(setup))
     shapes = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         batch,

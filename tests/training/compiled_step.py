@@ -7,43 +7,33 @@ holds an array of the catalogue's length besides its arguments and what it write
 import collections
 import re
 import sys
-import types
 
 import jax
-import numpy as np
 
-from spectran_jax import data
-from spectran_jax.config import Config
-from spectran_jax.data.interactions import Histories
+from spectran_jax.benchmarks.sessions import batches_of, synthetic
 from spectran_jax.training import partitioning
 from spectran_jax.training.programs import build_programs
-from spectran_jax.training.setup import assemble
 
-RANK = 48
+OPTIONS = {
+    "rank": 48,
+    "users": 100,
+    "lengths": (3, 9),
+    "repeated": True,
+    "history_negatives": True,
+    "dimension": 32,
+    "max_length": 12,
+    "batch_size": 32,
+    "negatives": 64,
+}
 IN_PLACE = {"parameter", "get-tuple-element", "tuple", "while", "scatter", "bitcast", "fusion"}
 """A fusion of this length is a scatter's body: it must not come without one."""
 
 
 def compiled(items: int, **options):
     """The programs of one step and of several, for a catalogue of this size."""
-    rng = np.random.default_rng(0)
-    train = Histories.from_lists([rng.integers(0, items, rng.integers(3, 9)) for _ in range(100)], None)
-    config = Config().replace(dimension=32, max_length=12, batch_size=32, negatives=64, **options)
-    spectrum = types.SimpleNamespace(
-        u=np.broadcast_to(np.zeros(RANK, np.float32), (items, RANK)),
-        sigma=np.linspace(1, 0.1, RANK).astype(np.float32),
-        u_scale=None,
-    )
-    setup = assemble(
-        config,
-        types.SimpleNamespace(num_items=items),
-        types.SimpleNamespace(train=train, item_counts=np.ones(items, np.int32)),
-        None,
-        spectrum,
-        partitioning.build_mesh("auto"),
-    )
+    setup = synthetic(items, **OPTIONS, **options)
     programs = build_programs(setup, 100)
-    batch = next(data.train_iterator(train, config.data, batch_size=32, seed=0, epochs=1, plan=setup.plan))
+    batch = next(batches_of(setup))
     shapes = lambda tree, *lead: jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)  # noqa: E731
     frozen = setup.abstract()
     yield "train_step", programs.train_step.lower(programs.state, frozen, shapes(batch)).compile()
