@@ -312,12 +312,17 @@ class TrainingConfig:
     eval_batch_size: int = _field(256, "Users ranked at once.", resumable=True)
     filter_seen: bool = _field(False, "Leave items of a user's history out of the ranking; targets are never left out.")
     precision: str = _field("float32", "Compute precision; parameters stay float32.", choices=("float32", "bfloat16"))
-    mesh: str = _field("auto", "Device mesh, e.g. data:4,model:1; auto puts all devices on data.")
+    mesh: str = _field(
+        "auto",
+        "Device mesh, e.g. data:4,model:1; auto puts all devices on data. May change on resuming.",
+        resumable=True,
+    )
     parallelism: str = _field(
         "jit",
         "How a step is spread over devices: jit cuts item tables over all of them; pmap keeps whole tables on each, for "
         "code bases that are built on it. The numbers are the same.",
         choices=("jit", "pmap"),
+        resumable=True,
     )
     steps_per_dispatch: int = _field(
         1,

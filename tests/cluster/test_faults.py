@@ -59,7 +59,7 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
         for index in range(2):
             assert f"SIGTERM on process 1: saved step {latest_step(workdir)};" in run.last_line(index), run.err(index)
     assert not (workdir / "metrics.json").exists()
-    with started(tmp_path / "end", 1, flags) as run:
+    with started(tmp_path / "end", 1, {**flags, "mesh": "data:1,model:2"}) as run:
         assert run.wait() == [0], run.err(0)
         assert "is damaged" not in run.err(0)
     assert not list((workdir / "checkpoints").glob("damaged-*"))

@@ -60,6 +60,7 @@ def test_resumable_fields_may_change(tmp_path):
     refuse_other_run(tmp_path, Config().replace(seed=1))  # no run yet
     write_json(tmp_path / "metrics.json", {})
     refuse_other_run(tmp_path, Config().replace(epochs=3))
+    refuse_other_run(tmp_path, Config().replace(mesh="data:2,model:4", parallelism="pmap"))
     with pytest.raises(InputError, match=r"another configuration \(seed: 1 != 0; yours != its\)"):
         refuse_other_run(tmp_path, Config().replace(seed=1))
 
