@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from spectran_jax.training import catalogue
 from spectran_jax.training.catalogue import distinct, place
-from spectran_jax.training.partitioning import AXES
+from spectran_jax.training.partitioning import AXES, row_specs
 
 BATCH_AXIS, SHARE_AXIS = AXES
 """Shards of the batch, and the devices that hold the same one."""
@@ -226,8 +226,7 @@ def put(layout: Layout, tree: Any, changed: Any, served: Served, item_params: Se
 def _at_owners(layout: Layout, function: Any, item_params: Sequence[str], *arguments: Any) -> Any:
     """`function` once a device, tables being its own rows; the last argument is [devices, ...]."""
     *trees, mine = arguments
-    spec = lambda path, _: _CUT if catalogue.has_item_rows(path, item_params) else _WHOLE  # noqa: E731
-    specs = tuple(jax.tree_util.tree_map_with_path(spec, tree) for tree in trees)
+    specs = tuple(row_specs(tree, item_params) for tree in trees)
     mapped = jax.shard_map(
         lambda *args: function(*args[:-1], args[-1][0]),
         mesh=layout.mesh,

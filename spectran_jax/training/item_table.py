@@ -159,10 +159,8 @@ def make_encode_chunk(
         if not access.cut:
             return encode_chunk(params, frozen.item_encoder, rows, table, start)
         by_row, whole = PartitionSpec(AXES), PartitionSpec()
-        specs = jax.tree_util.tree_map_with_path(
-            lambda path, _: by_row if catalogue.has_item_rows(path, names) else whole, params
-        )
-        frozen_specs = {name: by_row if name in arrays_by_row else whole for name in frozen.item_encoder}
+        specs = partitioning.row_specs(params, names)
+        frozen_specs = partitioning.row_specs({"item_encoder": frozen.item_encoder}, arrays_by_row)["item_encoder"]
         return jax.shard_map(
             encode_chunk,
             mesh=access.mesh,

@@ -118,6 +118,12 @@ def item_sharding(mesh: Mesh, rows: int) -> NamedSharding:
     return sharding(mesh, "item") if shards_items(mesh, rows) else replicated(mesh)
 
 
+def row_specs(tree: Any, names: Sequence[str]) -> Any:
+    """Specifications for `shard_map` over tables that are cut: arrays of these names by rows, the rest whole."""
+    rows, whole = PartitionSpec(RULES["item"]), PartitionSpec()
+    return jax.tree_util.tree_map_with_path(lambda path, _: rows if has_item_rows(path, names) else whole, tree)
+
+
 def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Sequence[str], rows: int) -> Any:
     """Shardings of the frozen arrays: those of one row an item by the rule of `item`, the rest replicated."""
     by_row = {"candidates", *item_arrays}
