@@ -27,7 +27,7 @@ from spectran_jax.training.workdir import locked, write_json, write_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-FAMILIES = ("training", "scaling", "losses", "decomposition", "ranking", "gpu", "quality")
+FAMILIES = ("training", "scaling", "losses", "decomposition", "ranking", "gpu", "quality", "faults")
 """The files that register bars; their order is the table's."""
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import socket
 from typing import Any
 
+from spectran_jax.benchmarks.local_run import free_port
 from spectran_jax.benchmarks.probe import run_probe, run_probes
 from spectran_jax.benchmarks.rows import Curves, Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import Steps, synthetic
@@ -67,9 +67,7 @@ def shared_10m(settings: Settings) -> Measured:
 
 
 def _shared(items: int) -> list[dict[str, Any]]:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{held.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     each = [
         {"items": items, "coordinator": address, "num_processes": PROCESSES, "process_id": index, **_TEN_MILLION}
         for index in range(PROCESSES)

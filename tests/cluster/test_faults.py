@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from processes import latest_step, started
+
+from spectran_jax.benchmarks.local_run import latest_step, started
 
 FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 1, "patience": 0, "item_encoder": "svd", "dropout": 0.1}
 TEMPORARY = 75
@@ -34,8 +35,9 @@ def lines(workdir):
 def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path):
     workdir, rng = tmp_path / "run", random.Random(time.time_ns())
     flags = {**flags, "workdir": workdir}
-    # A process among many, the coordinator, the last one: the others notice, say so and ask to be started again.
-    for count, victim in ((4, 2), (2, 0), (2, 1)):
+    # A process among many, the coordinator, the last one: the others notice, say so and ask to be started again. And a
+    # process that is alone.
+    for count, victim in ((4, 2), (2, 0), (2, 1), (1, 0)):
         before = latest_step(workdir)
         with started(tmp_path / f"{count}-{victim}", count, flags) as run:
             run.wait_for_step(workdir, before + 2)
@@ -52,11 +54,11 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
                     assert len(run.err(index).splitlines()) == 1 or victim == 0, run.err(index)
     # A preemption notice on one of them: all save one step.
     before = latest_step(workdir)
-    with started(tmp_path / "stopped", 2, flags) as run:
+    with started(tmp_path / "stopped", 4, flags) as run:
         run.wait_for_step(workdir, before + 2)
         run.each[1].send_signal(signal.SIGTERM)
-        assert run.wait() == [TEMPORARY] * 2, [run.err(index)[-1000:] for index in range(2)]
-        for index in range(2):
+        assert run.wait() == [TEMPORARY] * 4, [run.err(index)[-1000:] for index in range(4)]
+        for index in range(4):
             assert f"SIGTERM on process 1: saved step {latest_step(workdir)};" in run.last_line(index), run.err(index)
     assert not (workdir / "metrics.json").exists()
     with started(tmp_path / "end", 1, {**flags, "mesh": "data:1,model:2"}) as run:

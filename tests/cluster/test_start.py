@@ -3,7 +3,8 @@
 import contextlib
 
 import pytest
-from processes import free_port, started
+
+from spectran_jax.benchmarks.local_run import free_port, started
 
 CASES = {
     "another configuration": ({"batch_size": {1: 32}}, "The processes disagree on --batch_size: 32 for process 1"),
@@ -20,7 +21,7 @@ def test_processes_that_do_not_fit_together(tiny_flags, tmp_path):
                 for flag, values in own.items()
             }
             flags = {**tiny_flags, "workdir": tmp_path / f"run-{number}"}
-            runs[name] = stack.enter_context(started(tmp_path / str(number), 2, flags, **own))
+            runs[name] = stack.enter_context(started(tmp_path / str(number), 2, flags, own=own))
         for name, (_, message) in CASES.items():
             run = runs[name]
             assert run.wait(120) == [2, 2], [run.err(index) for index in range(2)]
