@@ -1,0 +1,73 @@
+"""Reduces interactions that outgrow one machine to a file that training reads, with Apache Beam."""
+
+from absl import flags
+
+from spectran_jax.errors import InputError
+from spectran_jax.flags import run
+
+SYNOPSIS = """
+Reads many files of interactions with Apache Beam, leaves out what no model needs, and writes one Parquet file for
+--dataset=files: items that are not in the catalogue, users and items outside a k-core, all but the newest interactions
+of each user. On this machine, or on whatever runner Beam has. Needs pip install 'spectran-jax[beam]'.
+
+  python -m experiments.prepare --interactions='logs/part-*.tsv' --items=items.jsonl --unknown_items=drop --k_core=5 \\
+      --newest=200 --output=interactions.parquet
+  python -m experiments.prepare --interactions='gs://logs/*.parquet' --output=gs://data/interactions.parquet \\
+      --beam=--runner=DataflowRunner --beam=--project=P --beam=--region=R --beam=--temp_location=gs://data/tmp
+  python -m experiments.train --dataset=files --interactions=interactions.parquet --items=items.jsonl --k_core=5
+
+What single files may hold, and how times and ties order a history, is as for --dataset=files.
+"""
+
+_INTERACTIONS = flags.DEFINE_list(
+    "interactions", [], "Patterns of files (TSV, CSV, Parquet, .gz) with user_id, item_id and timestamp or position."
+)
+_ITEMS = flags.DEFINE_list(
+    "items", [], "Patterns of the files of items (JSONL, CSV, Parquet); every item counts as known if empty."
+)
+_OUTPUT = flags.DEFINE_string("output", "", "Parquet file to write.")
+_K_CORE = flags.DEFINE_integer(
+    "k_core", 0, "Keep users and items with at least this many interactions, repeatedly; 0 keeps all.", lower_bound=0
+)
+_NEWEST = flags.DEFINE_integer(
+    "newest",
+    0,
+    "Keep this many interactions of each user, the newest, after the k-core; 0 keeps all. --max_length and three more "
+    "are all that a run with --split=leave_one_out reads. Counts of items then fall: train without --k_core.",
+    lower_bound=0,
+)
+_UNKNOWN_ITEMS = flags.DEFINE_enum(
+    "unknown_items", "error", ["error", "drop"], "What to do with interactions that name items missing from --items."
+)
+_BEAM = flags.DEFINE_multi_string("beam", [], "An option of Beam's pipeline, such as --runner=FlinkRunner; repeatable.")
+
+
+def main() -> None:
+    """Runs the reduction that the flags describe."""
+    for name, value in (("interactions", _INTERACTIONS.value), ("output", _OUTPUT.value)):
+        if not value:
+            raise InputError(f"--{name} is missing. See --help.")
+    from spectran_jax.data.reduction import Filters, reduce_interactions
+    from spectran_jax.progress import stderr_console
+
+    console = stderr_console()
+    counts = reduce_interactions(
+        _INTERACTIONS.value,
+        _ITEMS.value,
+        _OUTPUT.value,
+        Filters(_K_CORE.value, _NEWEST.value, _UNKNOWN_ITEMS.value),
+        options=_BEAM.value,
+        tell=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    for name, count in counts.items():
+        print(f"{name}: {count:,}")
+    print(f"output: {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        SYNOPSIS,
+        own=("interactions", "items", "output", "k_core", "newest", "unknown_items", "beam"),
+        with_config=False,
+    )
