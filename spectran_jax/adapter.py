@@ -171,7 +171,7 @@ class SpecTranAdapter(nn.Module):
     rank: int
     attention: str = "softshrink"
     attention_dimension: int = 64
-    attention_live: float = 0.05
+    attention_live: float = 0.8
     attention_energy: float = 0.1
     position_encoding: bool = True
     taylor_order: int = 2

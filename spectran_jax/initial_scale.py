@@ -71,7 +71,7 @@ def initial_scale(
     dimension: int,
     rank: int,
     *,
-    live: float = 0.05,
+    live: float = 0.8,
     energy: float = 0.1,
     attention: str = "softshrink",
     diagonal: bool = True,

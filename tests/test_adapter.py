@@ -163,7 +163,7 @@ def test_gradients_equal_finite_differences(text, power, norm):
 
 @pytest.mark.parametrize("attention", ["softshrink", "softmax"])
 def test_every_parameter_has_a_gradient_at_start(attention):
-    module = SpecTranAdapter(16, 100, attention=attention)
+    module = SpecTranAdapter(16, 100, attention=attention, attention_live=0.05)
     rng = np.random.default_rng(0)
     u, cotangent = rng.normal(size=(40, 100)), rng.normal(size=(40, 16))
     sigma = np.arange(1, 101, dtype=np.float32) ** -0.5

@@ -9,6 +9,7 @@ from adapter_runs import apply, start
 from flax import linen as nn
 
 from spectran_jax.adapter import SpecTranAdapter
+from spectran_jax.config import EncoderConfig
 from spectran_jax.initial_scale import (
     equal_row_normal,
     initial_scale,
@@ -50,7 +51,7 @@ def measure(scale, d, r, k, seed):
 @pytest.mark.parametrize("d", [16, 64, 256])
 def test_scale_at_start_over_a_grid(d, r, k):
     live_bound, energy_bound = ((0.92, 1.08), (0.88, 1.12)) if r == 4096 else ((0.75, 1.3), (0.5, 1.7))
-    scale = initial_scale(d, r)
+    scale = initial_scale(d, r, live=0.05)
     assert scale.live == (0.05 if d <= r else 0.08)
     for seed in (0, 1):
         live, energy = measure(scale, d, r, k, seed)
@@ -59,9 +60,10 @@ def test_scale_at_start_over_a_grid(d, r, k):
 
 
 @pytest.mark.parametrize(("d", "r", "k"), [(256, 100, 16), (64, 4096, 64)])
-def test_module_starts_at_that_scale(d, r, k):
-    module = SpecTranAdapter(d, r, attention_dimension=k)
-    scale = initial_scale(d, r)
+@pytest.mark.parametrize("live", [0.05, 0.8])
+def test_module_starts_at_that_scale(d, r, k, live):
+    module = SpecTranAdapter(d, r, attention_dimension=k, attention_live=live)
+    scale = initial_scale(d, r, live=live)
     sigma = np.arange(1, r + 1, dtype=np.float32) ** -0.5
     params = start(module)
     got = apply(module, params, sigma, method=module.diagnostics)
@@ -76,7 +78,7 @@ def test_module_starts_at_that_scale(d, r, k):
 @pytest.mark.parametrize("k", [4, 16])
 def test_scale_at_start_is_exact_even_at_small_k(k):
     """Over 4 million entries; with normal rows of Q the energy at k = 4 would be three times as large."""
-    live, energy = measure(initial_scale(2000, 2000), 2000, 2000, k, 0)
+    live, energy = measure(initial_scale(2000, 2000, live=0.05), 2000, 2000, k, 0)
     assert live == pytest.approx(0.05, rel=0.1)
     assert energy == pytest.approx(0.1, rel=0.15)
 
@@ -112,6 +114,14 @@ def test_attention_alone_carries_unit_energy():
     parts = apply(module, start(module), np.ones(384, np.float32), method=module.parts)
     assert parts.diagonal is None
     assert np.sum(np.square(parts.weights)) / 64 == pytest.approx(1, rel=0.3)
+
+
+def test_the_defaults_are_those_of_the_configuration():
+    config = EncoderConfig()
+    module = SpecTranAdapter(64, 384)
+    for name in ("attention_live", "attention_energy", "attention_dimension", "spectral_norm", "taylor_order"):
+        assert getattr(module, name) == getattr(config, name), name
+    assert initial_scale(64, 384) == initial_scale(64, 384, live=config.attention_live, energy=config.attention_energy)
 
 
 @pytest.mark.parametrize(("live", "energy"), [(0.01, 0.1), (0.3, 0.02), (0.05, 2.0)])
