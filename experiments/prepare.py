@@ -8,15 +8,19 @@ from spectran_jax.flags import run
 SYNOPSIS = """
 Reads many files of interactions with Apache Beam, leaves out what no model needs, and writes one Parquet file for
 --dataset=files: items that are not in the catalogue, users and items outside a k-core, all but the newest interactions
-of each user. On this machine, or on whatever runner Beam has. Needs pip install 'spectran-jax[beam]'.
+of each user. In this process and its memory, or on whatever runner Beam has. Needs pip install 'spectran-jax[beam]'.
 
   python -m experiments.prepare --interactions='logs/part-*.tsv' --items=items.jsonl --unknown_items=drop --k_core=5 \\
       --newest=200 --output=interactions.parquet
   python -m experiments.prepare --interactions='gs://logs/*.parquet' --output=gs://data/interactions.parquet \\
-      --beam=--runner=DataflowRunner --beam=--project=P --beam=--region=R --beam=--temp_location=gs://data/tmp
-  python -m experiments.train --dataset=files --interactions=interactions.parquet --items=items.jsonl --k_core=5
+      --beam=--runner=DataflowRunner --beam=--project=P --beam=--region=R --beam=--temp_location=gs://data/tmp \
+      --beam=--sdk_container_image=IMAGE
+  python -m experiments.train --dataset=files --interactions=interactions.parquet --items=items.jsonl --k_core=1
 
-What single files may hold, and how times and ties order a history, is as for --dataset=files.
+The last, with --k_core=1, leaves items without interactions out of the catalogue. What single files may hold, and how
+times and ties order a history, is as for --dataset=files; a worker reads a file whole, and has its rows in memory. On a
+cluster, workers need this package (an image with it), and output, inputs and workers a file system in common; for
+gs:// and Dataflow, pip install 'apache-beam[gcp]'.
 """
 
 _INTERACTIONS = flags.DEFINE_list(
@@ -32,8 +36,8 @@ _K_CORE = flags.DEFINE_integer(
 _NEWEST = flags.DEFINE_integer(
     "newest",
     0,
-    "Keep this many interactions of each user, the newest, after the k-core; 0 keeps all. --max_length and three more "
-    "are all that a run with --split=leave_one_out reads. Counts of items then fall: train without --k_core.",
+    "Keep this many interactions of each user, the newest, after the k-core; 0 keeps all. Training with "
+    "--split=leave_one_out reads the newest --max_length + 3; --filter_seen and slices by length see what is kept.",
     lower_bound=0,
 )
 _UNKNOWN_ITEMS = flags.DEFINE_enum(
@@ -47,6 +51,8 @@ def main() -> None:
     for name, value in (("interactions", _INTERACTIONS.value), ("output", _OUTPUT.value)):
         if not value:
             raise InputError(f"--{name} is missing. See --help.")
+    if _UNKNOWN_ITEMS.value == "drop" and not _ITEMS.value:
+        raise InputError("--unknown_items=drop needs --items: without a catalogue every item is known.")
     from spectran_jax.data.reduction import Filters, reduce_interactions
     from spectran_jax.progress import stderr_console
 
@@ -57,7 +63,7 @@ def main() -> None:
         _OUTPUT.value,
         Filters(_K_CORE.value, _NEWEST.value, _UNKNOWN_ITEMS.value),
         options=_BEAM.value,
-        tell=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        progress=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
     for name, count in counts.items():
         print(f"{name}: {count:,}")

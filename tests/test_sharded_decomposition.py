@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 from conftest import REPO
 
 from spectran_jax import spectral
+from spectran_jax.benchmarks.local_run import free_port
 from spectran_jax.config import Config
 from spectran_jax.spectral import dequantise
 from spectran_jax.text import TextEmbeddings, encoders, item_embeddings, load_or_decompose
@@ -60,9 +60,7 @@ def run(tmp_path_factory):
     np.save(folder / "large.has_text.npy", np.ones(LARGE[0], bool))
     np.save(folder / "rows.npy", rng.permutation(20_000)[:9_000].astype(np.int32))
     (folder / "texts.json").write_text(json.dumps(texts()))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "tests/sharded_decomposition.py", str(folder), address, str(PROCESSES)]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
     started = [

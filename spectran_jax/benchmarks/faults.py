@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +16,17 @@ import numpy as np
 from spectran_jax.benchmarks.local_run import POLL_SECONDS, LocalRun, latest_step, started
 from spectran_jax.benchmarks.rows import Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import dataset_config
-from spectran_jax.errors import RunError
+from spectran_jax.errors import Interrupted, RunError
 from spectran_jax.training.workdir import write_json
 
 CRASHES = 20
 PROCESSES, DEVICES = 4, 2
+STEPS_BETWEEN = 12
+"""At most, from the checkpoint that a start finds: 20 of them leave some of the 204 steps for the end."""
 NOTICE_SECONDS = 60
 """In which the others must have left."""
-AGAIN = 75
+PATIENCE_SECONDS = 1800
+"""For all else: a busy machine is slow, not broken."""
 
 
 class Crash(NamedTuple):
@@ -42,9 +46,9 @@ class Crash(NamedTuple):
     quick=False,
 )
 def faults(settings: Settings) -> Measured:
-    """One process of the four is killed, or all of them at once, wherever they are."""
+    """One process of the four is killed, or all of them at once: in an epoch, in a save, in a reading."""
     folder = settings.workdir / "faults"
-    config = dataset_config(settings, "office", batch_size=64, epochs=8, eval_every=4, patience=0, dropout=0.1)
+    config = dataset_config(settings, "office", batch_size=64, epochs=4, patience=0, dropout=0.1)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config.to_dict())
@@ -62,7 +66,7 @@ def faults(settings: Settings) -> Measured:
         f"in a save; {damaged} damaged checkpoints found"
     )
     apart = difference(folder / "crashed" / "metrics.jsonl", folder / "alone" / "metrics.jsonl")
-    return Measured(apart, note=note, holds=not damaged)
+    return Measured(apart, note=note, holds=not damaged and sum(c.in_save for c in crashes) == CRASHES // 2)
 
 
 def crash(folder: Path, flags: dict[str, Any], rng: random.Random, *, in_save: bool) -> Crash:
@@ -75,38 +79,46 @@ def crash(folder: Path, flags: dict[str, Any], rng: random.Random, *, in_save: b
       in_save: wait for a checkpoint that is being written.
 
     Raises:
-      RunError: the run does not come to a new checkpoint, or the others leave with another status than 75.
-      subprocess.TimeoutExpired: the others stay.
+      RunError: the run does not come to a new checkpoint, or the others stay, or leave with another status than 75.
     """
     workdir = flags["workdir"]
     with started(folder, PROCESSES, flags, devices=DEVICES) as run:
-        run.wait_for_step(workdir, latest_step(workdir) + rng.randint(1, 3))
+        run.wait_for_step(workdir, latest_step(workdir) + rng.randint(1, STEPS_BETWEEN), PATIENCE_SECONDS)
         in_save = in_save and _wait_for_save(run, workdir)
         time.sleep(rng.random() * (0.02 if in_save else 0.3))
         victims = range(PROCESSES) if rng.random() < 0.3 else [rng.randrange(PROCESSES)]
         for victim in victims:
             run.each[victim].kill()
-        _expect(run, [-signal.SIGKILL if index in victims else AGAIN for index in range(PROCESSES)], NOTICE_SECONDS)
+        _expect(
+            run,
+            [-signal.SIGKILL if index in victims else Interrupted.exit_status for index in range(PROCESSES)],
+            NOTICE_SECONDS,
+        )
     return Crash(len(victims) > 1, in_save)
 
 
-def difference(mine: Path, other: Path) -> float:
-    """The largest relative difference of two runs' training losses.
+def difference(run: Path, reference: Path) -> float:
+    """The largest relative difference of two runs' metrics.jsonl, over training losses and validation metrics.
 
     Raises:
       RunError: where they logged other steps.
     """
-    found = []
-    for path in (mine, other):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        found.append({line["step"]: line["loss"] for line in lines if line["kind"] == "train"})
-    if list(found[0]) != list(found[1]):
-        raise RunError(f"{mine} and {other} hold other steps: {list(found[0])} and {list(found[1])}")
-    a, b = (np.array(list(losses.values())) for losses in found)
+    ours, other = (
+        {
+            (line["kind"], line["step"], name): line[name]
+            for line in map(json.loads, path.read_text().splitlines())
+            for name in ("loss", "ndcg@20")
+            if name in line
+        }
+        for path in (run, reference)
+    )
+    if list(ours) != list(other):
+        raise RunError(f"{run} and {reference} hold other steps: {list(ours)} and {list(other)}")
+    a, b = (np.array(list(values.values())) for values in (ours, other))
     return float(np.max(np.abs(a - b) / np.abs(b)))
 
 
-def _wait_for_save(run: LocalRun, workdir: Path, seconds: float = 30) -> bool:
+def _wait_for_save(run: LocalRun, workdir: Path, seconds: float = PATIENCE_SECONDS) -> bool:
     """Returns once a checkpoint is being written: True, or False where none is within that time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and all(process.poll() is None for process in run.each):
@@ -116,7 +128,12 @@ def _wait_for_save(run: LocalRun, workdir: Path, seconds: float = 30) -> bool:
     return False
 
 
-def _expect(run: LocalRun, statuses: list[int], seconds: float = 1800) -> None:
-    for index, (status, expected) in enumerate(zip(run.wait(seconds), statuses, strict=True)):
+def _expect(run: LocalRun, statuses: list[int], seconds: float = PATIENCE_SECONDS) -> None:
+    try:
+        found = run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        found = [process.poll() for process in run.each]  # type: ignore[misc]
+    for index, (status, expected) in enumerate(zip(found, statuses, strict=True)):
         if status != expected:
-            raise RunError(f"Process {index} left with status {status}, not {expected}: {run.err(index)[-2000:]}")
+            left = "is still there" if status is None else f"left with status {status}, not {expected}"
+            raise RunError(f"Process {index} {left}: {run.err(index)[-2000:]}")

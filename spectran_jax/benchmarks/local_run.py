@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectran_jax.benchmarks.probe import child_environment
 from spectran_jax.errors import RunError
 
 POLL_SECONDS = 0.005
@@ -35,22 +36,23 @@ class LocalRun:
     """The processes of a run, and the folder of what they print."""
 
     def __init__(self, folder: Path, flags: Sequence[Mapping[str, Any]], devices: int) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True)
-        env = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path])),
-            # Restarts compile nothing anew.
-            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        }
-        self.each: list[subprocess.Popen[bytes]] = []
-        for index, own in enumerate(flags):
+        self.folder, self.each = folder, list[subprocess.Popen[bytes]]()
+        self._flags, self._devices = flags, devices
+
+    def start(self) -> None:
+        """Starts them."""
+        self.folder.mkdir(parents=True)
+        env = child_environment(
+            JAX_PLATFORMS="cpu",
+            XLA_FLAGS=f"--xla_force_host_platform_device_count={self._devices}",
+            # Restarts of process 0, which writes the cache, compile nothing anew.
+            JAX_COMPILATION_CACHE_DIR=str(self.folder.parent / "compiled"),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+            JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
+        )
+        for index, own in enumerate(self._flags):
             command = [sys.executable, "-m", "experiments.train", *(f"--{name}={own[name]}" for name in own)]
-            with (folder / f"{index}.out").open("w") as out, (folder / f"{index}.err").open("w") as err:
+            with (self.folder / f"{index}.out").open("w") as out, (self.folder / f"{index}.err").open("w") as err:
                 self.each.append(subprocess.Popen(command, env=env, stdout=out, stderr=err, start_new_session=True))
 
     def wait(self, seconds: float = 240) -> list[int]:
@@ -127,6 +129,7 @@ def started(
             each[index][name] = value
     processes = LocalRun(folder, each, devices)
     try:
+        processes.start()
         yield processes
     finally:
         processes.end()

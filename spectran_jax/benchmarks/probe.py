@@ -26,20 +26,24 @@ def run_probe(name: str, **options: Any) -> dict[str, Any]:
     return run_probes(name, [options])[0]
 
 
+def child_environment(**variables: str) -> dict[str, str]:
+    """That of this process and these variables; children import what this process can."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path])), **variables}
+
+
 def run_probes(name: str, each: Sequence[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
     """Runs a probe in several processes at once, one for each of these options, and returns what they found.
 
     Raises:
       RunError: where one fails; the others are ended.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
     running = [
         subprocess.Popen(
             [sys.executable, "-m", "spectran_jax.benchmarks.probe", json.dumps({"name": name, "options": options})],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=child_environment(**environment),
         )
         for options in each
     ]

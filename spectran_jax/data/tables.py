@@ -27,6 +27,10 @@ _LARGEST = 2.0**62
 csv.field_size_limit(2**31 - 1)
 
 
+class NoRows(InputError):
+    """A table with columns and nothing in them."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ids:
     """A column of ids: the different ones in order of appearance, and for each row which one it is."""
@@ -164,7 +168,7 @@ def read_table(path: Path, *, required: Collection[str], wanted: Collection[str]
     except (pa.ArrowInvalid, OSError) as error:
         _blame_line(path, delimiter, names, error)
     if not len(table):
-        raise InputError(f"{path}: has a header but no rows.")
+        raise NoRows(f"{path}: has a header but no rows.")
     columns = {plain[name]: column for name, column in zip(chosen, table.columns, strict=True)}
     return Table(path, columns, delimiter)
 
@@ -287,7 +291,7 @@ def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str]
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
     if not len(table):
-        raise InputError(f"{path}: has columns but no rows.")
+        raise NoRows(f"{path}: has columns but no rows.")
     return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
 
 

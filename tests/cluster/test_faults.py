@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from spectran_jax.benchmarks.local_run import latest_step, started
+from spectran_jax.errors import Interrupted
 
 FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 1, "patience": 0, "item_encoder": "svd", "dropout": 0.1}
-TEMPORARY = 75
+TEMPORARY = Interrupted.exit_status
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,22 @@
 """Interactions reduced with Beam, on this machine, against the same rows read by `load` from one file."""
 
+import gzip
+import io
 import json
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystem import FileMetadata, FileSystem
+from apache_beam.io.filesystems import FileSystems
 
 from spectran_jax import data
 from spectran_jax.config import Config
 from spectran_jax.data.reduction import Filters, reduce_interactions
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, RunError
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def test_the_core_and_the_histories_are_those_of_one_machine(logs):
     assert counts["files"] == 3
     assert (counts["users"], counts["interactions"]) == (expected.num_users, expected.num_interactions)
     assert counts["unknown_items"] == expected.dropped["unknown_items"]
-    assert counts["interactions"] + counts["unknown_items"] + counts["k_core"] == 600
+    assert counts["interactions"] + counts["unknown_items"] + counts["k_core_interactions"] == 600
     table = pq.read_table(logs / "out.parquet")
     assert [str(column.type) for column in table.columns] == ["string", "int64", "int64", "int64"]
     assert not list(logs.glob("*.tmp-*"))
@@ -93,29 +98,131 @@ def test_positions_without_times_and_without_a_catalogue(tmp_path):
     assert [tuple(row.values()) for row in rows] == [(7, "y", 0), (7, "z", 1), (7, "x", 2), (8, "y", 0)]
 
 
-def test_a_file_of_another_system_is_named_as_it_was_given():
-    """What workers copy to read it does not show in messages."""
-    from apache_beam.io.filesystems import FileSystems
-
-    from spectran_jax.data import reduction
-
-    path = "/nowhere/part-9.tsv"
-    original, reduction.FileSystems = FileSystems, _Memory(b"user_id\titem_id\tposition\n1\t2\t0\n3\n")
-    try:
-        found = list(reduction._rows_of((0, path)))
-    finally:
-        reduction.FileSystems = original
-    assert json.loads(found[0].value)["error"].startswith(f"{path}, line 3: too few columns")
+def test_what_is_left_after_a_cut_trains_with_a_core_of_one(logs):
+    """Items whose interactions all went leave the catalogue, and no other."""
+    reduced(logs, k_core=9, newest=4, unknown_items="drop")
+    core = histories(loaded(logs, "whole.tsv", k_core=9, unknown_items="drop"))
+    dataset = loaded(logs, "out.parquet", k_core=1)
+    assert histories(dataset) == {user: history[-4:] for user, history in core.items()}
+    assert set(dataset.item_ids) == {item for history in core.values() for item, _ in history[-4:]}
 
 
-class _Memory:
-    def __init__(self, content):
-        self.content = content
+def test_kinds_of_files_and_of_ids(tmp_path):
+    header = "user_id,item_id,timestamp,position\n"
+    with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
+        file.write(header + "7,007,5,1\n7,12,5,0\n")
+    (tmp_path / "b.csv").write_text(header)  # an hour in which nothing happened
+    pq.write_table(
+        pa.table({"user_id": [7, 9], "item_id": [12, 3], "timestamp": [4, 4], "position": [0, 0]}),
+        tmp_path / "c.parquet",
+    )
+    counts = reduce_interactions([f"{tmp_path}/*"], [], f"{tmp_path}/o.parquet", Filters())
+    assert counts == {"files": 3, "users": 2, "interactions": 4}
+    rows = sorted(pq.read_table(tmp_path / "o.parquet").to_pylist(), key=lambda row: (row["user_id"], row["position"]))
+    assert [tuple(row.values()) for row in rows] == [(7, "12", 4, 0), (7, "12", 5, 1), (7, "007", 5, 2), (9, "3", 4, 0)]
 
-    def open(self, path, compression_type):
-        import io
 
-        return io.BytesIO(self.content)
+def test_another_file_system_without_folders(logs):
+    for path in logs.iterdir():
+        Shelf.files[f"shelf://logs/{path.name}"] = path.read_bytes()
+    before = dict(Shelf.files)
+    counts = reduce_interactions(
+        ["shelf://logs/part-*"], ["shelf://logs/items-*"], "shelf://made/out.parquet", Filters(3, 0, "drop")
+    )
+    made = Shelf.files.pop("shelf://made/out.parquet")
+    assert Shelf.files == before
+    (logs / "out.parquet").write_bytes(made)
+    expected = loaded(logs, "whole.tsv", k_core=3, unknown_items="drop")
+    assert histories(loaded(logs, "out.parquet", k_core=3)) == histories(expected)
+    assert counts["interactions"] == expected.num_interactions
+    Shelf.files["shelf://logs/part-1.tsv"] += b"7\n"
+    with pytest.raises(InputError, match=r"^shelf://logs/part-1\.tsv, line 12: too few columns"):
+        reduce_interactions(["shelf://logs/part-*"], [], "shelf://made/out.parquet", Filters())
+
+
+class Shelf(FileSystem):
+    """Files in memory, by their whole names, as an object store has them."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    @classmethod
+    def scheme(cls):
+        return "shelf"
+
+    def join(self, path, *parts):
+        return "/".join([path, *parts])
+
+    def split(self, path):
+        return tuple(path.rsplit("/", 1))
+
+    def mkdirs(self, path):
+        pass
+
+    def has_dirs(self):
+        return False
+
+    def _list(self, folder):
+        return [FileMetadata(name, len(self.files[name])) for name in sorted(self.files) if name.startswith(folder)]
+
+    def create(self, path, mime_type=None, compression_type=None):
+        files = self.files
+
+        class Written(io.BytesIO):
+            def close(self):
+                if not self.closed:
+                    files[path] = self.getvalue()
+                super().close()
+
+        return Written()
+
+    def open(self, path, mime_type=None, compression_type=None):
+        return io.BytesIO(self.files[path])
+
+    def copy(self, sources, destinations):
+        for source, destination in zip(sources, destinations, strict=True):
+            self.files[destination] = self.files[source]
+
+    def rename(self, sources, destinations):
+        self.copy(sources, destinations)
+        self.delete(sources)
+
+    def exists(self, path):
+        return path in self.files
+
+    def size(self, path):
+        return len(self.files[path])
+
+    def last_updated(self, path):
+        return 0
+
+    def checksum(self, path):
+        return str(self.size(path))
+
+    def metadata(self, path):
+        return FileMetadata(path, self.size(path))
+
+    def delete(self, paths):
+        for path in paths:
+            for match in self.match([path + "*" if path.endswith("/") else path]):
+                for file in match.metadata_list:
+                    del self.files[file.path]
+
+
+def test_an_output_that_can_not_be_replaced_leaves_the_result_and_says_where(logs, monkeypatch):
+    original = FileSystems.rename
+
+    def rename(sources, destinations):
+        if destinations == [str(logs / "out.parquet")]:
+            raise OSError("no space left")
+        original(sources, destinations)
+
+    (logs / "out.parquet").write_text("before")
+    monkeypatch.setattr(FileSystems, "rename", rename)
+    with pytest.raises(RunError, match=r"no space left\); the result is .*histories\.parquet"):
+        reduced(logs, unknown_items="drop")
+    assert (logs / "out.parquet").read_text() == "before"
+    (made,) = logs.glob("out.parquet.tmp-*/histories.parquet")
+    assert pq.read_table(made).num_rows == 575
 
 
 @pytest.mark.parametrize(
@@ -124,21 +231,27 @@ class _Memory:
         (lambda d: (d / "part-1.tsv").write_text("user_id\titem_id\ttimestamp\n1\t2\t3\n1\t2\n"), {},
          r"part-1\.tsv, line 3: too few columns"),
         (lambda d: (d / "part-1.tsv").write_text("user_id\titem_id\tposition\n1\t2\t3\n"), {},
-         r"part-1\.tsv: no column timestamp, which other files"),
+         r"part-0\.tsv: no column position, which other files"),
         (lambda d: (d / "items-1.jsonl").write_text('{"item_id": 3}\n'), {}, "item id '3' has 2 rows"),
         (lambda d: (d / "items-1.jsonl").write_text('{"id": 3}\n'), {}, r"items-1\.jsonl, line 1: no item_id"),
-        (lambda d: None, {}, r"part-0\.tsv: \d+ interactions name \d items that .*items-0.*--unknown_items=drop"),
+        (lambda d: None, {}, r"part-0\.tsv: \d+ interactions name \d items that .*items-\*.*--unknown_items=drop"),
         (lambda d: None, {"unknown_items": "drop", "k_core": 60}, "no interactions are left .*lower --k_core"),
-        (lambda d: None, {"output": "out.tsv"}, "what is written is Parquet"),
+        (lambda d: None, {"output": "out.tsv"}, "name one Parquet file"),
+        (lambda d: None, {"output": "part-*.parquet"}, "name one Parquet file"),
+        (lambda d: None, {"output": "part-2.parquet"}, "is one of the files to read"),
+        (lambda d: (d / "folder.parquet").mkdir(), {"output": "folder.parquet"}, "is a folder"),
         (lambda d: None, {"output": "none/out.parquet"}, "there is no folder .*none"),
         (lambda d: [path.unlink() for path in d.glob("part-*")], {}, "--interactions=.*: no such file"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(logs, spoil, options, message):
     spoil(logs)
+    (logs / "out.parquet").write_text("before")
+    before = sorted(logs.iterdir())
     with pytest.raises(InputError, match=message):
         reduced(logs, **options)
-    assert not list(logs.glob("out*"))
+    assert sorted(logs.iterdir()) == before
+    assert (logs / "out.parquet").read_text() == "before"
 
 
 def test_the_command(logs, run_command):
@@ -149,7 +262,10 @@ def test_the_command(logs, run_command):
     assert done.stderr.splitlines() == ["Reading 3 files of interactions ...", "Ordering histories ..."]
     done = run_command("prepare", flags)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "--unknown_items=drop" in done.stderr.splitlines()[-1]
+    done = run_command("prepare", {**flags, "beam": "--runner=Nonsense"})
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "Nonsense" in done.stderr.splitlines()[-1]
 
 
 def test_without_beam_the_extra_is_named(monkeypatch):
