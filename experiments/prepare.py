@@ -13,7 +13,7 @@ of each user. In this process and its memory, or on whatever runner Beam has. Ne
   python -m experiments.prepare --interactions='logs/part-*.tsv' --items=items.jsonl --unknown_items=drop --k_core=5 \\
       --newest=200 --output=interactions.parquet
   python -m experiments.prepare --interactions='gs://logs/*.parquet' --output=gs://data/interactions.parquet \\
-      --beam=--runner=DataflowRunner --beam=--project=P --beam=--region=R --beam=--temp_location=gs://data/tmp \
+      --beam=--runner=DataflowRunner --beam=--project=P --beam=--region=R --beam=--temp_location=gs://data/tmp \\
       --beam=--sdk_container_image=IMAGE
   python -m experiments.train --dataset=files --interactions=interactions.parquet --items=items.jsonl --k_core=1
 

@@ -49,6 +49,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"Unknown {kind} {name!r}. Known: {', '.join(known)}.{hint}")
 
 
+def first_line(error: BaseException, length: int | None = None) -> str:
+    """What an error of a library says first, at most `length` characters; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
 def exit_with_message(main: Callable[[], None]) -> None:
     """Runs `main`; turns a `SpectranError` into one line on stderr and its exit status."""
     try:

@@ -53,7 +53,10 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
     if not keep.all():
         unknown = int((~keep).sum())
         if unknown_items != "drop":
-            raise _unknown_items_error(interactions, items, keep, unknown)
+            codes = interactions.items.codes[~keep]
+            different, first = np.unique(codes, return_index=True)
+            names = [interactions.items.values[int(code)].as_py() for code in different[np.argsort(first)][:3]]
+            raise unknown_items_error(interactions.path, items.path, unknown, len(different), names)
         dropped["unknown_items"] = unknown
     users_before = int((np.bincount(user) > 0).sum())
     keep_items = np.ones(len(items.ids), bool)
@@ -61,10 +64,7 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
         keep, keep_items = core(user, item, keep, num_items=len(items.ids), k=k_core)
         dropped["k_core_items"] = int((~keep_items).sum())
     if not keep.any():
-        raise InputError(
-            f"{interactions.path}: no interactions are left after the filters "
-            f"(k_core={k_core}, unknown_items={unknown_items}); lower --k_core, or check that the item ids match."
-        )
+        raise nothing_left(interactions.path, k_core, unknown_items)
     kept_users = np.bincount(user[keep], minlength=len(interactions.users.values)) > 0
     gone = users_before - int(kept_users.sum())
     if gone:
@@ -161,12 +161,26 @@ def _titles(content: Content) -> list[str]:
     return [text or str(item) for text, item in zip(texts, content.item_ids, strict=True)]
 
 
-def _unknown_items_error(interactions: Interactions, items: Items, known: np.ndarray, count: int) -> InputError:
-    codes = interactions.items.codes[~known]
-    different, first = np.unique(codes, return_index=True)
-    names = [repr(interactions.items.values[int(code)].as_py()) for code in different[np.argsort(first)][:3]]
-    more = ", ..." if len(different) > 3 else ""
+def nothing_left(source: object, k_core: int, unknown_items: str) -> InputError:
+    """The error for filters that leave no interaction of `source`."""
     return InputError(
-        f"{interactions.path}: {count} interactions name {len(different)} items that {items.path} does not have "
-        f"({', '.join(names)}{more}); add them, or leave these interactions out with --unknown_items=drop."
+        f"{source}: no interactions are left after the filters (k_core={k_core}, unknown_items={unknown_items}); lower "
+        "--k_core, or check that the item ids match."
+    )
+
+
+def unknown_items_error(source: object, catalogue: object, count: int, different: int, names: list[str]) -> InputError:
+    """The error for `count` interactions of `source` with so many `different` items that the catalogue lacks.
+
+    Args:
+      source: of the interactions.
+      catalogue: where items are looked for.
+      count: interactions.
+      different: items.
+      names: the first three of these, as written, or fewer.
+    """
+    shown = ", ".join(map(repr, names)) + (", ..." if different > len(names) else "")
+    return InputError(
+        f"{source}: {count} interactions name {different} items that {catalogue} does not have ({shown}); add them, or "
+        "leave these interactions out with --unknown_items=drop."
     )

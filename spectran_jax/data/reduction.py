@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow as pa
 
 from spectran_jax.data import files
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.data.content import nothing_left, unknown_items_error
+from spectran_jax.errors import InputError, RunError, first_line
 from spectran_jax.progress import quiet
 
 try:
@@ -84,7 +85,7 @@ def reduce_interactions(
       RunError: where a pipeline fails, or `output` can't be written.
     """
     with _plainly():
-        beam_options = PipelineOptions(list(options) or [LOCAL_RUNNER])
+        beam_options = PipelineOptions([LOCAL_RUNNER, *options])  # the last that names a runner counts
         FileSystems.set_options(beam_options)
         sources, catalogue = _matching(interactions, "interactions"), _matching(items, "items")
         output = _checked_output(output, [*sources, *catalogue])
@@ -106,10 +107,7 @@ def reduce_interactions(
         progress("Ordering histories ...")
         counts = _write_histories(work, part, filters.newest, common)
         if not counts.get("interactions"):
-            raise InputError(
-                f"{', '.join(interactions)}: no interactions are left after the filters (k_core={filters.k_core}, "
-                f"unknown_items={filters.unknown_items}); lower --k_core, or check that the item ids match."
-            )
+            raise nothing_left(", ".join(interactions), filters.k_core, filters.unknown_items)
         work.publish()
     finally:
         work.close()
@@ -162,7 +160,9 @@ class _Work:
             FileSystems.rename([made], [self.output])
         except Exception as error:
             self._kept = True
-            raise RunError(f"{self.output}: can't be written ({_first_line(error)}); the result is {made}.") from None
+            raise RunError(
+                f"{self.output}: can't be written ({first_line(error, 500)}); the result is {made}."
+            ) from None
 
     def remove(self, name: str) -> None:
         """Removes the files of an intermediate result."""
@@ -209,13 +209,9 @@ def _read(
         raise InputError(f"{', '.join(patterns)}: item id {item!r} has {times} rows; give it one.")
     unknown = facts.get("unknown_interactions", 0)
     if unknown and filters.unknown_items != "drop":
-        order, ids = facts["unknown"][0][0], facts["unknown_ids"]
-        names = ", ".join(repr(item) for _, item in facts["unknown"])
-        raise InputError(
-            f"{sources[order >> beam_steps.ROW_BITS]}: {unknown} interactions name {ids} items that "
-            f"{', '.join(patterns)} does not have ({names}{', ...' if ids > 3 else ''}); add them, or leave these "
-            "interactions out with --unknown_items=drop."
-        )
+        first, names = facts["unknown"][0][0], [item for _, item in facts["unknown"]]
+        source = sources[first >> beam_steps.ROW_BITS]
+        raise unknown_items_error(source, ", ".join(patterns), unknown, facts["unknown_ids"], names)
     return common, unknown
 
 
@@ -303,10 +299,6 @@ def _plainly() -> Iterator[None]:
     except (InputError, RunError):
         raise
     except (ValueError, OSError) as error:
-        raise InputError(f"Apache Beam refuses this: {_first_line(error)}") from error
+        raise InputError(f"Apache Beam refuses this: {first_line(error, 500)}") from error
     except Exception as error:
-        raise RunError(f"A pipeline of Apache Beam failed: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+        raise RunError(f"A pipeline of Apache Beam failed: {first_line(error, 500)}") from error

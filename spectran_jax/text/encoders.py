@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.errors import InputError, first_line, unknown_name
 
 
 class TextEncoder(Protocol):
@@ -95,7 +95,7 @@ class SentenceTransformers:
             try:
                 self._model = sentence_transformers.SentenceTransformer(self._source)
             except (OSError, ValueError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise InputError(
                     f"Model {self._source!r} of --text_encoder can't be loaded ({reason}); name one that "
                     "sentence-transformers can download, or a folder that holds one."

@@ -19,7 +19,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
+from spectran_jax.errors import Diverged, InputError, Interrupted, RunError, first_line
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.integrity import inspect
 
@@ -88,7 +88,7 @@ class _Series:
                 raise
             except Exception as error:
                 self._cluster.settle()
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                reason = first_line(error, 200)
                 _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
                 if put_aside:
                     self._put_aside(step)
@@ -115,7 +115,7 @@ class _Series:
     def _failed(self, error: Exception) -> RunError:
         # TensorStore wraps what the system said in pages of paths.
         code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(code[1])) if code else (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = os.strerror(int(code[1])) if code else first_line(error, 300)
         sound = sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
         kept = f"the checkpoint of step {sound[-1]} is kept" if sound else "there is no earlier checkpoint"
         return RunError(

@@ -16,7 +16,7 @@ import jax
 from jax._src import clusters
 
 from spectran_jax.cluster_flags import ClusterOptions
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 from spectran_jax.training import coordinator
 from spectran_jax.training.cluster import Cluster
 
@@ -57,7 +57,7 @@ def _find(options: ClusterOptions) -> tuple[str, int, int, Any] | None:
                 address, count, index, None, None, options.coordinator_timeout
             )
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            reason = first_line(error, 300)
             raise InputError(
                 f"The environment does not say which processes belong to this run ({reason}); name them by "
                 "--coordinator, --num_processes and --process_id, or run alone with --num_processes=1."
