@@ -299,6 +299,7 @@ def _plainly() -> Iterator[None]:
     except (InputError, RunError):
         raise
     except (ValueError, OSError) as error:
-        raise InputError(f"Apache Beam refuses this: {first_line(error, 500)}") from error
+        # Its complaints of options are lists, a line each.
+        raise InputError(f"Apache Beam refuses this: {' '.join(str(error).split())[:500]}") from error
     except Exception as error:
         raise RunError(f"A pipeline of Apache Beam failed: {first_line(error, 500)}") from error

@@ -263,6 +263,9 @@ def test_the_command(logs, run_command):
     done = run_command("prepare", flags)
     assert (done.returncode, done.stdout) == (2, "")
     assert "--unknown_items=drop" in done.stderr.splitlines()[-1]
+    done = run_command("prepare", {**flags, "beam": "--runner=DataflowRunner"})  # all that it wants is one line
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "region" in done.stderr.splitlines()[-1]
     done = run_command("prepare", {**flags, "beam": "--runner=Nonsense"})
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "Nonsense" in done.stderr.splitlines()[-1]
