@@ -46,7 +46,7 @@ class LocalRun:
             JAX_PLATFORMS="cpu",
             XLA_FLAGS=f"--xla_force_host_platform_device_count={self._devices}",
             # Restarts of process 0, which writes the cache, compile nothing anew.
-            JAX_COMPILATION_CACHE_DIR=str(self.folder.parent / "compiled"),
+            JAX_COMPILATION_CACHE_DIR=os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.folder.parent / "compiled")),
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
             JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
         )
@@ -112,7 +112,7 @@ def started(
     """`count` processes of one run.
 
     Args:
-      folder: new; for what they print. Compiled programs are kept beside it.
+      folder: new; for what they print. Compiled programs are kept beside it, or where JAX is told to.
       count: processes.
       flags: of `experiments.train`.
       devices: fake CPU devices of each process.
