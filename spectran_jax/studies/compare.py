@@ -80,6 +80,7 @@ def compare(
     tables = [
         comparison_tables.metrics_table(cells, places, versus, target),
         comparison_tables.gains_table(cells, places, versus, target),
+        comparison_tables.groups_table(cells, places),
     ]
     if len(places) > 1:
         tables.append(comparison_tables.ranks_table(cells, places, encoders))

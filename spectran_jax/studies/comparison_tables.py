@@ -8,10 +8,11 @@ import numpy as np
 
 from spectran_jax import statistics
 from spectran_jax.report import words
+from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
 from spectran_jax.studies.search import SELECTION_METRIC, Found, spread
 from spectran_jax.studies.space import describe
-from spectran_jax.studies.tables import Cell, Table
+from spectran_jax.studies.tables import Cell, Spread, Table
 
 METRICS = ("ndcg@10", "hr@10", "ndcg@20", "mrr")
 KEYS = ("Data set", "Backbone", "Method")
@@ -72,6 +73,30 @@ def gains_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus],
     if len(gains) > 1:
         note += f" Mean gain over {len(gains)} places: {percent(float(np.mean(gains)))}."
     return Table(f"{target} over the best rival", columns, rows, note=note)
+
+
+def groups_table(cells: Cells, places: Sequence[Place]) -> Table:
+    """By how often training saw the target: the mean test NDCG@10, and the HR@10 of the targets that it never saw."""
+    wanted = [*((group, TEST_METRIC) for group in CLASSES), ("cold", "hr@10")]
+    rows: list[Sequence[Cell]] = []
+    bold, users = set(), []
+    for place in places:
+        start = len(rows)
+        for key, each in cells.items():
+            if key[:2] != place or not each.done:
+                continue
+            runs = [outcome.ranks() for outcome in each.done.values()]
+            rows.append([*key, *(group_metric(runs, group, metric) for group, metric in wanted)])
+            groups = groups_of(runs[0])
+        if len(rows) > start:
+            counts = ", ".join(f"{int(groups[name].sum()):,} {name}" for name in CLASSES)
+            users.append(f"{'/'.join(place)}: {counts}.")
+        for column in range(len(KEYS), len(KEYS) + len(wanted)):
+            means = {i: cell.mean for i in range(start, len(rows)) if isinstance(cell := rows[i][column], Spread)}
+            bold |= {(i, column) for i, mean in means.items() if mean == max(means.values()) > 0}
+    columns = [*KEYS, *(f"{group.capitalize()} {words.label(metric)}" for group, metric in wanted)]
+    note = "Targets in each group: " + " ".join(users) + " No training sequence holds the cold ones."
+    return Table("By popularity of the target", columns, rows, note=note, bold=bold)
 
 
 def ranks_table(cells: Cells, places: Sequence[Place], encoders: Sequence[str]) -> Table:

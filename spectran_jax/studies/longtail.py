@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from spectran_jax.metrics import HEAD_SHARE, TAIL_SHARE
+from spectran_jax.ranks import Ranks
 from spectran_jax.report import words
 from spectran_jax.report.figures import Plot
-from spectran_jax.statistics import ndcg_by_user
 from spectran_jax.studies.curves import Series, lines
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid
-from spectran_jax.studies.popularity import CLASSES, groups_of
+from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.search import spread
 from spectran_jax.studies.tables import Cell, Spread, Table
 from spectran_jax.studies.variants import encoder_variants
 
@@ -72,15 +71,9 @@ def count_table(grid: Grid, groups: Sequence[str]) -> Table:
     return Table("Test users and catalogue by group", ["Data set", "Count of", *map(str.capitalize, groups)], rows)
 
 
-def group_metric(grid: Grid, dataset: str, encoder: str, group: str, metric: str) -> Spread | None:
-    """A metric of one group over the seeds; None where nobody is in it."""
-    values = []
-    for outcome in grid.ok(dataset, encoder).values():
-        ranks = outcome.ranks()
-        chosen = ranks.rank[groups_of(ranks)[group]]
-        if len(chosen):
-            values.append(float(np.mean(ndcg_by_user(chosen) if metric == "ndcg@10" else chosen < 10)))
-    return spread(values)
+def ranks_of(grid: Grid, dataset: str, encoder: str) -> list[Ranks]:
+    """Of each seed that finished."""
+    return [outcome.ranks() for outcome in grid.ok(dataset, encoder).values()]
 
 
 def group_table(grid: Grid, groups: Sequence[str], metric: str) -> Table:
@@ -90,7 +83,9 @@ def group_table(grid: Grid, groups: Sequence[str], metric: str) -> Table:
     for dataset in grid.runs:
         start = len(rows)
         for encoder in (e for d, e in grid.pairs() if d == dataset):
-            rows.append([dataset, encoder, *(group_metric(grid, dataset, encoder, g, metric) for g in groups)])
+            rows.append(
+                [dataset, encoder, *(group_metric(ranks_of(grid, dataset, encoder), g, metric) for g in groups)]
+            )
         for column in range(2, 2 + len(groups)):
             means = [cell.mean if isinstance(cell := row[column], Spread) else 0.0 for row in rows[start:]]
             bold += [(start + int(np.argmax(means)), column)] if any(means) else []
@@ -116,7 +111,8 @@ def group_plot(grid: Grid, dataset: str, groups: Sequence[str]) -> Plot:
     """NDCG@10 by group, a line an encoder."""
     series = {}
     for encoder in (e for d, e in grid.pairs() if d == dataset):
-        found = [(i, group_metric(grid, dataset, encoder, g, "ndcg@10")) for i, g in enumerate(groups)]
+        runs = ranks_of(grid, dataset, encoder)
+        found = [(i, group_metric(runs, g, "ndcg@10")) for i, g in enumerate(groups)]
         kept = [(i, value) for i, value in found if value is not None]
         series[encoder] = Series([i for i, _ in kept], [v.mean for _, v in kept], [v.std or 0.0 for _, v in kept])
     return lines(

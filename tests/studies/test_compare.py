@@ -73,6 +73,26 @@ def test_a_failed_run_is_counted_and_told(compared):
     assert "1 run failed." in table.note
 
 
+def test_groups_are_those_of_the_ranks(tmp_path):
+    """Of the fake runs, where item i has i interactions: item 0 is the only cold one, the target of two users of 40."""
+    settings = {**SETTINGS, "budget": 0, "seeds": [0, 1]}
+    groups, table = rows(
+        compare({"ml": Config()}, tmp_path, **settings, parallel=2, runner=Runner()), "By popularity of the target"
+    )
+    assert "ml/sasrec: 5 head, 9 middle, 24 tail, 2 cold." in table.note
+    assert len(groups) == 3
+    for row in groups:
+        cold, head = [], []
+        for path in sorted((tmp_path / "runs" / "ml" / "sasrec" / row["Method"]).glob("*/ranks.npz")):
+            with np.load(path) as ranks:
+                hits = ranks["test_rank"] == 0  # the others are beyond 10
+                cold.append(hits[ranks["test_item"] == 0].mean())
+                head.append(hits[ranks["test_item"] >= 20].mean())
+        assert len(cold) == 2
+        assert row["Cold HR@10"] == row["Cold NDCG@10"] == pytest.approx((np.mean(cold), np.std(cold, ddof=1)))
+        assert row["Head NDCG@10"] == pytest.approx((np.mean(head), np.std(head, ddof=1)))
+
+
 def test_the_best_rival_is_chosen_by_validation(compared):
     gains, table = rows(compared[0], "spectran over the best rival")
     assert [row["Best rival"] for row in gains] == ["svd", "svd"]  # the fake run's validation says so
@@ -95,7 +115,8 @@ def test_a_method_that_fails_leaves_the_others_their_table(tmp_path):
     assert [row["NDCG@10"] is None for row in metrics] == [False, True, False]
     assert "ml/sasrec/svd: The loss became nan at step 3." in table.note
     assert "No p-values: 2 seeds are too few" in table.note
-    assert [t.title for t in result.tables] == ["Test metrics", "spectran over the best rival", "Cost"]
+    titles = ["Test metrics", "spectran over the best rival", "By popularity of the target", "Cost"]
+    assert [t.title for t in result.tables] == titles
     assert len(result.figures) == 1
 
 
