@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny data set with structure to learn, and runs of the real command."""
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -88,12 +89,20 @@ def command(module: str, flags: dict[str, object]) -> list[str]:
     return [sys.executable, "-m", f"experiments.{module}", *(f"--{name}={value}" for name, value in flags.items())]
 
 
-@pytest.fixture
-def no_report(monkeypatch):
+@contextlib.contextmanager
+def without_report():
     """Runs write no page, which takes seconds of plotting."""
-    from spectran_jax.training import summary
+    from spectran_jax.training import run_report
 
-    monkeypatch.setattr(summary, "write_run_report", lambda *arguments: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_report, "write_run_report", lambda *arguments: None)
+        yield
+
+
+@pytest.fixture
+def no_report():
+    with without_report():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from conftest import TINY_MODEL, write_tiny
 
 from spectran_jax import backbones, item_encoders
 from spectran_jax.config import Config
-from spectran_jax.training import summary
+from spectran_jax.training import run_report
 from spectran_jax.training.run import train_and_report
 
 LOSSES = ("infonce", "softmax", "sampled_softmax", "bce", "gbce")
@@ -39,7 +39,7 @@ def run(config: Config, workdir: Path) -> None:
 
 def main(wanted: list[str]) -> int:
     """Runs the combinations and says which failed."""
-    summary.write_run_report = lambda *arguments: None
+    run_report.write_run_report = lambda *arguments: None
     failed, started = [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         tiny = Config().replace(**write_tiny(Path(folder) / "data"), **TINY_MODEL)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO, command
+from conftest import REPO, command, without_report
 
 from spectran_jax.config import Config, TrainingConfig, fields
 from spectran_jax.errors import InputError, exit_with_message
-from spectran_jax.training import partitioning, summary
+from spectran_jax.training import partitioning
 from spectran_jax.training.run import train_and_report
 from spectran_jax.training.workdir import locked
 
@@ -307,8 +307,7 @@ def test_a_corrected_command_works_in_the_same_folder(refused, tiny_flags, tmp_p
 def trained(tiny_config, tmp_path_factory):
     """The work directory of a short run."""
     workdir = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "write_run_report", lambda *arguments: None)  # takes longer than the training here
+    with without_report():
         train_and_report(tiny_config.replace(epochs=1), workdir)
     return workdir
 

@@ -6,11 +6,11 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import write_tiny
+from conftest import without_report, write_tiny
 
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.recommend import recommend, write_recommendations
-from spectran_jax.training import restore, summary
+from spectran_jax.training import restore
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import train_and_report
 
@@ -19,8 +19,7 @@ ITEMS = 40
 
 def train(config, folder):
     """Trains without the report, which takes longer than the training here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "write_run_report", lambda *arguments: None)
+    with without_report():
         return train_and_report(config, folder)
 
 

@@ -21,7 +21,7 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
-from spectran_jax.training import consensus, loop, summary
+from spectran_jax.training import consensus, loop, run_report, summary
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
@@ -126,7 +126,7 @@ def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float
     metrics, ranked, arrays = summary.final_metrics(setup, trained)
     phases["final evaluation"] = time.perf_counter() - clock
     report = workdir / "report.html" if cluster.is_first else None
-    summary.write_run_report(setup, trained, ranked, metrics, phases, _command(config, workdir), report)
+    run_report.write_run_report(setup, trained, ranked, metrics, phases, _command(config, workdir), report)
     if cluster.is_first:
         write_arrays(workdir / "ranks.npz", arrays)
         write_json(workdir / "metrics.json", metrics)  # last: it says that the run is finished

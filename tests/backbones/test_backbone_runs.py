@@ -11,7 +11,6 @@ import pytest
 from spectran_jax import data
 from spectran_jax.data.history_files import read_histories
 from spectran_jax.recommend import recommend, write_recommendations
-from spectran_jax.training import summary
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import notices, train_and_report
@@ -26,8 +25,7 @@ MASKED = {"backbone": "bert4rec", "mask_negatives": "history", "loss": "sampled_
     [MASKED, {"backbone": "bert4rec", "loss": "softmax", "packing": False}, {"backbone": "hstu"}],
     ids=["bert4rec-sampled", "bert4rec-softmax", "hstu"],
 )
-def test_a_run_learns_and_recommends_what_it_is_measured_by(tiny_config, tmp_path, monkeypatch, capsys, options):
-    monkeypatch.setattr(summary, "write_run_report", lambda *arguments: None)
+def test_a_run_learns_and_recommends_what_it_is_measured_by(tiny_config, tmp_path, no_report, capsys, options):
     config = tiny_config.replace(epochs=12, dropout=0.1, eval_every=4, **options)
     metrics = train_and_report(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
