@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO, command
 
-FLAGS = {"epochs": 20, "eval_every": 3, "checkpoint_every": 2, "patience": 0, "semantic_scale": 0.3}
+FLAGS = {"epochs": 20, "eval_every": 3, "checkpoint_every": 3, "patience": 0, "semantic_scale": 0.3}
 VOLATILE = {"examples_per_second", "seconds"}
 
 
