@@ -29,16 +29,15 @@ IN_PLACE = {"parameter", "get-tuple-element", "tuple", "while", "scatter", "bitc
 """A fusion of this length is a scatter's body: it must not come without one."""
 
 
-def compiled(items: int, *, several: bool, **options):
-    """The program of one step or of several, for a catalogue of this size."""
+def compiled(items: int, **options):
+    """The programs of one step and of several, for a catalogue of this size."""
     setup = synthetic(items, **OPTIONS, **options)
     programs = build_programs(setup, 100)
     batch = next(batches_of(setup))
     shapes = lambda tree, *lead: jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)  # noqa: E731
     frozen = setup.abstract()
-    if several:
-        return programs.train_steps.lower(programs.state, frozen, shapes(batch, 4)).compile()
-    return programs.train_step.lower(programs.state, frozen, shapes(batch)).compile()
+    yield "train_step", programs.train_step.lower(programs.state, frozen, shapes(batch)).compile()
+    yield "train_steps", programs.train_steps.lower(programs.state, frozen, shapes(batch, 4)).compile()
 
 
 def long_arrays(text: str, items: int) -> collections.Counter:
@@ -53,20 +52,17 @@ def long_arrays(text: str, items: int) -> collections.Counter:
 
 def main() -> None:
     """Compares two catalogues."""
-    for options in (
-        {"several": False, "table_adam": "decayed"},
-        {"several": True, "sampling": "popularity", "loss": "sampled_softmax"},
-    ):
+    for options in ({"table_adam": "decayed"}, {"sampling": "popularity", "loss": "sampled_softmax"}):
         sizes = (20_011, 200_017)
-        small, large = (compiled(n, **options) for n in sizes)
-        temporary = [p.memory_analysis().temp_size_in_bytes for p in (small, large)]
-        print(options, "temporary bytes", temporary)
-        if abs(temporary[1] - temporary[0]) > 2**14:
-            sys.exit(f"{options}: temporary memory follows the catalogue: {temporary}")
-        found = long_arrays(large.as_text(), partitioning.table_rows(sizes[1]))
-        print(dict(found))
-        if not found["scatter"] or not set(found) <= IN_PLACE or found["fusion"] > found["scatter"]:
-            sys.exit(f"{options}: the program holds arrays of the catalogue's length: {dict(found)}")
+        for (name, small), (_, large) in zip(*(compiled(n, **options) for n in sizes), strict=True):
+            temporary = [p.memory_analysis().temp_size_in_bytes for p in (small, large)]
+            print(options, name, "temporary bytes", temporary)
+            if abs(temporary[1] - temporary[0]) > 2**14:
+                sys.exit(f"{name} {options}: temporary memory follows the catalogue: {temporary}")
+            found = long_arrays(large.as_text(), partitioning.table_rows(sizes[1]))
+            print(dict(found))
+            if not found["scatter"] or not set(found) <= IN_PLACE or found["fusion"] > found["scatter"]:
+                sys.exit(f"{name} {options}: the program holds arrays of the catalogue's length: {dict(found)}")
 
 
 if __name__ == "__main__":
