@@ -82,13 +82,11 @@ def groups_table(cells: Cells, places: Sequence[Place]) -> Table:
     bold, users = set(), []
     for place in places:
         start = len(rows)
-        for key, each in cells.items():
-            if key[:2] != place or not each.done:
-                continue
-            runs = [outcome.ranks() for outcome in each.done.values()]
-            rows.append([*key, *(group_metric(runs, group, metric) for group, metric in wanted)])
-            groups = groups_of(runs[0])
-        if len(rows) > start:
+        found = {key: [o.ranks() for o in each.done.values()] for key, each in cells.items() if key[:2] == place}
+        done = {key: runs for key, runs in found.items() if runs}
+        rows += [[*key, *(group_metric(runs, *which) for which in wanted)] for key, runs in done.items()]
+        if done:
+            groups = groups_of(next(iter(done.values()))[0])
             counts = ", ".join(f"{int(groups[name].sum()):,} {name}" for name in CLASSES)
             users.append(f"{'/'.join(place)}: {counts}.")
         for column in range(len(KEYS), len(KEYS) + len(wanted)):

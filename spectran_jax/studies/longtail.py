@@ -83,9 +83,8 @@ def group_table(grid: Grid, groups: Sequence[str], metric: str) -> Table:
     for dataset in grid.runs:
         start = len(rows)
         for encoder in (e for d, e in grid.pairs() if d == dataset):
-            rows.append(
-                [dataset, encoder, *(group_metric(ranks_of(grid, dataset, encoder), g, metric) for g in groups)]
-            )
+            runs = ranks_of(grid, dataset, encoder)
+            rows.append([dataset, encoder, *(group_metric(runs, group, metric) for group in groups)])
         for column in range(2, 2 + len(groups)):
             means = [cell.mean if isinstance(cell := row[column], Spread) else 0.0 for row in rows[start:]]
             bold += [(start + int(np.argmax(means)), column)] if any(means) else []
