@@ -6,6 +6,8 @@ WORKDIR ?= runs/demo
 
 .PHONY: demo test coverage lint format clean
 
+# Of the C library on Linux: pages of 2 MiB, so that a step's temporary memory costs the kernel less.
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.ready  ## Train SpecTran on MovieLens-100K; prints the test metrics and the report's path.
 	$(BIN)/python -m experiments.train --dataset=movielens_100k --item_encoder=spectran \
 		--max_length=100 --batch_size=64 --learning_rate=0.003 --epochs=80 --eval_every=5 --workdir=$(WORKDIR)

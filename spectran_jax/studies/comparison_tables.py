@@ -12,7 +12,7 @@ from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
 from spectran_jax.studies.search import SELECTION_METRIC, Found, spread
 from spectran_jax.studies.space import describe
-from spectran_jax.studies.tables import Cell, Spread, Table
+from spectran_jax.studies.tables import Cell, Table, best_cells
 
 METRICS = ("ndcg@10", "hr@10", "ndcg@20", "mrr")
 KEYS = ("Data set", "Backbone", "Method")
@@ -22,7 +22,7 @@ def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus
     """Mean and standard deviation of the test metrics over seeds, and the target's gain over each."""
     by_key = {(*each.place, each.rival): each for each in versus}
     rows: list[Sequence[Cell]] = []
-    bold = set()
+    bold: set[tuple[int, int]] = set()
     failures = []
     for key, each in cells.items():
         failures += [f"{'/'.join(key)}: {each.failures[-1].failure}"] if each.failures and not each.done else []
@@ -32,13 +32,8 @@ def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus
         seeds = f"{len(each.done)} of {len(each.runs)}" if each.runs else "none"
         rows.append([*key, *(each.spread(metric) for metric in METRICS), gain, p, seeds])
     for place in places:
-        for metric_index, metric in enumerate(METRICS):
-            means = {
-                i: float(np.mean(each.values(metric)))
-                for i, (key, each) in enumerate(cells.items())
-                if key[:2] == place and each.done
-            }
-            bold |= {(i, len(KEYS) + metric_index) for i, mean in means.items() if mean == max(means.values())}
+        here = [i for i, key in enumerate(cells) if key[:2] == place]
+        bold |= best_cells(rows, here, range(len(KEYS), len(KEYS) + len(METRICS)))
     failed = sum(len(each.failures) for each in cells.values())
     notes = [f"{failed} run{'s' if failed > 1 else ''} failed." if failed else "", *failures]
     fewest = min((len(each.runs) for each in cells.values() if each.runs), default=0)
@@ -79,7 +74,8 @@ def groups_table(cells: Cells, places: Sequence[Place]) -> Table:
     """By how often training saw the target: the mean test NDCG@10, and the HR@10 of the targets that it never saw."""
     wanted = [*((group, TEST_METRIC) for group in CLASSES), ("cold", "hr@10")]
     rows: list[Sequence[Cell]] = []
-    bold, users = set(), []
+    bold: set[tuple[int, int]] = set()
+    users = []
     for place in places:
         start = len(rows)
         found = {key: [o.ranks() for o in each.done.values()] for key, each in cells.items() if key[:2] == place}
@@ -89,9 +85,7 @@ def groups_table(cells: Cells, places: Sequence[Place]) -> Table:
             groups = groups_of(next(iter(done.values()))[0])
             counts = ", ".join(f"{int(groups[name].sum()):,} {name}" for name in CLASSES)
             users.append(f"{'/'.join(place)}: {counts}.")
-        for column in range(len(KEYS), len(KEYS) + len(wanted)):
-            means = {i: cell.mean for i in range(start, len(rows)) if isinstance(cell := rows[i][column], Spread)}
-            bold |= {(i, column) for i, mean in means.items() if mean == max(means.values()) > 0}
+        bold |= best_cells(rows, range(start, len(rows)), range(len(KEYS), len(KEYS) + len(wanted)))
     columns = [*KEYS, *(f"{group.capitalize()} {words.label(metric)}" for group, metric in wanted)]
     note = "Targets in each group: " + " ".join(users) + " No training sequence holds the cold ones."
     return Table("By popularity of the target", columns, rows, note=note, bold=bold)

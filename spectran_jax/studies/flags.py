@@ -66,7 +66,8 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
         "jobs",
         1,
         "Runs at a time, each a process with its share of the cores. On a CPU as many as there are cores gets most "
-        "done, where memory allows; on one accelerator leave it at 1.",
+        "done, where memory allows; small models leave room for several on one GPU, too (they take its memory as they "
+        "need it). A TPU belongs to one process: leave it at 1.",
         flag_values=flag_values,
     )
 

@@ -18,7 +18,7 @@ from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.search import spread
-from spectran_jax.studies.tables import Cell, Spread, Table
+from spectran_jax.studies.tables import Cell, Spread, Table, best_cells
 from spectran_jax.studies.variants import Variant
 
 METRICS = ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")
@@ -123,15 +123,13 @@ def comparison(grid: Grid, title: str, reference: str, metrics: Sequence[str] = 
     users. The best mean of each metric on each data set is bold.
     """
     rows: list[list[Cell]] = []
-    bold: list[tuple[int, int]] = []
+    bold: set[tuple[int, int]] = set()
     for dataset in grid.runs:
         start = len(rows)
         for variant in (v for d, v in grid.pairs() if d == dataset):
             values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
             rows.append([dataset, variant, *values, difference(grid, dataset, variant, reference)])
-        for column in range(2, 2 + len(metrics)):
-            means = [cell.mean if isinstance(cell := row[column], Spread) else -1.0 for row in rows[start:]]
-            bold += [(start + int(np.argmax(means)), column)] if means else []
+        bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
     note = f"Difference: NDCG@10 less that of {reference}, paired by user, with its 95 % interval. {grid.failures()}"
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
     return Table(title, columns, rows, note=note.strip(), bold=bold)

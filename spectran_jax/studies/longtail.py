@@ -15,7 +15,7 @@ from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid
 from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.tables import Cell, Spread, Table
+from spectran_jax.studies.tables import Cell, Table, best_cells
 from spectran_jax.studies.variants import encoder_variants
 
 TEXT = f"""
@@ -79,15 +79,13 @@ def ranks_of(grid: Grid, dataset: str, encoder: str) -> list[Ranks]:
 def group_table(grid: Grid, groups: Sequence[str], metric: str) -> Table:
     """One row an encoder, one column a group; the best of each group on each data set is bold."""
     rows: list[list[Cell]] = []
-    bold: list[tuple[int, int]] = []
+    bold: set[tuple[int, int]] = set()
     for dataset in grid.runs:
         start = len(rows)
         for encoder in (e for d, e in grid.pairs() if d == dataset):
             runs = ranks_of(grid, dataset, encoder)
             rows.append([dataset, encoder, *(group_metric(runs, group, metric) for group in groups)])
-        for column in range(2, 2 + len(groups)):
-            means = [cell.mean if isinstance(cell := row[column], Spread) else 0.0 for row in rows[start:]]
-            bold += [(start + int(np.argmax(means)), column)] if any(means) else []
+        bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(groups)))
     name = words.label(metric)
     columns = ["Data set", "Encoder", *(f"{g.capitalize()} {name}" for g in groups)]
     return Table(f"{name} by group", columns, rows, note=grid.failures(), bold=bold)

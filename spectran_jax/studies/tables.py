@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from spectran_jax.report import words
@@ -55,6 +55,17 @@ class Table:
     def text(self) -> list[list[str]]:
         """The cells as people read them: metrics (by their column's title) with four digits."""
         return [[show(cell, title) for cell, title in zip(row, self.columns, strict=True)] for row in self.rows]
+
+
+def best_cells(
+    rows: Sequence[Sequence[Cell]], compared: Collection[int], columns: Iterable[int]
+) -> set[tuple[int, int]]:
+    """(row, column) of each column's largest mean among the compared rows: all of equals, none if none is above 0."""
+    best = set()
+    for column in columns:
+        means = {i: cell.mean for i in compared if isinstance(cell := rows[i][column], Spread)}
+        best |= {(i, column) for i, mean in means.items() if mean == max(means.values()) > 0}
+    return best
 
 
 def show(cell: Cell, column: str = "") -> str:

@@ -16,7 +16,13 @@ import numpy as np
 def main(folder: Path, behaviour: str = "") -> int:
     (folder / "starts").open("a").write("x")
     config = json.loads((folder / "job.json").read_text())
-    (folder / "seen.json").write_text(json.dumps({"cores": sorted(os.sched_getaffinity(0)), "parent": os.getppid()}))
+    seen = {
+        "cores": sorted(os.sched_getaffinity(0)),
+        "parent": os.getppid(),
+        "tunables": os.environ.get("GLIBC_TUNABLES"),
+        "preallocate": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE"),
+    }
+    (folder / "seen.json").write_text(json.dumps(seen))
     if behaviour == "fail":
         print("a line\nerror: The loss became nan at step 3.", file=sys.stderr)
         return 1

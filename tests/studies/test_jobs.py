@@ -17,6 +17,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.board import Board
 from spectran_jax.studies.jobs import Job, core_shares, run_jobs
+from spectran_jax.studies.launch import HUGE_PAGES
 from spectran_jax.training.workdir import locked
 
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -103,6 +104,24 @@ def test_a_child_runs_on_its_share_under_this_process(tmp_path):
     assert {tuple(s["cores"]) for s in seen} == {tuple(sorted(share)) for share in core_shares(2)}
     assert {s["parent"] for s in seen} == {os.getpid()}
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize(("parallel", "given", "expected"), [(1, None, None), (2, None, "false"), (2, "true", "true")])
+def test_children_side_by_side_share_the_memory_of_a_gpu(tmp_path, monkeypatch, parallel, given, expected):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    if given:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", given)
+    run_jobs(jobs("a"), tmp_path, parallel=parallel, command=fake())
+    assert json.loads((tmp_path / "runs" / "a" / "seen.json").read_text())["preallocate"] == expected
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, HUGE_PAGES), ("glibc.malloc.check=1", "glibc.malloc.check=1")])
+def test_a_child_has_huge_pages_unless_the_user_wants_something_else(tmp_path, monkeypatch, given, expected):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    run_jobs(jobs("a"), tmp_path, parallel=1, command=fake())
+    assert json.loads((tmp_path / "runs" / "a" / "seen.json").read_text())["tunables"] == expected
 
 
 SCRIPT = """

@@ -53,6 +53,17 @@ def test_latex_is_escaped():
     assert tables.escape_latex(r"\{$#^~") == r"\textbackslash{}\{\$\#\textasciicircum{}\textasciitilde{}"
 
 
+def test_the_best_cells_are_those_of_the_largest_mean():
+    rows = [
+        ["a", Spread(0.2, 0.9), Spread(0.0, None), None, "text"],
+        ["b", Spread(0.3, None), Spread(0.0, None), Spread(0.1, None), 7],
+        ["c", Spread(0.3, 0.1), None, None, 9],
+        ["another place", Spread(0.9, None), Spread(0.9, None), Spread(0.9, None), None],
+    ]
+    assert tables.best_cells(rows, range(3), range(1, 5)) == {(1, 1), (2, 1), (1, 3)}
+    assert tables.best_cells(rows, [], range(1, 5)) == set()
+
+
 def test_terminal():
     console = Console(file=io.StringIO(), width=100)
     console.print(tables.to_terminal(TABLE))
