@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from spectran_jax.backbones.hstu_attention import TIME_BUCKETS, Bias, pointwise_attention
 from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, dropout
+from spectran_jax.gather import gather_rows
 from spectran_jax.layout import SequenceLayout
 
 
@@ -71,7 +72,7 @@ class HSTU(nn.Module):
         d = self.dimension
         positions = self.param("position_embedding", INIT, (self.row_length, d), jnp.float32)
         drop = dropout(self, train, layout)
-        x = item_vectors.astype(self.dtype) * d**0.5 + positions.astype(self.dtype)[layout.position]
+        x = item_vectors.astype(self.dtype) * d**0.5 + gather_rows(positions, layout.position).astype(self.dtype)
         x = drop(x.reshape(-1, d), 0)
         for index in range(self.blocks):
             x = HSTUBlock(self.heads, self.dtype, name=f"block_{index}")(x, layout, drop, index + 1)

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Float
 
 from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, attention, dropout, gelu
+from spectran_jax.gather import gather_rows
 from spectran_jax.layout import SequenceLayout
 
 
@@ -80,7 +81,7 @@ class Transformer(nn.Module):
         drop = dropout(self, train, layout)
         mask = self.visible(layout)
         shown = self.shown(item_vectors.astype(self.dtype), layout)
-        x = shown * d**0.5 + positions.astype(self.dtype)[layout.position]
+        x = shown * d**0.5 + gather_rows(positions, layout.position).astype(self.dtype)
         x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
         for index in range(self.blocks):
             x = Block(self.heads, self.ffn_multiplier, self.dtype, name=f"block_{index}")(x, mask, drop, 2 * index + 1)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from spectran_jax.gather import gather_rows
 from spectran_jax.training import catalogue
 from spectran_jax.training.catalogue import distinct, place
 from spectran_jax.training.partitioning import AXES, row_specs
@@ -176,7 +177,7 @@ def deliver(
     """
 
     def exchange(requests: Requests, served: Served, vectors: Float[Array, "C d"], at: Int[Array, ""]) -> Array:
-        got = jax.lax.all_to_all(vectors[served.place], AXES, 0, 0)
+        got = jax.lax.all_to_all(gather_rows(vectors, served.place), AXES, 0, 0)
         low, high = _bounds(layout, requests, at)
         part = requests.part
         owner = jnp.minimum(part // layout.rows, layout.mesh.size - 1)

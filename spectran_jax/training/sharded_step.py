@@ -17,6 +17,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from spectran_jax.gather import gather_rows
 from spectran_jax.item_encoders import ItemEncoder
 from spectran_jax.layout import TrainBatch
 from spectran_jax.objectives import History, Negatives, Objective
@@ -189,7 +190,7 @@ def _loss(
     at = jax.vmap(catalogue.place)
     rows, length = batch.item_ids.shape
     item_at = at(found, batch.item_ids.reshape(shards, -1))
-    inputs = jax.vmap(lambda own, which: own[which])(vectors, item_at).reshape(rows, length, -1)
+    inputs = jax.vmap(gather_rows)(vectors, item_at).reshape(rows, length, -1)
     states = module.read(inputs, batch.layout, train=True)
     targets, weight = batch.at_supervised(batch.targets), batch.weight()
     drawn_at = at(found, jnp.broadcast_to(drawn, (shards, len(drawn))))

@@ -18,6 +18,7 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 from spectran_jax import negatives
+from spectran_jax.gather import gather_rows
 from spectran_jax.item_encoders import StepView
 from spectran_jax.layout import SequenceLayout, TrainBatch
 from spectran_jax.objectives import History, Negatives, Objective
@@ -202,7 +203,7 @@ def make_train_step(
                 encoder = module.item_encoder
                 item_rows = encoder.rows(None)
                 vectors = encoder.encode(item_rows, train=True)  # each item once, however often it stands in the batch
-                inputs = vectors[item_at]
+                inputs = gather_rows(vectors, item_at)
                 states = module.read(inputs, batch.layout, train=True)
                 given = sampled
                 if sampled is not None and objective.history_negatives:

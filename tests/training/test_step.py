@@ -241,6 +241,27 @@ def test_a_bfloat16_table_learns(tiny_config, precision):
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "hstu"])
+def test_gradients_are_not_summed_in_bfloat16(tiny_config, backbone):
+    """Such a sum stops growing at 256 times its terms, and a popular item stands thousands of times in a batch."""
+    run = Run(tiny_config.replace(precision="bfloat16", backbone=backbone))
+    batch = partitioning.put_batch(run.setup.mesh, next(run.batches))
+    traced = jax.make_jaxpr(lambda *given: run.programs.train_step(*given))(run.state, run.frozen, batch)
+    sums = [each.invars[0].aval.dtype for each in equations(traced.jaxpr) if each.primitive.name == "scatter-add"]
+    assert sums
+    assert jnp.bfloat16 not in sums
+
+
+def equations(jaxpr):
+    """Of a program and all programs within it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            program = getattr(inner, "jaxpr", inner)
+            if hasattr(program, "eqns"):
+                yield from equations(program)
+
+
 def test_no_array_of_the_catalogues_size_is_made_in_a_step():
     """Of the real, optimised programs: nothing as long as the catalogue but what is given and written in place."""
     done = subprocess.run(
