@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from spectran_jax.adapter import component_weights
 from spectran_jax.backbones.layers import Dropout
 from spectran_jax.config import EncoderConfig
+from spectran_jax.gather import gather_rows
 from spectran_jax.item_encoders.base import ItemSource, Rows, StepView
 from spectran_jax.item_encoders.id import IdEncoder
 from spectran_jax.item_encoders.semantic import spectral_arrays
@@ -92,7 +93,7 @@ class RlmRecEncoder(IdEncoder, kw_only=True):
         taken = (jnp.arange(size) < jnp.count_nonzero(count)) & jnp.any(u != 0, axis=-1)
         share = jnp.where(taken, count[items], 0)
         text = u.astype(jnp.float32) * self._frozen("weights")
-        identity = view.vectors[items].astype(jnp.float32)
+        identity = gather_rows(view.vectors, items).astype(jnp.float32)
         if self.alignment == "contrastive":
             loss = info_nce(identity, self.adapter(text), share, self.alignment_temperature)
         else:

@@ -33,6 +33,8 @@ ATTEMPTS = 3
 FREE_SECONDS = 60.0
 """How long a job waits for a folder that another process holds: a child of a killed experiment that still saves."""
 LAUNCH = Path(__file__).with_name("launch.py")
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""XLA takes a step's temporary memory from the system anew each time; in pages of 2 MiB the kernel has less to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,15 +226,13 @@ class _Children:
         in_use = [child.cores for child in self.running]
         cores = min(self._shares, key=in_use.count)
         launch = [sys.executable, "-P", "-S", str(LAUNCH), str(os.getpid()), ",".join(map(str, sorted(cores)))]
-        # On a GPU the first of several would otherwise take three quarters of its memory for itself.
-        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if self._parallel > 1 else {}
         with (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 [*launch, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=shared | os.environ,
+                env=child_defaults(self._parallel) | os.environ,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which passes it on
             )
         self.running.append(_Child(job, attempt, folder, process, cores))
@@ -253,6 +253,13 @@ class _Children:
         for child in self.running:
             child.process.wait()
         self.running = []
+
+
+def child_defaults(parallel: int) -> dict[str, str]:
+    """Variables of a child's environment where the user sets none."""
+    # On a GPU the first of several would otherwise take three quarters of its memory for itself.
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if parallel > 1 else {}
+    return {"GLIBC_TUNABLES": HUGE_PAGES} | shared
 
 
 def core_shares(parallel: int) -> list[frozenset[int]]:

@@ -16,8 +16,7 @@ from rich.console import Console
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.board import Board
-from spectran_jax.studies.jobs import Job, core_shares, run_jobs
-from spectran_jax.studies.launch import HUGE_PAGES
+from spectran_jax.studies.jobs import HUGE_PAGES, Job, core_shares, run_jobs
 from spectran_jax.training.workdir import locked
 
 FAKE = Path(__file__).with_name("fake_run.py")

@@ -241,10 +241,12 @@ def test_a_bfloat16_table_learns(tiny_config, precision):
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
-@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "hstu"])
-def test_gradients_are_not_summed_in_bfloat16(tiny_config, backbone):
+@pytest.mark.parametrize(
+    "model", [{"backbone": "sasrec"}, {"backbone": "bert4rec"}, {"backbone": "hstu"}, {"item_encoder": "rlmrec"}]
+)
+def test_gradients_are_not_summed_in_bfloat16(tiny_config, model):
     """Such a sum stops growing at 256 times its terms, and a popular item stands thousands of times in a batch."""
-    run = Run(tiny_config.replace(precision="bfloat16", backbone=backbone))
+    run = Run(tiny_config.replace(precision="bfloat16", **model))
     batch = partitioning.put_batch(run.setup.mesh, next(run.batches))
     traced = jax.make_jaxpr(lambda *given: run.programs.train_step(*given))(run.state, run.frozen, batch)
     sums = [each.invars[0].aval.dtype for each in equations(traced.jaxpr) if each.primitive.name == "scatter-add"]
