@@ -17,6 +17,7 @@ class ClusterOptions:
     process_id: int = -1
     coordinator_timeout: int = 300
     peer_timeout: int = 30
+    hang_timeout: int = 600
 
 
 ALONE = ClusterOptions(num_processes=1)
@@ -29,6 +30,8 @@ _HELP = {
     "process_id": "Which of them this one is, from 0. -1: as found.",
     "coordinator_timeout": "Seconds to wait at start for the coordinator and for all processes.",
     "peer_timeout": "Seconds without a sign of life after which a process counts as lost, and the others leave.",
+    "hang_timeout": "Seconds after which a process that lives but gets no further between its first step and its last, "
+    "counts as hanging: it leaves, and the others with it. 0: never.",
 }
 
 NAMES = tuple(_HELP)

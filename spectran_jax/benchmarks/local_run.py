@@ -35,9 +35,9 @@ def latest_step(workdir: Path) -> int:
 class LocalRun:
     """The processes of a run, and the folder of what they print."""
 
-    def __init__(self, folder: Path, flags: Sequence[Mapping[str, Any]], devices: int) -> None:
+    def __init__(self, folder: Path, flags: Sequence[Mapping[str, Any]], devices: int, program: Sequence[str]) -> None:
         self.folder, self.each = folder, list[subprocess.Popen[bytes]]()
-        self._flags, self._devices = flags, devices
+        self._flags, self._devices, self._program = flags, devices, program
 
     def start(self) -> None:
         """Starts them."""
@@ -51,7 +51,7 @@ class LocalRun:
             JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
         )
         for index, own in enumerate(self._flags):
-            command = [sys.executable, "-m", "experiments.train", *(f"--{name}={own[name]}" for name in own)]
+            command = [sys.executable, *self._program, *(f"--{name}={own[name]}" for name in own)]
             with (self.folder / f"{index}.out").open("w") as out, (self.folder / f"{index}.err").open("w") as err:
                 self.each.append(subprocess.Popen(command, env=env, stdout=out, stderr=err, start_new_session=True))
 
@@ -108,6 +108,7 @@ def started(
     devices: int = 2,
     peer_timeout: float = 10,
     own: Mapping[str, Mapping[int, Any]] | None = None,
+    program: Sequence[str] = ("-m", "experiments.train"),
 ) -> Iterator[LocalRun]:
     """`count` processes of one run.
 
@@ -118,6 +119,7 @@ def started(
       devices: fake CPU devices of each process.
       peer_timeout: seconds after which a process that is silent counts as lost.
       own: flags of single processes, by name and index.
+      program: what Python runs.
     """
     flags = dict(flags)
     if count > 1:
@@ -127,7 +129,7 @@ def started(
     for name, values in (own or {}).items():
         for index, value in values.items():
             each[index][name] = value
-    processes = LocalRun(folder, each, devices)
+    processes = LocalRun(folder, each, devices, program)
     try:
         processes.start()
         yield processes

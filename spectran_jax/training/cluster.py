@@ -35,8 +35,12 @@ _LEAVING = 1.0
 class Cluster:
     """This process among those of the run; `index` 0 of `count` 1 where it is alone, and then nothing waits."""
 
-    def __init__(self, index: int = 0, count: int = 1, address: str = "", peer_timeout: float = 30.0) -> None:
+    def __init__(
+        self, index: int = 0, count: int = 1, address: str = "", peer_timeout: float = 30.0, hang_timeout: float = 0.0
+    ) -> None:
         self.index, self.count, self.address = index, count, address
+        self.hang_timeout = hang_timeout
+        """Seconds without progress after which a process that lives counts as hanging; 0 is never."""
         self.on_news: list[Callable[[dict[str, str]], None]] = []
         """Called by a thread with what stands in the key-value store under "news/", twice a second."""
         self.prepare_to_print: Callable[[], None] = lambda: None

@@ -89,7 +89,7 @@ def _connect(options: ClusterOptions, address: str, count: int, index: int, devi
         coordinator.wait_for(address, index, count, options.coordinator_timeout)
     else:
         coordinator.require_free(address)
-    cluster = Cluster(index, count, address, options.peer_timeout)
+    cluster = Cluster(index, count, address, options.peer_timeout, options.hang_timeout)
     _catch_aborts(cluster.on_abort)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if jax.config.values["jax_platforms"] == "cpu":

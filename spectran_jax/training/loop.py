@@ -28,6 +28,7 @@ from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.signals import StopRequest
+from spectran_jax.training.standstill import Watchdog
 from spectran_jax.training.step import Frozen
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.training.timetable import Timetable, total_steps
@@ -196,7 +197,8 @@ def train(
     pending: list[dict[str, jax.Array]] = []
     feed = Feed(batches, mesh, phases, step=step, steps_at=timetable.steps_at)
     profile = Profile(workdir / "profile", training.profile if cluster.is_first else 0, after=step)
-    with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"), profile:
+    watchdog = Watchdog(cluster, phases)
+    with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"), profile, watchdog:
         while step < total and not record.exhausted(training.patience):
             dispatch = feed.take()
             vote.commit(step + dispatch.steps)
@@ -224,7 +226,7 @@ def train(
             if timetable.reads(step):
                 with phases("evaluation"), progress.task("Validation", len(valid)) as reading:
                     table = programs.table(state.params, frozen)
-                    read = metrics_from_ranks(programs.rank(state.params, table, valid, reading))
+                    read = metrics_from_ranks(programs.rank(state.params, table, valid, phases.moving(reading)))
                     # What decides on stopping is one process's, to the last bit.
                     values = cluster.of_first(f"reading/{step}", functools.partial(dict, read))
                     watched = watch(programs, state.params, frozen, table)

@@ -1,10 +1,10 @@
-"""Where the time of a run goes: seconds by phase."""
+"""Where the time of a run goes: seconds by phase, and how long it has been standing in one."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Phases:
@@ -12,15 +12,33 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._inside: list[str] = []
+        self._moved = time.perf_counter()
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Adds the time spent inside to the phase."""
-        start = time.perf_counter()
+        start = self._moved = time.perf_counter()
+        self._inside.append(name)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self._inside.pop()
+            self._moved = time.perf_counter()
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._moved - start
+
+    def moving(self, report: Callable[[int], None]) -> Callable[[int], None]:
+        """`report`, whose calls are signs of progress within a phase."""
+
+        def call(done: int) -> None:
+            self._moved = time.perf_counter()
+            report(done)
+
+        return call
+
+    def standing(self) -> tuple[float, str]:
+        """Seconds since a phase began, ended or moved, and the phase; may be called by another thread."""
+        return time.perf_counter() - self._moved, (self._inside or ["none"])[-1]
 
     def training(self) -> float:
         """Seconds of input, transfer and steps."""

@@ -1,0 +1,67 @@
+"""A process of several that lives and gets no further: noticed, named and ended.
+
+Heartbeats need no Python thread, so a process whose main thread hangs (on a file system that is gone, in a collective
+that a device never ends) looks alive to the others, and they would wait for it for ever.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import TracebackType
+
+from spectran_jax.errors import Interrupted
+from spectran_jax.training.cluster import Cluster
+from spectran_jax.training.phases import Phases
+
+_ALONE = ("input", "transfer", "none")
+"""Phases in which a process waits for no other one."""
+_GRACE = 5.0
+"""Seconds that it is given longer in other phases, so that the process that all wait for speaks first."""
+
+
+class Watchdog:
+    """Ends the run, status 75, where this process stays in one phase for longer than `cluster.hang_timeout`.
+
+    To be entered and left by the main thread, around the loop. It looks from the first finished step on: before,
+    programs are compiled, which may take any time. The others pass on the message of the first to leave, which is the
+    one to look at where it hangs on the host: in a collective all of them stand still together. Code that hangs with
+    Python's lock in its hands can't be noticed from within.
+    """
+
+    def __init__(self, cluster: Cluster, phases: Phases) -> None:
+        self._cluster, self._phases, self._inside = cluster, phases, False
+        self._main = threading.get_ident()
+
+    def __enter__(self) -> Watchdog:
+        self._inside = True
+        if not self._cluster.alone and self._cluster.hang_timeout > 0:
+            self._cluster.on_news.append(self._look)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inside = False
+
+    def _look(self, news: dict[str, str]) -> None:
+        """Called by the cluster's thread, twice a second."""
+        seconds, phase = self._phases.standing()
+        limit = self._cluster.hang_timeout
+        if not self._inside or "step" not in self._phases.seconds or seconds <= limit + _GRACE * (phase not in _ALONE):
+            return
+        self._cluster.fail(
+            Interrupted(
+                f"Process {self._cluster.index} of {self._cluster.count} got no further for {limit:g} s, in the phase "
+                f"{phase!r} at {place_of(self._main)}: it hangs, or waits for one that does. Start the same command "
+                "again on all hosts to go on from the last checkpoint; --hang_timeout=SECONDS allows for longer."
+            )
+        )
+
+
+def place_of(thread: int) -> str:
+    """Where a thread of this process stands: `file:line (function)` of its innermost Python frame."""
+    frame = sys._current_frames().get(thread)
+    return (
+        "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+    )

@@ -1,0 +1,102 @@
+"""A process that lives and gets no further is noticed by its own thread, and all leave."""
+
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from spectran_jax.benchmarks.local_run import started
+from spectran_jax.errors import Interrupted
+from spectran_jax.training import phases as phases_module
+from spectran_jax.training.phases import Phases
+from spectran_jax.training.standstill import Watchdog, place_of
+
+
+def test_one_of_two_processes_hangs(tiny_flags, tmp_path):
+    flags = {**tiny_flags, "item_encoder": "id", "hang_timeout": 3, "workdir": tmp_path / "run"}
+    program = [str(Path(__file__).with_name("hanging_train.py"))]
+    with started(tmp_path / "log", 2, flags, devices=1, program=program) as run:
+        assert run.wait(120) == [Interrupted.exit_status] * 2, [run.err(index) for index in range(2)]
+        message = "Process 1 of 2 got no further for 3 s, in the phase 'input' at "
+        assert f"error: {message}" in run.last_line(1)
+        assert f"error: Process 1 left: {message}" in run.last_line(0)
+        assert "--hang_timeout" in run.last_line(0)
+        assert "Traceback" not in run.err(0) + run.err(1)
+
+
+class Ended(Exception):
+    pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(phases_module.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
+def cluster():
+    def fail(error):
+        raise Ended(str(error))
+
+    return types.SimpleNamespace(index=1, count=2, alone=False, hang_timeout=10, on_news=[], fail=fail)
+
+
+def look(cluster):
+    for listener in cluster.on_news:
+        listener({})
+
+
+def test_only_what_stands_still_between_the_first_step_and_the_last(cluster, clock):
+    phases = Phases()
+    with Watchdog(cluster, phases):
+        with phases("step"):
+            clock.now += 1000  # compiles
+            look(cluster)
+        clock.now += 9
+        look(cluster)
+        with phases("input"):
+            clock.now += 9
+            look(cluster)
+        with phases("evaluation"):
+            report = phases.moving(lambda done: None)
+            for batch in range(5):
+                clock.now += 9
+                look(cluster)
+                report(batch)
+            clock.now += 14
+            look(cluster)
+            clock.now += 2
+            with pytest.raises(Ended, match=r"1 of 2 got no further for 10 s, in the phase 'evaluation' at .*\.py:"):
+                look(cluster)
+    clock.now += 1000
+    look(cluster)
+
+
+@pytest.mark.parametrize("change", [{"alone": True}, {"hang_timeout": 0}])
+def test_nobody_looks_where_nobody_waits(cluster, clock, change):
+    vars(cluster).update(change)
+    phases = Phases()
+    with Watchdog(cluster, phases):
+        phases.seconds["step"] = 1.0
+        clock.now += 1000
+        look(cluster)
+
+
+def test_the_place_of_a_thread():
+    ready, done = threading.Event(), threading.Event()
+
+    def stand_here():
+        ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=stand_here)
+    thread.start()
+    ready.wait()
+    assert thread.ident is not None
+    assert place_of(thread.ident).endswith("(wait)")
+    done.set()
+    thread.join()
+    assert place_of(thread.ident) == "an unknown place"
