@@ -115,7 +115,7 @@ def rank_targets(
 
     zeros = jnp.zeros(len(states), jnp.int32)
     chunk = min(chunk or chunk_items(len(states), CHUNK_BYTES), _NAN - 1)
-    ranks, broken = _over_chunks(count, (zeros, jnp.isnan(bar)), table, chunk)
+    ranks, broken = _over_chunks(count, (zeros, ~jnp.isfinite(own)), table, chunk)
     return jnp.where(shard.sum(broken.astype(jnp.int32)) > 0, -1, shard.sum(ranks))
 
 

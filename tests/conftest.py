@@ -10,17 +10,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+from compilation import compile_quickly
+
 # Tests run hundreds of tiny programs: compile them quickly, and each of them once, in this process, in pytest's other
 # workers and in the commands that they start.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+compile_quickly()
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="spectran-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-import numpy as np
-import pytest
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 pytest_plugins = ["objective_cases", "eight_devices"]  # a second conftest.py would hide this one from imports
 

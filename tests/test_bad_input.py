@@ -335,7 +335,7 @@ def test_a_folder_that_another_process_is_using(tiny_flags, tmp_path, run_comman
 
 
 def test_a_batch_that_four_devices_can_not_share(tiny_flags, tmp_path, run_command):
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"}
     done = run_command("train", {**tiny_flags, "workdir": tmp_path, "batch_size": 18}, env=env)
     assert_fails(done, 2, "--batch_size=18 is not divisible by the 4 devices of the mesh's data axis; take 16 or 20.")
     assert not (tmp_path / "metrics.json").exists()

@@ -9,21 +9,13 @@ from conftest import REPO
 FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 
-def run(*command: str, **env: str) -> None:
+def test_on_eight_devices():
     done = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mesh"],
         cwd=REPO,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(REPO), **env},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(REPO), "MESH_TESTS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-
-
-def test_on_eight_devices():
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mesh", MESH_TESTS="1")
-
-
-def test_nothing_that_travels_and_no_temporary_follows_the_catalogue():
-    run("tests/mesh/compiled.py", JAX_DISABLE_MOST_OPTIMIZATIONS="0")

@@ -42,9 +42,10 @@ class LocalRun:
     def start(self) -> None:
         """Starts them."""
         self.folder.mkdir(parents=True)
+        devices = f"--xla_force_host_platform_device_count={self._devices}"
         env = child_environment(
             JAX_PLATFORMS="cpu",
-            XLA_FLAGS=f"--xla_force_host_platform_device_count={self._devices}",
+            XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip(),
             # Restarts of process 0, which writes the cache, compile nothing anew.
             JAX_COMPILATION_CACHE_DIR=os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.folder.parent / "compiled")),
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",

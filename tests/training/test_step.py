@@ -1,15 +1,11 @@
 """One update: on the touched items or on all, packed or padded, from the device or the host, one at a time or many."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import REPO, TINY_MODEL, write_tiny
+from conftest import TINY_MODEL, write_tiny
 
 from spectran_jax import data
 from spectran_jax.config import Config
@@ -262,19 +258,6 @@ def equations(jaxpr):
             program = getattr(inner, "jaxpr", inner)
             if hasattr(program, "eqns"):
                 yield from equations(program)
-
-
-def test_no_array_of_the_catalogues_size_is_made_in_a_step():
-    """Of the real, optimised programs: nothing as long as the catalogue but what is given and written in place."""
-    done = subprocess.run(
-        [sys.executable, str(REPO / "tests" / "training" / "compiled_step.py")],
-        cwd=REPO,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 def test_a_catalogue_too_large_for_the_device_is_refused_before_anything_is_compiled(tiny_config):
