@@ -10,7 +10,7 @@ EMITTERS = "xla_cpu_use_fusion_emitters"
 """XLA's newer code generator on CPU, which takes twice as long to compile as the one before."""
 
 AS_USERS_DO: dict[str, bool] = {}
-"""For `Lowered.compile`: the HLO and memory that users get, whatever `compile_quickly` did. Machine code may be another:
+"""For `Lowered.compile`: HLO and memory as users get them, whatever `compile_quickly` did. Machine code may be another:
 XLA's own passes do not look at what JAX_DISABLE_MOST_OPTIMIZATIONS turns off, which is LLVM's work."""
 
 
