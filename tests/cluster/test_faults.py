@@ -22,9 +22,9 @@ def flags(tiny_flags):
 
 @pytest.fixture(scope="module")
 def alone(flags, tmp_path_factory):
-    """Left alone, on one process of eight devices."""
+    """Left alone, on one process of one device."""
     folder = tmp_path_factory.mktemp("alone")
-    with started(folder / "log", 1, {**flags, "workdir": folder / "run", "checkpoint_every": 1000}, devices=8) as run:
+    with started(folder / "log", 1, {**flags, "workdir": folder / "run", "checkpoint_every": 1000}, devices=1) as run:
         assert run.wait() == [0], run.err(0)
     return folder / "run"
 

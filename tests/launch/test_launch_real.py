@@ -30,7 +30,8 @@ def children(pid: int) -> dict[int, str]:
 
 
 def test_sigterm_to_one_of_two_processes_saves_and_starts_both_again(tiny_flags, tmp_path):
-    flags = {**tiny_flags, "epochs": 8, "eval_every": 8, "patience": 0, "checkpoint_every": 2, "workdir": tmp_path}
+    flags = {**tiny_flags, "item_encoder": "id", "epochs": 8, "eval_every": 8, "patience": 0, "checkpoint_every": 2}
+    flags["workdir"] = tmp_path
     launcher = subprocess.Popen(
         [REPO / "launch" / "local.sh", *(f"--{name}={value}" for name, value in flags.items())],
         env={**os.environ, **SETTINGS},

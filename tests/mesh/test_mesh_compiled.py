@@ -1,7 +1,6 @@
-"""A step on eight devices, compiled as users do: nothing it exchanges or holds follows the catalogue."""
+"""A step on eight devices, compiled: nothing that it exchanges or holds follows the catalogue."""
 
 import jax
-from compilation import AS_USERS_DO
 
 from spectran_jax.benchmarks.sessions import batches_of, synthetic
 from spectran_jax.planning import hlo
@@ -35,7 +34,7 @@ def compiled(items: int):
         batch,
         partitioning.batch_shardings(setup.mesh, batch),
     )
-    return programs.train_step.lower(programs.state, setup.abstract(), shapes).compile(AS_USERS_DO)
+    return programs.train_step.lower(programs.state, setup.abstract(), shapes).compile()
 
 
 def test_nothing_that_travels_and_no_temporary_follows_the_catalogue():

@@ -113,12 +113,18 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"precision": "bfloat16", "table_dtype": "bfloat16", "spectrum_dtype": "bfloat16"},
-        {"spectrum_dtype": "int8", "spectrum_memory": "disk", "table_optimizer": "rowwise_adagrad"},
+        {"precision": "bfloat16", "table_dtype": "bfloat16", "spectrum_dtype": "bfloat16", "split": "temporal"},
         {"loss": "sampled_softmax", "sampling": "popularity", "mask_negatives": "history", "table_updates": "dense"},
-        {"split": "temporal"},
-        {"packing": False, "schedule": "cosine", "weight_decay": 0.01, "spectral_lr_multiplier": 0.1},
         {"fusion": "gate", "learn_scale": True, "optimizer": "adagrad", "filter_seen": True, "max_steps": 3},
+        {
+            "spectrum_dtype": "int8",
+            "spectrum_memory": "disk",
+            "table_optimizer": "rowwise_adagrad",
+            "packing": False,
+            "schedule": "cosine",
+            "weight_decay": 0.01,
+            "spectral_lr_multiplier": 0.1,
+        },
     ],
     ids=lambda options: ",".join(options),
 )

@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPO, command
+from conftest import REPO, command, without_report
 
-FLAGS = {"epochs": 20, "eval_every": 3, "checkpoint_every": 3, "patience": 0, "semantic_scale": 0.3}
+from spectran_jax.config import Config
+from spectran_jax.training.run import train_and_report
+
+FLAGS = {"epochs": 12, "eval_every": 3, "checkpoint_every": 3, "patience": 0, "semantic_scale": 0.3}
 VOLATILE = {"examples_per_second", "seconds"}
 
 
@@ -52,11 +55,16 @@ def flags(tiny_flags):
     return {**tiny_flags, **FLAGS}
 
 
+def train_here(flags: dict, workdir: Path) -> None:
+    """The same run in this process, without its page."""
+    with without_report():
+        train_and_report(Config().replace(**flags), workdir)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(flags, tmp_path_factory, run_command):
+def uninterrupted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    done = run_command("train", {**flags, "workdir": workdir})
-    assert done.returncode == 0, done.stderr
+    train_here(flags, workdir)
     return outcome(workdir)
 
 
@@ -68,7 +76,7 @@ def cut_short(workdir: Path) -> None:
         file.truncate(largest.stat().st_size // 2)
 
 
-def test_killed_told_to_stop_and_damaged(flags, uninterrupted, tmp_path, run_command):
+def test_killed_told_to_stop_and_damaged(flags, uninterrupted, tmp_path, run_command, capsys):
     """One run: killed at three random points, stopped by each signal, and its newest checkpoint damaged."""
     rng = random.Random(time.time_ns())
     step = 0
@@ -93,15 +101,14 @@ def test_killed_told_to_stop_and_damaged(flags, uninterrupted, tmp_path, run_com
 
     # It is finished, and not run again.
     before = (tmp_path / "metrics.json").stat().st_mtime_ns
-    again = run_command("train", {**flags, "workdir": tmp_path})
-    assert again.returncode == 0
-    assert "ndcg@10" in again.stdout.lower()
+    train_here(flags, tmp_path)
+    assert "ndcg@10" in capsys.readouterr().out.lower()
     assert (tmp_path / "metrics.json").stat().st_mtime_ns == before
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one(flags, uninterrupted, tmp_path, run_command):
-    assert run_command("train", {**flags, "epochs": 3, "workdir": tmp_path}).returncode == 0
-    assert run_command("train", {**flags, "workdir": tmp_path}).returncode == 0
+def test_a_longer_run_goes_on_from_a_shorter_one(flags, uninterrupted, tmp_path):
+    train_here({**flags, "epochs": 3}, tmp_path)
+    train_here(flags, tmp_path)
     longer = outcome(tmp_path)
     assert longer["metrics"]["digest"] == uninterrupted["metrics"]["digest"]
     assert longer["metrics"]["test"] == uninterrupted["metrics"]["test"]

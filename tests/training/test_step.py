@@ -76,8 +76,6 @@ OTHER = {"packing": False, "mask_negatives": "history", "loss": "sampled_softmax
 @pytest.mark.parametrize(
     ("encoder", "options"),
     [
-        ("id", {}),
-        ("svd", OTHER),
         ("spectran", {}),
         ("spectran", OTHER),
         ("rlmrec", {"alignment": "generative"}),
@@ -187,7 +185,7 @@ def test_a_spectrum_off_the_device_gives_the_same_run(wide_config, memory_kind, 
     assert "u" not in off.setup.frozen.item_encoder
     for ours, theirs in zip(off.steps(3), on.steps(3), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)  # two programs: the same ids and rows, other rounding
-    assert_close(params(off), params(on), rtol=1e-4, atol=1e-6)
+    assert_close(params(off), params(on), rtol=1e-4, atol=5e-6)
     tables = [jax.device_get(run.programs.table(run.state.params, run.frozen)) for run in (on, off)]
     assert_close(*tables, rtol=1e-4, atol=1e-6)
 
