@@ -91,6 +91,14 @@ def command(module: str, flags: dict[str, object]) -> list[str]:
     return [sys.executable, "-m", f"experiments.{module}", *(f"--{name}={value}" for name, value in flags.items())]
 
 
+def cut_short(workdir: Path) -> None:
+    """Half of the largest file of the newest checkpoint."""
+    newest = max((workdir / "checkpoints" / "latest").glob("[0-9]*"), key=lambda p: int(p.name.split(".")[0]))
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+
+
 @contextlib.contextmanager
 def without_report():
     """Runs write no page, which takes seconds of plotting."""

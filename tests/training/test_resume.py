@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPO, command, without_report
+from conftest import REPO, command, cut_short, without_report
 
 from spectran_jax.config import Config
 from spectran_jax.training.run import train_and_report
@@ -66,14 +66,6 @@ def uninterrupted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     train_here(flags, workdir)
     return outcome(workdir)
-
-
-def cut_short(workdir: Path) -> None:
-    """Half of the largest file of the newest checkpoint."""
-    newest = max((workdir / "checkpoints" / "latest").glob("[0-9]*"), key=lambda p: int(p.name.split(".")[0]))
-    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    with largest.open("r+b") as file:
-        file.truncate(largest.stat().st_size // 2)
 
 
 def test_killed_told_to_stop_and_damaged(flags, uninterrupted, tmp_path, run_command, capsys):
