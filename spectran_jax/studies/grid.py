@@ -74,11 +74,12 @@ def run_grid(
       command: see `run_jobs`.
 
     Raises:
-      InputError: a field that the study varies and the command line names too, or runs of two protocols.
+      InputError: a field that every variant sets and the command line names too, or runs of two protocols.
       RunError: where no run came to its end.
     """
-    varied = {name for some in variants.values() for variant in some for name in variant.values}
-    clash = sorted(varied & set(study.given))
+    # A field that some variants leave alone has the command line's value in those.
+    always = set.intersection(*(set(variant.values) for some in variants.values() for variant in some))
+    clash = sorted(always & set(study.given))
     if clash:
         raise InputError(f"This study sets --{clash[0]} itself, run by run; leave the flag out.")
     jobs = {

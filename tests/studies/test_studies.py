@@ -189,6 +189,12 @@ def test_a_flag_that_the_study_sets_is_refused_before_anything_runs(study, train
     assert not trained
 
 
+def test_a_flag_is_where_changes_start_from(study, trained):
+    ablation.run(study, f"dimension={D // 2}:{D}")
+    found = {job.name.split("/")[1]: job.config.encoder.dimension for job in trained}
+    assert found == {"spectran": D, f"dimension={D // 2}": D // 2}, "what is given already is no change"
+
+
 def test_runs_that_fail_are_named_and_the_rest_is_shown(study, monkeypatch):
     def run_jobs(jobs, workdir, **_):
         made = {}
