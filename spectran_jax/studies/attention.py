@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Float
 
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
 from spectran_jax.report.statistics import energy_beyond
+from spectran_jax.training.adapter_parts import Adapter, adapter_of
 from spectran_jax.training.workdir import write_arrays
 
 FILE = "adapter.npz"
-
-
-class Adapter(NamedTuple):
-    """The adapter of the best parameters of a run; None for parts that it does without."""
-
-    sigma: Float[np.ndarray, "r"]
-    weights: Float[np.ndarray, "d r"]
-    """W as it multiplies u."""
-    attention: Float[np.ndarray, "d r"] | None = None
-    """phi(Z)."""
-    diagonal: Float[np.ndarray, "n"] | None = None
-    """p(sigma) of the first min(d, r) components."""
-    taylor: Float[np.ndarray, "P1"] | None = None
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -50,19 +36,7 @@ def _restore(folder: Path) -> Adapter:
     encoder = read_config(folder / "config.json").encoder.item_encoder
     if encoder != "spectran":
         raise InputError(f"{folder} is a run of --item_encoder={encoder}, not of spectran.")
-    setup, params = load_run(folder)
-    assert setup.spectrum is not None
-    # Of the frozen arrays, the parts read sigma alone.
-    sigma = np.asarray(setup.spectrum.sigma, np.float32)
-    frozen = {"item_encoder": {"sigma": sigma}}
-
-    def read(params: Any) -> Any:
-        variables = {"params": params, "frozen": frozen}
-        return setup.model.apply(variables, method=lambda model: model.item_encoder.parts())
-
-    parts = jax.device_get(jax.jit(read)(params))
-    taylor = params["item_encoder"]["adapter"].get("taylor")
-    return Adapter(sigma, parts.weights, parts.attention, parts.diagonal, jax.device_get(taylor))
+    return adapter_of(*load_run(folder))
 
 
 class Reach(NamedTuple):

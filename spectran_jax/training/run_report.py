@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from spectran_jax.report import Recommended, ReportData, UserExample, write_report
-from spectran_jax.training import loop, partitioning
+from spectran_jax.training import loop
+from spectran_jax.training.adapter_parts import adapter_of
 from spectran_jax.training.setup import Setup
-from spectran_jax.training.step import Frozen
 from spectran_jax.training.summary import Ranked, dataset_summary, parameter_rows
 
 EXAMPLE_USERS = 6
@@ -35,7 +34,7 @@ def write_run_report(
     if setup.spectrum is not None:
         spectral["text_singular_values"] = np.asarray(setup.spectrum.sigma)
     if encoder == "spectran":
-        spectral |= _spectral_parts(setup, trained)
+        spectral |= adapter_of(setup, trained.params)._asdict()
     if path is None:
         return
     start = next((line["item_singular_values"] for line in trained.lines if line["kind"] == "start"), None)
@@ -73,23 +72,3 @@ def _examples(setup: Setup, ranked: Ranked) -> list[UserExample]:
         )
         for row in np.unique(np.linspace(0, len(targets) - 1, EXAMPLE_USERS).astype(int))
     ]
-
-
-def _spectral_parts(setup: Setup, trained: loop.Trained) -> dict[str, Any]:
-    """phi(Z), A, W, threshold and Taylor coefficients of the trained adapter."""
-
-    def read(params: Any, frozen: Frozen) -> Any:
-        variables = {"params": params, "frozen": frozen.collection()}  # of u, nothing is read
-        return setup.model.apply(variables, method=lambda m: (m.item_encoder.parts(), m.item_encoder.diagnostics()))
-
-    everywhere = partitioning.replicated(setup.mesh)
-    parts, values = jax.device_get(jax.jit(read, out_shardings=everywhere)(trained.params, trained.frozen))
-    threshold = values.get("threshold")
-    return {
-        "attention": parts.attention,
-        "diagonal": parts.diagonal,
-        "weights": parts.weights,
-        "sigma": np.asarray(setup.spectrum.sigma) if setup.spectrum is not None else None,
-        "taylor": values.get("taylor"),
-        "threshold": None if threshold is None else float(threshold),
-    }
