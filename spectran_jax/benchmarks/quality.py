@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},
     "int8": {"spectrum_dtype": "int8"},
     "bfloat16": {"spectrum_dtype": "bfloat16"},
+    "precision": {"precision": "bfloat16"},
 }
 
 
@@ -60,6 +61,7 @@ for _name, _ours, _other, _title in (
     ("packed", "base", "padded", "packed over one history a row"),
     ("int8", "int8", "base", "u in int8 over float32"),
     ("bfloat16", "bfloat16", "base", "u in bfloat16 over float32"),
+    ("precision", "precision", "base", "activations in bfloat16 over float32"),
 ):
     bar(
         f"quality_{_name}",
