@@ -23,7 +23,8 @@ gives the figures their meaning.
 Rows: rectools_beauty, rectools_office, torch_beauty, torch_office (training speed against peers, and quality),
 packing_fill, packing_speed, utilisation, loop, scaling_1m, softmax_memory, softmax_gradient, decomposition,
 decomposition_memory, ranking, gpu; with --full, or by name, scaling_10m (20 GiB of memory), shared_10m (12 GiB),
-quality_sparse, quality_packed, quality_int8, quality_bfloat16 (40 short runs), faults (20 crashes of four processes).
+quality_sparse, quality_packed, quality_int8, quality_bfloat16, quality_precision (48 short runs), faults (20 crashes
+of four processes).
 """
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the results; also holds caches and, for a while, data.")
