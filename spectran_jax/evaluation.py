@@ -49,7 +49,7 @@ def evaluate(
     """Ranks of all targets, int32, in the order of the batches' rows; rows of user -1 are dropped.
 
     Args:
-      rank_step: a jitted function from a batch on the device to 0-based ranks, -1 where a score is NaN (see
+      rank_step: a jitted function from a batch on the device to 0-based ranks, -1 where a score is not finite (see
         `rank_targets`).
       batches: NumPy batches, all of one shape.
       put: copies a batch to the device, explicitly.
@@ -57,15 +57,15 @@ def evaluate(
       users: as in `per_user`.
 
     Raises:
-      RunError: where the scores of a user are NaN.
+      RunError: where the scores of a user are not finite.
       InputError: where the batches hold no user.
     """
     numbers, ranks = per_user(rank_step, batches, put=put, progress=progress, users=users)
     broken = numbers[ranks < 0]
     if len(broken):
         raise RunError(
-            f"The scores of {len(broken)} of {len(numbers)} users are NaN, the first of them user {broken[0]}; "
-            "there is no rank to give. Train with a lower --learning_rate, or look for NaN in the item vectors."
+            f"The scores of {len(broken)} of {len(numbers)} users are not finite, the first of them user {broken[0]}; "
+            "there is no rank to give. Train with a lower --learning_rate, or look for NaN and inf in the item vectors."
         )
     return ranks
 

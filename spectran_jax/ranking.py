@@ -79,7 +79,8 @@ def rank_targets(
       shard: under `shard_map`, what `table` is a part of.
 
     Returns:
-      int32 ranks in [0, N); -1 for a state with a score that is NaN, or whose target's score is infinite.
+      int32 ranks in [0, N); -1 for a state with a score that is NaN, or whose target's score (or what rounding may
+      change in it) is not finite.
 
     Raises:
       InputError: for arrays whose shapes do not fit together.
@@ -115,7 +116,7 @@ def rank_targets(
 
     zeros = jnp.zeros(len(states), jnp.int32)
     chunk = min(chunk or chunk_items(len(states), CHUNK_BYTES), _NAN - 1)
-    ranks, broken = _over_chunks(count, (zeros, ~jnp.isfinite(own)), table, chunk)
+    ranks, broken = _over_chunks(count, (zeros, ~jnp.isfinite(bar)), table, chunk)
     return jnp.where(shard.sum(broken.astype(jnp.int32)) > 0, -1, shard.sum(ranks))
 
 

@@ -213,6 +213,12 @@ def test_a_target_whose_score_is_infinite_has_no_rank():
     )
 
 
+def test_a_target_whose_rounding_is_not_finite_has_no_rank():
+    """A zero vector scores 0 with a state whose length overflows, and what rounding may change in that is NaN."""
+    states, table = np.full((2, 2), 1e25, np.float32), np.array([[0, 0], [1, 1]], np.float32)
+    np.testing.assert_array_equal(ranks_of(states, table, np.arange(2, dtype=np.int32)), [-1, -1])
+
+
 def test_a_target_is_never_filtered():
     states, table, targets, _ = integers(4)
     everything = np.tile(np.arange(ITEMS, dtype=np.int32), (USERS, 1))

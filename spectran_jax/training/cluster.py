@@ -226,6 +226,10 @@ class Cluster:
         Process 0 stays until the others had time to read the news, which it keeps.
         """
         self._stage = "leaving"
+        # A main thread that hangs in a write holds the stream that the last line goes to.
+        last = threading.Timer(2 * _POLL + 5 * _LEAVING, os._exit, [status])
+        last.daemon = True
+        last.start()
         with contextlib.suppress(Exception):
             self.prepare_to_print()
         write_last(message)

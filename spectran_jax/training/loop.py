@@ -175,8 +175,10 @@ def train(
 
     def fetch(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
         """The metrics of the newest step; stops at the first loss that is not finite."""
-        with phases("step"):  # waits for the steps under way
-            fetched = jax.device_get(pending)
+        for metrics in pending:  # waits for the steps under way, and each that ends is a sign of progress
+            with phases("step"):
+                jax.block_until_ready(metrics["loss"])
+        fetched = jax.device_get(pending)
         losses = np.concatenate([np.atleast_1d(metrics["loss"]) for metrics in fetched])
         for at, loss in enumerate(losses, step - len(losses) + 1):
             if not math.isfinite(loss):
@@ -205,6 +207,7 @@ def train(
             with phases("step"):
                 run = programs.train_step if dispatch.steps == 1 else programs.train_steps
                 state, metrics = run(state, frozen, dispatch.batch)
+                watchdog.begin(metrics)
             step += dispatch.steps
             record.data = dispatch.state
             pending.append(metrics)
@@ -226,6 +229,7 @@ def train(
             if timetable.reads(step):
                 with phases("evaluation"), progress.task("Validation", len(valid)) as reading:
                     table = programs.table(state.params, frozen)
+                    phases.move()
                     read = metrics_from_ranks(programs.rank(state.params, table, valid, phases.moving(reading)))
                     # What decides on stopping is one process's, to the last bit.
                     values = cluster.of_first(f"reading/{step}", functools.partial(dict, read))
@@ -244,7 +248,8 @@ def train(
             if saving:
                 save()
             if stopping:
-                checkpoints.wait()
+                with phases("checkpoint"):
+                    checkpoints.wait()
                 raise Interrupted(f"{stopping}: saved step {step}; start the same command again to go on.")
     stop.deferred = False
     if stop.requested:  # too late for the loop

@@ -23,22 +23,27 @@ class Phases:
         try:
             yield
         finally:
+            self._moved = time.perf_counter()  # first: another thread looks
             self._inside.pop()
-            self._moved = time.perf_counter()
             self.seconds[name] = self.seconds.get(name, 0.0) + self._moved - start
+
+    def move(self) -> None:
+        """A sign of progress within a phase."""
+        self._moved = time.perf_counter()
 
     def moving(self, report: Callable[[int], None]) -> Callable[[int], None]:
         """`report`, whose calls are signs of progress within a phase."""
 
         def call(done: int) -> None:
-            self._moved = time.perf_counter()
+            self.move()
             report(done)
 
         return call
 
     def standing(self) -> tuple[float, str]:
         """Seconds since a phase began, ended or moved, and the phase; may be called by another thread."""
-        return time.perf_counter() - self._moved, (self._inside or ["none"])[-1]
+        inside = tuple(self._inside)
+        return time.perf_counter() - self._moved, inside[-1] if inside else "none"
 
     def training(self) -> float:
         """Seconds of input, transfer and steps."""

@@ -6,15 +6,19 @@ that a device never ends) looks alive to the others, and they would wait for it 
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from types import TracebackType
+from typing import Any
+
+import jax
 
 from spectran_jax.errors import Interrupted
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.phases import Phases
 
-_ALONE = ("input", "transfer", "none")
+_ALONE = ("input", "transfer")
 """Phases in which a process waits for no other one."""
 _GRACE = 5.0
 """Seconds that it is given longer in other phases, so that the process that all wait for speaks first."""
@@ -23,38 +27,46 @@ _GRACE = 5.0
 class Watchdog:
     """Ends the run, status 75, where this process stays in one phase for longer than `cluster.hang_timeout`.
 
-    To be entered and left by the main thread, around the loop. It looks from the first finished step on: before,
-    programs are compiled, which may take any time. The others pass on the message of the first to leave, which is the
-    one to look at where it hangs on the host: in a collective all of them stand still together. Code that hangs with
-    Python's lock in its hands can't be noticed from within.
+    To be entered and left by the main thread, around the loop. It looks from the end of the first step on: before,
+    every process compiles, which may take any time. The others pass on the message of the first to leave. That is
+    the one to look at where it hangs in its input; in what all do together each waits for the others, and any may be
+    first. Code that hangs with Python's lock in its hands can't be noticed from within.
     """
 
     def __init__(self, cluster: Cluster, phases: Phases) -> None:
-        self._cluster, self._phases, self._inside = cluster, phases, False
+        self._cluster, self._phases, self._looks = cluster, phases, False
+        self._wanted = not cluster.alone and cluster.hang_timeout > 0
         self._main = threading.get_ident()
 
     def __enter__(self) -> Watchdog:
-        self._inside = True
-        if not self._cluster.alone and self._cluster.hang_timeout > 0:
+        if self._wanted:
             self._cluster.on_news.append(self._look)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._inside = False
+        self._looks = self._wanted = False
+
+    def begin(self, metrics: Any) -> None:
+        """Begins to look once these arrays of a step are there; waits for those of the first step alone."""
+        if self._wanted and not self._looks:
+            jax.block_until_ready(metrics)
+            self._phases.move()
+            self._looks = True
 
     def _look(self, news: dict[str, str]) -> None:
         """Called by the cluster's thread, twice a second."""
         seconds, phase = self._phases.standing()
         limit = self._cluster.hang_timeout
-        if not self._inside or "step" not in self._phases.seconds or seconds <= limit + _GRACE * (phase not in _ALONE):
+        if not self._looks or seconds <= limit + _GRACE * (phase not in _ALONE):
             return
         self._cluster.fail(
             Interrupted(
-                f"Process {self._cluster.index} of {self._cluster.count} got no further for {limit:g} s, in the phase "
-                f"{phase!r} at {place_of(self._main)}: it hangs, or waits for one that does. Start the same command "
-                "again on all hosts to go on from the last checkpoint; --hang_timeout=SECONDS allows for longer."
+                f"Process {self._cluster.index} of {self._cluster.count} on {socket.gethostname()} got no further for "
+                f"{limit:g} s, in the phase {phase!r} at {place_of(self._main)}: it hangs, or waits for one that does. "
+                "Start the same command again on all hosts to go on from the last checkpoint; --hang_timeout=SECONDS "
+                "allows for longer."
             )
         )
 

@@ -1,9 +1,11 @@
 """A process that lives and gets no further is noticed by its own thread, and all leave."""
 
+import socket
 import threading
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spectran_jax.benchmarks.local_run import started
@@ -14,11 +16,11 @@ from spectran_jax.training.standstill import Watchdog, place_of
 
 
 def test_one_of_two_processes_hangs(tiny_flags, tmp_path):
-    flags = {**tiny_flags, "item_encoder": "id", "hang_timeout": 3, "workdir": tmp_path / "run"}
+    flags = {**tiny_flags, "item_encoder": "id", "hang_timeout": 4, "workdir": tmp_path / "run"}
     program = [str(Path(__file__).with_name("hanging_train.py"))]
     with started(tmp_path / "log", 2, flags, devices=1, program=program) as run:
         assert run.wait(120) == [Interrupted.exit_status] * 2, [run.err(index) for index in range(2)]
-        message = "Process 1 of 2 got no further for 3 s, in the phase 'input' at "
+        message = f"Process 1 of 2 on {socket.gethostname()} got no further for 4 s, in the phase 'input' at "
         assert f"error: {message}" in run.last_line(1)
         assert f"error: Process 1 left: {message}" in run.last_line(0)
         assert "--hang_timeout" in run.last_line(0)
@@ -51,10 +53,11 @@ def look(cluster):
 
 def test_only_what_stands_still_between_the_first_step_and_the_last(cluster, clock):
     phases = Phases()
-    with Watchdog(cluster, phases):
+    with Watchdog(cluster, phases) as watchdog:
         with phases("step"):
             clock.now += 1000  # compiles
             look(cluster)
+            watchdog.begin(np.ones(()))
         clock.now += 9
         look(cluster)
         with phases("input"):
@@ -69,7 +72,9 @@ def test_only_what_stands_still_between_the_first_step_and_the_last(cluster, clo
             clock.now += 14
             look(cluster)
             clock.now += 2
-            with pytest.raises(Ended, match=r"1 of 2 got no further for 10 s, in the phase 'evaluation' at .*\.py:"):
+            with pytest.raises(
+                Ended, match=r"1 of 2 on \S+ got no further for 10 s, in the phase 'evaluation' at .*\.py:"
+            ):
                 look(cluster)
     clock.now += 1000
     look(cluster)
@@ -79,8 +84,8 @@ def test_only_what_stands_still_between_the_first_step_and_the_last(cluster, clo
 def test_nobody_looks_where_nobody_waits(cluster, clock, change):
     vars(cluster).update(change)
     phases = Phases()
-    with Watchdog(cluster, phases):
-        phases.seconds["step"] = 1.0
+    with Watchdog(cluster, phases) as watchdog:
+        watchdog.begin(np.ones(()))
         clock.now += 1000
         look(cluster)
 
