@@ -92,8 +92,9 @@ def command(module: str, flags: dict[str, object]) -> list[str]:
 
 
 def cut_short(workdir: Path) -> None:
-    """Half of the largest file of the newest checkpoint."""
-    newest = max((workdir / "checkpoints" / "latest").glob("[0-9]*"), key=lambda p: int(p.name.split(".")[0]))
+    """Half of the largest file of the newest checkpoint; what a killed process left of one has another name."""
+    whole = (p for p in (workdir / "checkpoints" / "latest").iterdir() if p.name.isdigit())
+    newest = max(whole, key=lambda p: int(p.name))
     largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     with largest.open("r+b") as file:
         file.truncate(largest.stat().st_size // 2)
