@@ -190,7 +190,7 @@ class BackboneConfig:
     )
     mask_ratio: float = _field(
         0.3,
-        "Share of a history's items that bert4rec must fill in, one at least. A fifth of the histories hide their last "
+        "Share of a history's items that bert4rec must fill in, one at least. Half of the histories hide their last "
         "item only, as prediction does.",
     )
     blocks: int = _field(2, "Blocks of attention.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-LAST_ONLY = 0.2
+LAST_ONLY = 0.5
 """Share of the histories that hide their last item and no other, as prediction does. The rest hide random ones."""
 
 

@@ -66,7 +66,7 @@ def test_every_history_stands_whole_in_a_batch_with_its_number_of_items_hidden(h
     assert all(hidden[-1] and sum(hidden) == 1 for hidden in last)
     assert sum(plan.slot_last_only) == int(cloze.LAST_ONLY * len(kept))
     assert len(last) <= sum(plan.slot_last_only)
-    # A fifth of every length, give or take one.
+    # The same share of every length, give or take one.
     for length in set(plan.slot_length.tolist()):
         of_length = plan.slot_last_only[plan.slot_length == length]
         assert abs(of_length.sum() - cloze.LAST_ONLY * len(of_length)) <= 1
