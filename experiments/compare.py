@@ -43,15 +43,17 @@ def main() -> None:
     for name in ("item_encoder", "backbone"):
         if name in study.given:
             raise InputError(f"A comparison takes several: give --{name}s=NAME,NAME instead of --{name}.")
+    from spectran_jax.backbones import BACKBONES
     from spectran_jax.studies.compare import compare
     from spectran_jax.studies.publish import publish
-    from spectran_jax.studies.results_md import refresh
+    from spectran_jax.studies.results_md import refresh, section
 
+    backbones = split_names(",".join(flags.FLAGS.backbones))
     result = compare(
         study.datasets,
         study.workdir,
         encoders=split_names(",".join(flags.FLAGS.item_encoders)),
-        backbone_names=split_names(",".join(flags.FLAGS.backbones)),
+        backbone_names=backbones,
         budget=_BUDGET.value,
         seeds=study.seeds,
         target=_TARGET.value,
@@ -61,7 +63,7 @@ def main() -> None:
     )
     publish(result, study.workdir)
     if study.results:
-        refresh(study.results, f"compare-{'-'.join(study.datasets)}", result)
+        refresh(study.results, section("compare", study.datasets, backbones=backbones or list(BACKBONES)), result)
 
 
 if __name__ == "__main__":

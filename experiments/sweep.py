@@ -22,7 +22,7 @@ def main() -> None:
     """Runs the experiment that the flags describe."""
     study = study_from_flags()
     from spectran_jax.studies.publish import publish
-    from spectran_jax.studies.results_md import refresh
+    from spectran_jax.studies.results_md import refresh, section
     from spectran_jax.studies.space import parse_space
     from spectran_jax.studies.sweep import sweep
 
@@ -37,7 +37,8 @@ def main() -> None:
     )
     publish(result, study.workdir)
     if study.results:
-        refresh(study.results, f"sweep-{'-'.join(study.datasets)}", result)
+        encoders = sorted({config.encoder.item_encoder for config in study.datasets.values()})
+        refresh(study.results, section("sweep", study.datasets, encoders=encoders), result)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from spectran_jax.errors import InputError, unknown_name
+
+LENGTH = ("epochs", "max_steps", "patience")
+"""Fields that say when training ends. They are resumable, and yet decide the numbers that come out."""
 
 
 def _field(default: Any, help: str, *, choices: tuple[str, ...] = (), resumable: bool = False) -> Any:
@@ -396,14 +399,19 @@ class Config:
                 flat[name] = value
         return cls().replace(**flat)
 
-    def differences(self, other: Config) -> list[str]:
-        """`name: mine != theirs` for each field that differs and is not resumable."""
+    def differences(self, other: Config, also: Collection[str] = ()) -> list[str]:
+        """`name: mine != theirs` for each field that differs and is not resumable, or is one of `also`."""
         return [
             f"{field.name}: {getattr(getattr(self, section), field.name)!r} != {getattr(getattr(other, section), field.name)!r}"
             for section, field in fields()
-            if not field.metadata["resumable"]
+            if (not field.metadata["resumable"] or field.name in also)
             and getattr(getattr(self, section), field.name) != getattr(getattr(other, section), field.name)
         ]
+
+    def same_results(self, other: Config) -> bool:
+        """Whether a finished run of `other` is one of this configuration: of the resumable fields only when training
+        ends and what is read then make a difference."""
+        return not self.differences(other, also=(*LENGTH, "evaluate"))
 
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, 64 hex digits."""

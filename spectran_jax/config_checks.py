@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError
 
@@ -55,6 +57,9 @@ def check(config: Config) -> None:
         choices = field.metadata["choices"]
         if choices and value not in choices:
             raise InputError(f"--{field.name} must be one of {', '.join(choices)}, got {value!r}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            hint = " 0 does not clip." if field.name == "clip_norm" else ""
+            raise InputError(f"--{field.name} must be a finite number, got {value}.{hint}")
         if field.name in _RANGES:
             low, high = _RANGES[field.name]
             if not low <= value <= (float("inf") if high is None else high):

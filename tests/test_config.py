@@ -100,6 +100,13 @@ def test_differences_name_the_fields_and_pass_over_resumable_ones():
     assert Config().differences(Config().replace(epochs=7, seed=1)) == ["seed: 0 != 1"]
 
 
+def test_results_are_the_same_whatever_changes_no_number():
+    config = Config()
+    assert config.same_results(config.replace(data_dir="x", mesh="data:1", eval_batch_size=7, checkpoint_every=3))
+    for values in ({"epochs": 7}, {"max_steps": 7}, {"patience": 7}, {"evaluate": "valid"}, {"seed": 1}):
+        assert not config.same_results(config.replace(**values))
+
+
 def test_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().training.seed = 3
@@ -121,6 +128,8 @@ def test_configuration_is_frozen():
         ({"dataset": "files", "interactions": "a.tsv"}, "--dataset=files needs --items=FILE"),
         ({"items": "a.jsonl"}, "--items goes with --dataset=files"),
         ({"negatives": 0}, "--negatives must be at least 1"),
+        ({"clip_norm": float("inf")}, "--clip_norm must be a finite number, got inf. 0 does not clip."),
+        ({"test_time": float("nan")}, "--test_time must be a finite number, got nan."),
     ],
 )
 def test_values_out_of_range(values, message):

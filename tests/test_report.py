@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_sample import sample
 
-from spectran_jax.config import fields
+from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.report import (
     Recommended,
@@ -19,6 +19,7 @@ from spectran_jax.report import (
     effective_rank,
     plots,
     render,
+    sections,
     spectral_plots,
     write_report,
 )
@@ -286,12 +287,30 @@ def test_captions_state_the_numbers_of_the_data():
     share = np.square(data.text_singular_values[8:]).sum() / np.square(data.text_singular_values).sum()
     text = spectral_plots.text_spectrum(data.text_singular_values, 8).caption
     assert f"{100 * share:.0f} % of the text's variance" in text
+    text = spectral_plots.text_spectrum(data.text_singular_values, 8, cut=True).caption
+    assert f"{100 * share:.0f} % of the variance of the kept components" in text
+    for max_rank in (0, 24):
+        config = Config().replace(max_rank=max_rank, dimension=8).to_dict()
+        shown = sections.spectrum(dataclasses.replace(data, config=config))
+        assert ("of the kept components" in shown) == bool(max_rank)
     live = np.zeros((8, 24))
     live[:, 20] = 3.0
     live[0, 0] = 4.0
     caption = spectral_plots.attention_map(live).caption
     assert caption.startswith("4.7 % of the entries are live")
     assert "82 % of the attention's energy" in caption
+
+
+def test_the_caption_of_the_position_encoding_says_whom_training_favoured():
+    sigma = np.linspace(1, 0.1, 20)
+    for taylor, said in (
+        ([0.7], "made no difference between them"),
+        ([0.5, 0.5], "gave more weight to the principal components"),
+        ([1.0, -0.5], "gave more weight to the weaker of the first d components"),
+    ):
+        diagonal = (sigma[:8, None] ** np.arange(len(taylor))) @ taylor
+        caption = spectral_plots.position_encoding(np.array(taylor), sigma, diagonal).caption
+        assert f"training {said}. Flat at 1 is the SVD, weighted by --spectral_power." in caption
 
 
 def test_a_wide_attention_map_is_binned():

@@ -120,8 +120,9 @@ def training(data: ReportData) -> str:
 def spectrum(data: ReportData) -> str:
     """Singular values of the text and of what was learned."""
     d = data.config.get("encoder", {}).get("dimension")
+    cut = bool(data.config.get("spectrum", {}).get("max_rank"))
     shown = [
-        spectral_plots.text_spectrum(data.text_singular_values, d if isinstance(d, int) else None),
+        spectral_plots.text_spectrum(data.text_singular_values, d if isinstance(d, int) else None, cut=cut),
         spectral_plots.item_spectrum(data.item_singular_values, data.initial_item_singular_values),
     ]
     return html.section(

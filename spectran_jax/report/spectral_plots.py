@@ -24,8 +24,11 @@ def _positive(values: Float[np.ndarray, "n"] | None) -> Float[np.ndarray, "n"] |
     return kept / kept[0] if len(kept) else None
 
 
-def text_spectrum(singular_values: Float[np.ndarray, "r"] | None, d: int | None) -> Plot | None:
-    """The singular values of the text embeddings; the first d, where a truncated SVD stops, are marked."""
+def text_spectrum(singular_values: Float[np.ndarray, "r"] | None, d: int | None, *, cut: bool = False) -> Plot | None:
+    """The singular values of the text embeddings; the first d, where a truncated SVD stops, are marked.
+
+    Where the spectrum was `cut` (--max_rank), shares are of the components that were kept.
+    """
     values = _positive(singular_values)
     if values is None:
         return None
@@ -51,7 +54,8 @@ def text_spectrum(singular_values: Float[np.ndarray, "r"] | None, d: int | None)
             color=INK,
         )
         energy = float(np.square(values[d:]).sum() / np.square(values).sum())
-        beyond = f" {words.percent(energy)} of the text's variance lies beyond the first d = {d}."
+        whole = "the variance of the kept components" if cut else "the text's variance"
+        beyond = f" {words.percent(energy)} of {whole} lies beyond the first d = {d}."
     figures.style(axes, xlabel="Component", ylabel="Singular value / largest")
     caption = (
         f"{len(values):,} components of effective rank {effective_rank(values):.1f}.{beyond} "
@@ -183,10 +187,15 @@ def position_encoding(
     axes.margins(y=0.15)
     figures.legend(axes)
     strongest, weakest = float(dots[0]), float(dots[-1])
-    trend = "the principal components" if abs(strongest) > abs(weakest) else "the weaker of the first d components"
+    if words.number(abs(strongest)) == words.number(abs(weakest)):
+        trend = "made no difference between them"
+    elif abs(strongest) > abs(weakest):
+        trend = "gave more weight to the principal components"
+    else:
+        trend = "gave more weight to the weaker of the first d components"
     caption = (
         f"p is {words.number(strongest)} at the largest singular value and {words.number(weakest)} at the last of the "
-        f"first {len(head)}: training gave more weight to {trend}. Flat at 1 is the whitened SVD."
+        f"first {len(head)}: training {trend}. Flat at 1 is the SVD, weighted by --spectral_power."
     )
     svg = figures.svg(figure, name, "Learned importance over the normalised singular value")
     return Plot(svg, "Spectral position encoding", caption)

@@ -21,7 +21,7 @@ DEFAULT = (
 
 TEXT = """
 SpecTran as configured, and each variant with one field changed and all else alike: same data, same seeds, same
-budget. Removed parts: attention=none leaves the whitened head of the spectrum, position_encoding=false the attention
+budget. Removed parts: attention=none leaves the weighted head of the spectrum, position_encoding=false the attention
 alone. attention=softmax puts a softmax in Softshrink's place; spectral_norm=rows lets the rows of W turn towards
 each other, and none lets them shrink and grow, too.
 

@@ -16,18 +16,29 @@ from spectran_jax.training.workdir import write_arrays
 FILE = "adapter.npz"
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, digest: str) -> Adapter:
     """The adapter of a finished run; taken out of its best checkpoint the first time and kept in the folder.
+
+    Args:
+      folder: of the run.
+      digest: of its best parameters, from metrics.json; what was kept of others, before the run went on, is made again.
 
     Raises:
       InputError: where the folder holds no trained run of spectran.
     """
     path = folder / FILE
+    kept = _read(path)
+    if kept is None or str(kept.pop("digest", "")) != digest:
+        kept = {name: value for name, value in _restore(folder)._asdict().items() if value is not None}
+        write_arrays(path, {**kept, "digest": np.asarray(digest)})
+    return Adapter(**kept)
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
-        parts = {name: value for name, value in _restore(folder)._asdict().items() if value is not None}
-        write_arrays(path, parts)
+        return None
     with np.load(path) as stored:
-        return Adapter(**{name: stored[name] for name in stored.files})
+        return {name: stored[name] for name in stored.files}
 
 
 def _restore(folder: Path) -> Adapter:

@@ -38,6 +38,7 @@ def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus
     notes = [f"{failed} run{'s' if failed > 1 else ''} failed." if failed else "", *failures]
     fewest = min((len(each.runs) for each in cells.values() if each.runs), default=0)
     notes.append(statistics.too_few_seeds(fewest))
+    notes.append(_other_seeds(cells, versus, target))
     columns = [*KEYS, *map(words.label, METRICS), f"Gain of {target}", "p (Holm)", "Seeds"]
     return Table("Test metrics", columns, rows, note=" ".join(filter(None, notes)), bold=bold)
 
@@ -67,7 +68,15 @@ def gains_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus],
     gains = [best.gain for place in places if (best := best_rival(cells, place, versus)) is not None]
     if len(gains) > 1:
         note += f" Mean gain over {len(gains)} places: {percent(float(np.mean(gains)))}."
+    note = f"{note} {_other_seeds(cells, versus, target)}".rstrip()
     return Table(f"{target} over the best rival", columns, rows, note=note)
+
+
+def _other_seeds(cells: Cells, versus: Sequence[Versus], target: str) -> str:
+    """A sentence where runs that failed leave two methods other seeds: their means don't give their gain."""
+    if all(set(cells[*each.place, target].done) == set(cells[*each.place, each.rival].done) for each in versus):
+        return ""
+    return "Gains are over the seeds that both methods have, means over all of a method's."
 
 
 def groups_table(cells: Cells, places: Sequence[Place]) -> Table:

@@ -77,7 +77,7 @@ def run(
     path = workdir / "figures.json"
     with locked(workdir):
         kept = _read(path)
-        if kept is None or kept["settings"] != settings:
+        if kept is None or kept.get("settings") != settings:
             configure_jax(config)
             kept = {
                 "settings": settings,
@@ -134,5 +134,5 @@ def result(
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):
         return None

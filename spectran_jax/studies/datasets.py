@@ -34,6 +34,12 @@ PATHS = ("interactions", "items", "embeddings", "movielens", "data_dir")
 FLAGS_OWN = "files"
 """The name of the data set that the flags themselves describe (--interactions, --items)."""
 
+FILES = ("interactions", "items", "embeddings")
+"""Fields that belong to one data set."""
+
+SET_BY_STUDIES = ("seed", "evaluate")
+"""Fields that a study sets run by run: by --seeds, and by whether a run is a trial."""
+
 
 def dataset_configs(
     names: Sequence[str],
@@ -44,36 +50,45 @@ def dataset_configs(
 ) -> dict[str, Config]:
     """The configuration that an experiment starts from on each data set.
 
-    What is said later overrules: `base`, then the data set's own fields, then `given`.
+    What is said later overrules: `base`, then the data set's own fields, then `given`. Files of `base` are those of its
+    own data set, files of `given` those of `files`.
 
     Args:
-      names: `movielens_100k`, tables of `file`, or `files` for what `given` describes.
+      names: `movielens_100k`, tables of `file`, or `files` for what `given` or `base` describe.
       file: a TOML file of data sets, a table each.
-      base: the values that nobody names; the defaults if None.
+      base: the values that nobody names; the defaults, with what suits a data set of this package, if None.
       given: fields by flat name, as given on the command line.
 
     Raises:
       InputError: no name or one twice, an unknown one (the nearest is named), a file that is missing or holds something
-        else than known fields, or a configuration out of range.
+        else than known fields, files without the data set that they describe, or a configuration out of range.
     """
     if not names or len(set(names)) < len(names):
         raise InputError(f"--dataset={','.join(names)}: name at least one data set, and each only once.")
-    known = BUILT_IN | ({} if file is None else read_datasets(file))
+    known: dict[str, dict[str, Any]] = {name: {"dataset": name} for name in (*BUILT_IN, FLAGS_OWN)}
+    known |= {} if file is None else read_datasets(file)
     given = dict(given or {})
-    if given.get("interactions"):
-        known[FLAGS_OWN] = {"dataset": "files"}
+    own = {key: given.pop(key) for key in FILES if key in given}
+    if own and FLAGS_OWN not in names:
+        raise InputError(
+            f"--{next(iter(own))} describes the data set {FLAGS_OWN}, got --dataset={','.join(names)}: take "
+            f"--dataset={FLAGS_OWN}, or name the file in a table of --datasets."
+        )
     found = {}
     for name in names:
         if name not in known:
             raise unknown_name("data set", name, known)
-        config = (base or Config()).replace(**known[name]).replace(**given)
+        config = Config().replace(**BUILT_IN.get(name, {})) if base is None else base
+        if name != config.data.dataset:
+            config = config.replace(**dict.fromkeys(FILES, ""))
+        config = config.replace(**known[name], **(own if name == FLAGS_OWN else {})).replace(**given)
         check(config)
         found[name] = config
     return found
 
 
 def read_datasets(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads a TOML file: fields by data set, paths made absolute, `dataset = "files"` where `interactions` is named.
+    """Reads a TOML file: fields by data set, paths made absolute, `dataset = "files"` but for the names of `BUILT_IN`.
 
     Raises:
       InputError: as `dataset_configs`.
@@ -93,17 +108,18 @@ def _read_table(path: Path, name: str, table: Any) -> dict[str, Any]:
         raise InputError(f"{path}: {name} must be a table of fields, written [{name}], got {table!r}.")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == FLAGS_OWN:
         raise InputError(f"{path}: a data set can't be named {name!r}; take letters, digits, -, _ and dots.")
-    values = dict(BUILT_IN.get(name, {}))
+    values = {"dataset": name if name in BUILT_IN else FLAGS_OWN}
     for key, value in table.items():
         if key not in owners:
             raise unknown_name(f"field in {path}, data set {name}:", key, owners)
+        if key in SET_BY_STUDIES:
+            raise InputError(f"{path}, data set {name}: a study sets {key} itself, run by run; leave it out.")
         section = owners[key]
         config = Config.from_dict({section: {key: value}}, source=f"{path}, data set {name}")
         values[key] = getattr(getattr(config, section), key)
         if key in PATHS and values[key]:
             values[key] = str(path.parent.resolve() / Path(values[key]).expanduser())
-    for key in ("interactions", "items", "embeddings"):
+    for key in FILES:
         if values.get(key) and not Path(values[key]).is_file():
             raise InputError(f"{path}, data set {name}: {key} names {values[key]}, and there is no such file.")
-    values.setdefault("dataset", "files")
     return values

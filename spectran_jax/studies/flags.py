@@ -53,7 +53,8 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
     text(
         "datasets",
         "TOML file of data sets, a table each: [beauty], then interactions, items, embeddings (relative to the file) "
-        "and any other configuration field, such as max_length. What the command line says overrules them.",
+        "and any other configuration field, such as max_length. What the command line says overrules them; those "
+        "three files, it says of the data set files alone.",
     )
     text("results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.")
     flags.DEFINE_list(
@@ -77,22 +78,25 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
 
     Raises:
       InputError: no --workdir, seeds that are no whole numbers or stand twice, --jobs below 1, unknown data sets,
-        --seed beside --seeds, or a configuration out of range.
+        --seed or --evaluate, or a configuration out of range.
     """
-    value: dict[str, Any] = {name: flag_values[name].value for name in (*OWN, "seed")}
+    value: dict[str, Any] = {name: flag_values[name].value for name in OWN}
     if not value["workdir"]:
         raise InputError("Name a folder for the experiment: --workdir=DIR.")
     if flag_values["seed"].present:
         raise InputError("An experiment runs several seeds: give --seeds=0,1,2 instead of --seed.")
+    if flag_values["evaluate"].present:
+        raise InputError("An experiment sets --evaluate itself, run by run; leave the flag out.")
     if value["jobs"] < 1:
         raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
-    given.pop("dataset", None)
+    base = read_config(Path(value["config"])) if value["config"] else None
+    named = str(given.pop("dataset", value["dataset"] if base is None else base.data.dataset))
     return Study(
         datasets=dataset_configs(
-            split_names(value["dataset"]),
+            split_names(named),
             Path(value["datasets"]) if value["datasets"] else None,
-            base=read_config(Path(value["config"])) if value["config"] else None,
+            base=base,
             given=given,
         ),
         seeds=parse_seeds(value["seeds"]),

@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError
 from spectran_jax.report import words
 from spectran_jax.statistics import bootstrap_interval, mean_over_seeds
 from spectran_jax.studies import results_md
+from spectran_jax.studies.datasets import SET_BY_STUDIES
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.publish import Result, publish
-from spectran_jax.studies.search import spread
+from spectran_jax.studies.search import some_came_to_an_end, spread
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells
 from spectran_jax.studies.variants import Variant
 
@@ -42,11 +44,6 @@ class Grid:
     def metric(self, dataset: str, variant: str, name: str) -> Spread | None:
         """A metric of the test set over the seeds; None where no run has it."""
         return spread([o.metrics["test"][name] for o in self.ok(dataset, variant).values() if o.metrics])
-
-    def ndcg(self, dataset: str, variant: str, k: int = 10) -> Float[np.ndarray, "U"] | None:
-        """NDCG@k of each test user, averaged over the seeds."""
-        found = [outcome.ranks() for outcome in self.ok(dataset, variant).values()]
-        return mean_over_seeds(found, k) if found else None
 
     def failures(self) -> str:
         """One sentence a run that failed; empty where none did."""
@@ -74,9 +71,14 @@ def run_grid(
       command: see `run_jobs`.
 
     Raises:
-      InputError: a field that every variant sets and the command line names too, or runs of two protocols.
-      RunError: where no run came to its end.
+      InputError: a field that every variant sets and the command line names too, one that only the study sets, a
+        variant out of range; where every run failed, and for bad input; or runs of two protocols.
+      RunError: where every run failed otherwise.
     """
+    changed = {name for some in variants.values() for variant in some for name in variant.values}
+    for name in SET_BY_STUDIES:
+        if name in changed:
+            raise InputError(f"{name} is no field to change: a study sets it run by run; for seeds there is --seeds.")
     # A field that some variants leave alone has the command line's value in those.
     always = set.intersection(*(set(variant.values) for some in variants.values() for variant in some))
     clash = sorted(always & set(study.given))
@@ -91,17 +93,18 @@ def run_grid(
         for variant in some
         for seed in study.seeds
     }
+    for job in jobs.values():
+        check(job.config)
     outcomes = run_jobs(
         list(jobs.values()), study.workdir, parallel=study.parallel, description=description, command=command
     )
+    some_came_to_an_end(outcomes)
     grid = Grid(
         {
             dataset: {v.name: {s: outcomes[jobs[dataset, v.name, s].name] for s in study.seeds} for v in some}
             for dataset, some in variants.items()
         }
     )
-    if not grid.pairs():
-        raise RunError(f"No run came to its end. {grid.failures()}")
     for dataset, some in grid.runs.items():
         protocols = {o.metrics["protocol"] for seeds in some.values() for o in seeds.values() if o.metrics}
         if len(protocols) > 1:
@@ -110,18 +113,18 @@ def run_grid(
 
 
 def finish(study: Study, name: str, result: Result) -> Result:
-    """Publishes a result in the study's folder and, where asked for, in its section of RESULTS.md."""
+    """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets."""
     publish(result, study.workdir)
     if study.results is not None:
-        results_md.refresh(study.results, name, result)
+        results_md.refresh(study.results, results_md.section(name, study.datasets), result)
     return result
 
 
 def comparison(grid: Grid, title: str, reference: str, metrics: Sequence[str] = METRICS) -> Table:
     """One row a variant: metrics as mean ± s.d. over seeds, and what its NDCG@10 has over the reference's.
 
-    The difference is taken user by user, on each user's NDCG@10 averaged over the seeds, with its 95 % interval over
-    users. The best mean of each metric on each data set is bold.
+    The difference is taken user by user, on each user's NDCG@10 averaged over the seeds that both have, with its 95 %
+    interval over users. The best mean of each metric on each data set is bold.
     """
     rows: list[list[Cell]] = []
     bold: set[tuple[int, int]] = set()
@@ -131,7 +134,10 @@ def comparison(grid: Grid, title: str, reference: str, metrics: Sequence[str] = 
             values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
             rows.append([dataset, variant, *values, difference(grid, dataset, variant, reference)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
-    note = f"Difference: NDCG@10 less that of {reference}, paired by user, with its 95 % interval. {grid.failures()}"
+    note = (
+        f"Difference: NDCG@10 less that of {reference}, paired by user, over the seeds that both have, with its 95 % "
+        f"interval. {grid.failures()}"
+    )
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
     return Table(title, columns, rows, note=note.strip(), bold=bold)
 
@@ -141,11 +147,13 @@ def difference(
 ) -> str | None:
     """`+0.0012 [+0.0003, +0.0021]`: what a variant's NDCG@10 has over the reference's, over all or some users.
 
-    None where there is nothing to compare.
+    Over the seeds that both have; None where there is nothing to compare.
     """
-    ours, theirs = grid.ndcg(dataset, variant), grid.ndcg(dataset, reference)
-    if variant == reference or ours is None or theirs is None:
+    runs = grid.ok(dataset, variant), grid.ok(dataset, reference)
+    shared = [seed for seed in runs[0] if seed in runs[1]]
+    if variant == reference or not shared:
         return None
+    ours, theirs = (mean_over_seeds([each[seed].ranks() for seed in shared]) for each in runs)
     differences = (ours - theirs)[... if users is None else users]
     if not len(differences):
         return None

@@ -25,7 +25,7 @@ from spectran_jax.errors import InputError, Interrupted
 from spectran_jax.ranks import Ranks, read_ranks
 from spectran_jax.studies.board import Board
 from spectran_jax.training.signals import StopRequest
-from spectran_jax.training.workdir import is_locked, locked, write_json
+from spectran_jax.training.workdir import is_locked, locked, refuse_other_length, write_json
 
 POLL_SECONDS = 0.1
 ATTEMPTS = 3
@@ -109,12 +109,15 @@ def run_jobs(
       An outcome for each job, by name, in the order of `jobs`. A run that fails is reported, and the others go on.
 
     Raises:
-      InputError: two jobs of one name, a name that leaves the folder, or a work directory in use.
+      InputError: two jobs of one name, a name that leaves the folder, a folder that holds a run of another length, or a
+        work directory in use.
       Interrupted: on a signal, when the children have saved.
     """
     _check(jobs, parallel)
     with StopRequest() as stop, locked(workdir):
         stop.deferred = True
+        for job in jobs:
+            refuse_other_length(workdir / "runs" / job.name, job.config, job.name)
         found = {job.name: finished(job, workdir / "runs" / job.name) for job in jobs}
         done = {name: outcome for name, outcome in found.items() if outcome is not None}
         todo = [job for job in jobs if job.name not in done]
@@ -127,13 +130,15 @@ def run_jobs(
 def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None:
     """The outcome of a job whose folder holds its results, or None.
 
-    The results must be of this very configuration and newer than every file that it reads; of a newer file, the run
-    itself finds out whether its content has changed. Where it just has (`checked`), the results count as new.
+    The results must be of this configuration (`Config.same_results`) and newer than every file that it reads; of a
+    newer file, the run itself finds out whether its content has changed. Where it just has (`checked`), the results
+    count as new.
     """
     path = folder / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        if Config.from_dict(metrics["config"]) != job.config or not (folder / "ranks.npz").exists():
+        same = job.config.same_results(Config.from_dict(metrics["config"]))
+        if not same or not (folder / "ranks.npz").exists():
             return None
         if checked:
             path.touch()

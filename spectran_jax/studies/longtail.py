@@ -61,7 +61,7 @@ def result(grid: Grid, title: str, groups: Sequence[str], reference: str, text: 
 def count_table(grid: Grid, groups: Sequence[str]) -> Table:
     """Test users and items by group."""
     rows: list[list[Cell]] = []
-    for dataset in grid.runs:
+    for dataset in dict.fromkeys(dataset for dataset, _ in grid.pairs()):
         encoder = next(e for d, e in grid.pairs() if d == dataset)
         ranks = next(iter(grid.ok(dataset, encoder).values())).ranks()
         users = groups_of(ranks)
@@ -100,7 +100,7 @@ def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table
         users = groups_of(next(iter(grid.ok(dataset, encoder).values())).ranks())
         rows.append([dataset, encoder, *(difference(grid, dataset, encoder, reference, users[g]) for g in groups)])
     columns = ["Data set", "Encoder", *map(str.capitalize, groups)]
-    note = "Paired by user, each user's NDCG@10 averaged over the seeds, with 95 % intervals over users."
+    note = "Paired by user, each user's NDCG@10 averaged over the seeds that both have, with 95 % intervals over users."
     return Table(f"NDCG@10 over {reference}", columns, rows, note=note)
 
 

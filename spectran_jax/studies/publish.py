@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +44,8 @@ def publish(result: Result, workdir: Path) -> None:
     """Prints the tables, but for appendices, and writes them and the rest into `workdir`.
 
     `tables/NAME.csv`, `.md` and `.tex`, `figures/NAME.svg`, `index.html` (one page, no network needed) and
-    `result.json`; NAME is the title in small letters. Each is written whole or not at all.
+    `result.json`; NAME is the title in small letters. Each is written whole or not at all. Tables and figures of an
+    earlier result.json that this one no longer has are removed.
 
     Raises:
       RunError: where the disk refuses.
@@ -51,6 +54,7 @@ def publish(result: Result, workdir: Path) -> None:
 
     for table in (table for table in result.tables if not table.appendix):
         print_table(tables.to_terminal(table))
+    earlier = _read_json(workdir / "result.json")
     for folder in ("tables", "figures"):
         (workdir / folder).mkdir(parents=True, exist_ok=True)
     names = unique_names([table.title for table in result.tables])
@@ -61,12 +65,15 @@ def publish(result: Result, workdir: Path) -> None:
     for name, figure in zip(unique_names([f.title for f in result.figures]), result.figures, strict=True):
         write_text(workdir / "figures" / f"{name}.svg", standalone(figure.svg))
     write_text(workdir / "index.html", page(result))
-    write_json(workdir / "result.json", to_json(result))
+    made = to_json(result)
+    write_json(workdir / "result.json", made)
+    for name in _files(earlier) - _files(made):
+        (workdir / name).unlink(missing_ok=True)
     print(f"result: {workdir / 'result.json'}\npage:   {workdir / 'index.html'}")
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """What result.json holds: title, command, text, the tables' values and `data`."""
+    """What result.json holds: title, command, text, the tables' values, the figures' titles and `data`."""
     rows = [
         {
             "title": table.title,
@@ -76,8 +83,26 @@ def to_json(result: Result) -> dict[str, Any]:
         }
         for table in result.tables
     ]
-    named = {"title": result.title, "command": result.command, "text": result.text, "tables": rows}
+    figures = [figure.title for figure in result.figures]
+    named = {"title": result.title, "command": result.command, "text": result.text, "tables": rows, "figures": figures}
     return {**named, **result.data}
+
+
+def _read_json(path: Path) -> Any:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {}
+
+
+def _files(held: Any) -> set[str]:
+    """The tables and figures of a result.json; none where it is not one."""
+    try:
+        titles = unique_names([table["title"] for table in held["tables"]])
+        figures = unique_names(held.get("figures", []))
+    except (AttributeError, KeyError, TypeError):
+        return set()
+    kinds = ("csv", "md", "tex")
+    return {f"tables/{name}.{kind}" for name in titles for kind in kinds} | {f"figures/{name}.svg" for name in figures}
 
 
 def page(result: Result) -> str:

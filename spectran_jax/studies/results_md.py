@@ -1,8 +1,8 @@
 """RESULTS.md: the section of an experiment between two marks, written by the experiment itself.
 
-    <!-- begin compare -->
+    <!-- begin compare-office -->
     ...
-    <!-- end compare -->
+    <!-- end compare-office -->
 
 What stands outside the marks is people's, and stays as it is.
 """
@@ -10,12 +10,26 @@ What stands outside the marks is people's, and stays as it is.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies import tables
 from spectran_jax.studies.publish import Result
 from spectran_jax.training.workdir import write_text
+
+
+def section(
+    name: str, datasets: Mapping[str, Config], *, encoders: Sequence[str] = (), backbones: Sequence[str] = ()
+) -> str:
+    """The section of an experiment: `compare-office`, `sweep-office-spectran`, `ablation-office-hstu`.
+
+    Backbones, those of the configurations where none is named, are left out where they are the default alone.
+    """
+    backbones = backbones or sorted({config.backbone.backbone for config in datasets.values()})
+    told = [] if list(backbones) == [Config().backbone.backbone] else backbones
+    return "-".join([name, *datasets, *encoders, *told])
 
 
 def refresh(path: Path, name: str, result: Result) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.studies.datasets import SET_BY_STUDIES
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
 from spectran_jax.studies.space import Range, design
 from spectran_jax.studies.tables import Spread
@@ -102,8 +103,8 @@ def search(
       What was found, by the methods' names.
 
     Raises:
-      InputError: a negative number of trials, a seed twice, a configuration out of range; where every run failed, and
-        for bad input; or runs on one data set that follow different protocols.
+      InputError: a negative number of trials, a seed twice, a space that holds what a study sets, a configuration out
+        of range; where every run failed, and for bad input; or runs on one data set that follow different protocols.
       RunError: where every run failed otherwise.
     """
     if trials < 0:
@@ -117,7 +118,7 @@ def search(
         for i, (_, config) in enumerate(tried)
     ]
     ended = runner(jobs, workdir, parallel=parallel, description="Search") if jobs else {}
-    _some_came_to_an_end(ended)
+    some_came_to_an_end(ended)
     tried = {
         name: [Trial(values, ended[f"{name}/trial-{i:02d}"]) for i, (values, _) in enumerate(tried)]
         for name, tried in points.items()
@@ -137,7 +138,7 @@ def search(
         for seed in seeds
     }
     runs = runner(list(finals.values()), workdir, parallel=parallel, description="Seeds")
-    _some_came_to_an_end(runs)
+    some_came_to_an_end(runs)
     return {
         name: Found(
             tried[name], values, {seed: runs[finals[name, seed].name] for seed in seeds if (name, seed) in finals}
@@ -153,7 +154,7 @@ def choose(trials: Sequence[Trial]) -> Trial | None:
 
 
 def one_protocol(found: Mapping[str, Found], what: str) -> str:
-    """The protocol that all runs follow.
+    """The protocol that all runs follow; empty where none came to its end.
 
     Raises:
       InputError: where they follow several: their numbers can't stand in one table.
@@ -164,12 +165,12 @@ def one_protocol(found: Mapping[str, Found], what: str) -> str:
         for outcome in (*(trial.outcome for trial in each.trials), *each.runs.values())
         if outcome.metrics is not None
     }
-    if len(protocols) != 1:
+    if len(protocols) > 1:
         raise InputError(
             f"{what}: its runs follow {len(protocols)} protocols and can't share a table: the data, the split or what "
             "is ranked has changed since the first of them. Start a new --workdir."
         )
-    return str(protocols.pop())
+    return str(protocols.pop()) if protocols else ""
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -196,6 +197,9 @@ def to_json(found: Found) -> dict[str, Any]:
 
 
 def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, float], Config]]:
+    for field in method.space:
+        if field.name in SET_BY_STUDIES:
+            raise InputError(f"{field.name} is no field to search: a study sets it run by run.")
     check(method.config)
     points = []
     for values in design(method.space, trials, seed) if trials else []:
@@ -205,7 +209,8 @@ def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, floa
     return points
 
 
-def _some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
+def some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
+    """Raises where every run failed: an `InputError` where each was refused its input, else a `RunError`."""
     failed = [outcome for outcome in outcomes.values() if not outcome.ok]
     if not failed or len(failed) < len(outcomes):
         return

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spectran_jax.config import Config, fields
-from spectran_jax.errors import InputError
 from spectran_jax.report import words
 from spectran_jax.report.figures import HALF, Plot
 from spectran_jax.studies.curves import Series, lines
@@ -36,8 +35,6 @@ A second table lists the seeds of the unchanged configuration: differences withi
 def run(study: Study, changes: str = DEFAULT) -> Result:
     """Runs and publishes the study; `changes` as `variants.parse_changes` reads them."""
     parsed = parse_changes(changes, "changes")
-    if "seed" in parsed:
-        raise InputError("--changes: the seed is no field to move here; give --seeds, whose spread is shown.")
     variants = {
         dataset: [Variant(REFERENCE, {}), *single_changes(config, parsed)] for dataset, config in study.datasets.items()
     }

@@ -14,6 +14,7 @@ from spectran_jax.studies.attention import Adapter, reach, read_adapter
 from spectran_jax.studies.curves import Series, energy_map, lines
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
+from spectran_jax.studies.jobs import Outcome
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.search import spread
 from spectran_jax.studies.tables import Cell, Table
@@ -44,7 +45,7 @@ def result(grid: Grid, command: str) -> Result:
     plots: list[Plot] = []
     for dataset, encoder in grid.pairs():
         outcomes = list(grid.ok(dataset, encoder).values())
-        adapters = [read_adapter(outcome.folder) for outcome in outcomes]
+        adapters = [_adapter(outcome) for outcome in outcomes]
         histories = [spectra.read_history(outcome.folder) for outcome in outcomes]
         tails = [spectra.readings(history, "tail_energy")[1] for history in histories]
         reaches = [reach(adapter) for adapter in adapters]
@@ -73,12 +74,17 @@ def taylor_table(grid: Grid) -> Table:
     rows: list[list[Cell]] = []
     for dataset, encoder in grid.pairs():
         for seed, outcome in grid.ok(dataset, encoder).items():
-            adapter = read_adapter(outcome.folder)
+            adapter = _adapter(outcome)
             if adapter.taylor is not None and adapter.diagonal is not None:
                 coefficients = ", ".join(f"{c:.4g}" for c in adapter.taylor)
                 rows.append([dataset, seed, coefficients, float(adapter.diagonal[0]), float(adapter.diagonal[-1])])
     columns = ["Data set", "Seed", "c_0, c_1, ...", "p at σ_1", "p at σ_d"]
     return Table("Taylor map", columns, rows, note="p(σ) = c_0 + c_1 σ + c_2 σ² + ...; at the start p = 1.")
+
+
+def _adapter(outcome: Outcome) -> Adapter:
+    assert outcome.metrics is not None
+    return read_adapter(outcome.folder, outcome.metrics["digest"])
 
 
 def _plots(dataset: str, adapter: Adapter, histories: list[list[dict[str, Any]]]) -> list[Plot | None]:

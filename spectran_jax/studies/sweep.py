@@ -119,5 +119,5 @@ def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *,
         rows,
         note=note,
         bold=bold,
-        appendix=True,
+        appendix=appendix,
     )

@@ -98,10 +98,11 @@ def _prepare(cluster: Cluster, config: Config) -> Setup:
 
 
 def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
-    """metrics.json of a run that came to the end of this very configuration on these very inputs, or None."""
+    """metrics.json of a run that came to the end of this configuration on these very inputs, or None."""
     try:
         metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
-        same = Config.from_dict(metrics["config"]) == setup.config and metrics["inputs"] == setup.inputs_digest
+        same = setup.config.same_results(Config.from_dict(metrics["config"]))
+        same = same and metrics["inputs"] == setup.inputs_digest
     except (FileNotFoundError, ValueError, KeyError, InputError):
         return None
     return metrics if same and (workdir / "ranks.npz").exists() else None

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from spectran_jax.config import Config
+from spectran_jax.config import LENGTH, Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.flags import read_config
 from spectran_jax.training.tensorboard import Summaries
@@ -98,14 +98,16 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     """Checks that the work directory holds no run, or one of this configuration.
 
     A folder without a checkpoint or results holds no run: a command that failed before it trained does not bind
-    the next one.
+    the next one. A cosine schedule ends with the run, so that a longer one is another from its first steps on.
 
     Raises:
       InputError: naming the fields that differ.
     """
-    path = workdir / "config.json"
-    if path.exists() and _holds_run(workdir):
-        differences = config.differences(read_config(path))
+    other = _run_in(workdir)
+    if other is not None:
+        differences = config.differences(
+            other, ("epochs", "max_steps") if config.optimizer.schedule == "cosine" else ()
+        )
         if differences:
             raise InputError(
                 f"--workdir={workdir} holds a run of another configuration ({'; '.join(differences)}; yours != its). "
@@ -113,8 +115,30 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
             )
 
 
-def _holds_run(workdir: Path) -> bool:
-    return (workdir / "metrics.json").exists() or any((workdir / "checkpoints").glob("*/[0-9]*/*"))
+def refuse_other_length(workdir: Path, config: Config, name: str) -> None:
+    """Checks that the folder of a study's run holds none that was to end elsewhere: gone on with, it would stand in
+    one table with runs of another budget.
+
+    Raises:
+      InputError: naming the run and the fields that differ.
+    """
+    other = _run_in(workdir)
+    if other is not None:
+        differences = [line for line in config.differences(other, LENGTH) if line.partition(":")[0] in LENGTH]
+        if differences:
+            raise InputError(
+                f"The run {name} in {workdir} was given another budget ({'; '.join(differences)}; yours != its). "
+                "Take another --workdir, or the same values."
+            )
+
+
+def _run_in(workdir: Path) -> Config | None:
+    """The configuration of the run that the folder holds."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    held = (workdir / "metrics.json").exists() or any((workdir / "checkpoints").glob("*/[0-9]*/*"))
+    return read_config(path) if held else None
 
 
 class MetricsLog:

@@ -67,6 +67,7 @@ def main(folder: Path, behaviour: str = "") -> int:
         value = level if name == "valid" else float((ranks < 10).mean())
         metrics[name] = {key: value for key in ("ndcg@10", "ndcg@20", "hr@10", "mrr")}
     (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
     np.savez(folder / "ranks.npz", **arrays)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return 0

@@ -6,6 +6,7 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
+from spectran_jax.studies import attention
 from spectran_jax.studies.attention import FILE, Adapter, reach, read_adapter
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
@@ -43,10 +44,20 @@ def test_breadth_is_the_mean_over_rows():
 
 
 def test_an_adapter_that_was_kept_is_not_restored_again(tmp_path):
-    np.savez(tmp_path / FILE, sigma=SIGMA, weights=np.eye(4, 10))
-    found = read_adapter(tmp_path)
+    np.savez(tmp_path / FILE, sigma=SIGMA, weights=np.eye(4, 10), digest="d")
+    found = read_adapter(tmp_path, "d")
     assert np.array_equal(found.weights, np.eye(4, 10))
     assert found.attention is found.diagonal is found.taylor is None
+
+
+@pytest.mark.parametrize("kept", [{"digest": "d"}, {}])
+def test_an_adapter_of_earlier_parameters_is_restored_again(tmp_path, monkeypatch, kept):
+    np.savez(tmp_path / FILE, sigma=SIGMA, weights=np.eye(4, 10), **kept)
+    restored = []
+    monkeypatch.setattr(attention, "_restore", lambda folder: restored.append(1) or Adapter(SIGMA, np.ones((4, 10))))
+    for _ in range(2):
+        assert np.array_equal(read_adapter(tmp_path, "of the run that went on").weights, np.ones((4, 10)))
+    assert len(restored) == 1
 
 
 def test_the_adapter_of_a_run_is_that_of_its_best_parameters(tiny_config, tmp_path):
@@ -61,7 +72,7 @@ def test_the_adapter_of_a_run_is_that_of_its_best_parameters(tiny_config, tmp_pa
     checkpoints.save_best(5, params, {"data": setup.inputs_digest})
     checkpoints.close()
 
-    found = read_adapter(tmp_path)
+    found = read_adapter(tmp_path, "d")
     assert (tmp_path / FILE).exists()
     query, key, raw = (np.asarray(adapter[name], np.float64) for name in ("query", "key", "threshold"))
     z = query @ key.T / np.sqrt(query.shape[1])
@@ -77,4 +88,4 @@ def test_the_adapter_of_a_run_is_that_of_its_best_parameters(tiny_config, tmp_pa
 def test_runs_of_other_encoders_are_refused(tmp_path):
     write_json(tmp_path / "config.json", Config().replace(item_encoder="svd").to_dict())
     with pytest.raises(InputError, match="is a run of --item_encoder=svd, not of spectran"):
-        read_adapter(tmp_path)
+        read_adapter(tmp_path, "d")

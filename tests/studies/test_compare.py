@@ -73,6 +73,22 @@ def test_a_failed_run_is_counted_and_told(compared):
     assert "1 run failed." in table.note
 
 
+def test_a_gain_over_other_seeds_than_the_means_is_told(compared, tmp_path):
+    for title in ("Test metrics", "spectran over the best rival"):
+        assert "Gains are over the seeds that both methods have" in rows(compared[0], title)[1].note
+    settings = {**SETTINGS, "encoders": ["svd", "spectran"], "budget": 0, "seeds": [0]}
+    whole = compare({"ml": Config()}, tmp_path, **settings, runner=Runner())
+    assert not any("Gains are over" in table.note for table in whole.tables)
+
+
+def test_a_data_set_whose_runs_all_fail_leaves_the_other_its_tables(tmp_path):
+    failing = {f"other/sasrec/{encoder}/seed-0": "fail" for encoder in ("id", "svd")}
+    settings = {**SETTINGS, "encoders": ["id", "svd"], "budget": 0, "seeds": [0]}
+    result = compare(DATA, tmp_path, **settings, parallel=2, runner=Runner(failing))
+    assert result.data["protocols"] == {"ml": "leave_one_out", "other": ""}
+    assert [row["NDCG@10"] is None for row in rows(result, "Test metrics")[0]] == [False, False, True, True]
+
+
 def test_groups_are_those_of_the_ranks(tmp_path):
     """Of the fake runs, where item i has i interactions: item 0 is the only cold one, the target of two users of 40."""
     settings = {**SETTINGS, "budget": 0, "seeds": [0, 1]}

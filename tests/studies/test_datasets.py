@@ -1,5 +1,7 @@
 """Data sets by name, and the common flags."""
 
+import json
+
 import pytest
 from absl import flags
 
@@ -57,11 +59,45 @@ def test_the_flags_may_describe_a_data_set(tmp_path):
     assert dataset_configs(["movielens_100k"], base=base)["movielens_100k"].backbone.blocks == 7
 
 
+def test_the_values_of_a_config_json_are_not_overruled_by_what_suits_a_data_set(toml):
+    base = Config().replace(max_length=20, learning_rate=1e-4, batch_size=512)
+    assert dataset_configs(["movielens_100k"], base=base) == {"movielens_100k": base}
+    training = dataset_configs(["movielens_100k"], toml, base=base)["movielens_100k"].training
+    assert (training.epochs, training.batch_size) == (3, 512), "a table of the file still is"
+
+
+def test_the_config_json_of_a_run_on_files_is_one_of_a_study(toml, tmp_path):
+    base = Config().replace(dataset="files", interactions="i.tsv", items="i.jsonl", embeddings="e.npy", blocks=7)
+    found = dataset_configs(["files", "movielens_100k", "ml-temporal"], toml, base=base)
+    assert found["files"] == base
+    for name in ("movielens_100k", "ml-temporal"):
+        assert found[name].backbone.blocks == 7
+        assert (found[name].data.interactions, found[name].data.items, found[name].text.embeddings) == ("", "", "")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(base.to_dict()))
+    assert study(f"--config={config}", "--workdir=w").datasets == {"files": base}
+    assert study(f"--config={config}", "--workdir=w", f"--datasets={toml}", "--dataset=beauty").datasets.keys() == {
+        "beauty"
+    }
+
+
+def test_files_of_the_flags_are_laid_over_no_other_data_set(toml, tmp_path):
+    given = {"interactions": "i.tsv", "items": "i.jsonl", "embeddings": "e.npy", "dropout": 0.1}
+    found = dataset_configs(["beauty", "files"], toml, given=given)
+    assert found["files"].data.interactions == "i.tsv"
+    assert found["beauty"].data.interactions == str(tmp_path / "data" / "i.tsv")
+    assert found["beauty"].text.embeddings == str(tmp_path / "data" / "e.npy")
+    assert {c.backbone.dropout for c in found.values()} == {0.1}
+    for name in ("interactions", "items", "embeddings"):
+        with pytest.raises(InputError, match=f"--{name} describes the data set files, got --dataset=beauty"):
+            dataset_configs(["beauty"], toml, given={name: given[name]})
+
+
 @pytest.mark.parametrize(
     ("names", "text", "message"),
     [
         (["beauti"], TOML, "Unknown data set 'beauti'.*Did you mean 'beauty'"),
-        (["files"], "", "Unknown data set 'files'"),
+        (["files"], "", "--dataset=files needs --interactions"),
         ([], "", "name at least one data set"),
         (["beauty", "beauty"], TOML, "each only once"),
         (["beauty"], "[beauty", "not a readable TOML file"),
@@ -71,6 +107,8 @@ def test_the_flags_may_describe_a_data_set(tmp_path):
         (["a"], "[a]\ninteractions = 'none.tsv'", "data set a: interactions names .*none.tsv, and there is no such"),
         (["a"], "['../a']\nmax_length = 3", "can't be named '../a'"),
         (["movielens_100k"], "[movielens_100k]\ndropout = 2.0", "--dropout must be"),
+        (["a"], "[a]\nseed = 3", "data set a: a study sets seed itself"),
+        (["a"], "[a]\nevaluate = 'valid'", "data set a: a study sets evaluate itself"),
     ],
 )
 def test_bad_names_and_files(toml, names, text, message):
@@ -110,6 +148,7 @@ def test_common_flags(toml):
     [
         ([], "--workdir=DIR"),
         (["--workdir=w", "--seed=3"], "give --seeds=0,1,2 instead of --seed"),
+        (["--workdir=w", "--evaluate=valid"], "sets --evaluate itself"),
         (["--workdir=w", "--jobs=0"], "--jobs must be at least 1"),
         (["--workdir=w", "--dataset=movielens"], "Did you mean 'movielens_100k'"),
     ],

@@ -64,3 +64,7 @@ def test_figures_are_measured_once_and_written_with_their_units(tmp_path, monkey
     assert [r[-1] for r in result.tables[1].rows] == ["yes"] * 4
     costs.run(CONFIG.replace(dimension=16), tmp_path, ["spectran"], **sizes)
     assert len(asked) == 2
+    for broken in ("{}", "null"):
+        (tmp_path / "figures.json").write_text(broken)
+        costs.run(CONFIG, tmp_path, ["spectran"], **sizes)
+    assert len(asked) == 4

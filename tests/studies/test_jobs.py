@@ -57,11 +57,29 @@ def test_results_of_other_values_or_older_than_their_files_do_not_count(tmp_path
     data = tmp_path / "embeddings.npy"
     data.write_text("")
     run_jobs(jobs("a", embeddings=str(data)), tmp_path, parallel=1, command=fake())
-    run_jobs(jobs("a", embeddings=str(data), epochs=7), tmp_path, parallel=1, command=fake())
+    run_jobs(jobs("a", embeddings=str(data), blocks=7), tmp_path, parallel=1, command=fake())
     assert starts(tmp_path, "a") == 2
     os.utime(data, (time.time() + 60, time.time() + 60))
-    run_jobs(jobs("a", embeddings=str(data), epochs=7), tmp_path, parallel=1, command=fake())
+    run_jobs(jobs("a", embeddings=str(data), blocks=7), tmp_path, parallel=1, command=fake())
     assert starts(tmp_path, "a") == 3
+
+
+def test_results_count_whatever_changes_no_number(tmp_path):
+    run_jobs(jobs("a"), tmp_path, parallel=1, command=fake())
+    others = jobs("a", data_dir="/elsewhere", eval_batch_size=7, mesh="data:1", spectrum_memory="host")
+    assert run_jobs(others, tmp_path, parallel=1, command=fake())["a"].ok
+    assert starts(tmp_path, "a") == 1
+    run_jobs(jobs("a", evaluate="valid"), tmp_path, parallel=1, command=fake())
+    assert starts(tmp_path, "a") == 2
+
+
+@pytest.mark.parametrize("values", [{"epochs": 7}, {"max_steps": 3}, {"patience": 5}])
+def test_runs_of_another_budget_are_refused_before_anything_starts(tmp_path, values):
+    run_jobs(jobs("a/one"), tmp_path, parallel=1, command=fake())
+    (name, value), *_ = values.items()
+    with pytest.raises(InputError, match=rf"The run a/one .*\({name}: {value} != .*Take another --workdir"):
+        run_jobs([*jobs("new", **values), *jobs("a/one", **values)], tmp_path, parallel=1, command=fake())
+    assert [starts(tmp_path, name) for name in ("new", "a/one")] == [0, 1]
 
 
 def test_a_newer_file_of_the_same_content_is_looked_at_once(tmp_path):

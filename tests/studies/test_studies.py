@@ -49,10 +49,10 @@ def write_run(folder, config):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     weights = np.eye(D, R)
     parts = {"attention": np.full((D, R), 0.5), "diagonal": np.linspace(1.5, 1.1, D), "taylor": [1.0, 0.5, 0.0]}
-    np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, **parts)
+    np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, digest="d", **parts)
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
-    metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}}
+    metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metrics
 
@@ -97,7 +97,7 @@ def test_ablation_changes_one_thing_at_a_time(study, trained):
     assert names == ["spectran", "attention=softmax", "attention=none", "semantic_scale=0.4"] * 2
     differences = [row["Difference [95 %]"] for row in rows_of(study, "ablation-of-spectran")]
     assert differences[:2] == ["", "+0.0000 [+0.0000, +0.0000]"]
-    assert "<!-- begin ablation -->" in study.results.read_text()
+    assert "<!-- begin ablation-one-two -->" in study.results.read_text()
 
 
 def test_what_is_tried_by_default_is_in_range():
@@ -175,8 +175,19 @@ def test_sensitivity_has_the_configured_value_in_every_plot(study, trained):
     ]  # fmt: skip
     assert len({job.name for job in trained if "temperature" in job.name}) == 2 * 2 * 2
     assert len(rows_of(study, "seeds-of-the-unchanged-configuration")) == 4
-    with pytest.raises(InputError, match="the seed is no field to move"):
-        sensitivity.run(study, "seed=1:2")
+
+
+def test_what_a_study_sets_itself_and_variants_out_of_range_start_nothing(study, trained):
+    for changes, message in (
+        ("seed=1:2", "seed is no field to change"),
+        ("evaluate=*", "evaluate is no field to change"),
+        ("dropout=0.1:1.5", "--dropout must be"),
+        ("clip_norm=inf", "--clip_norm must be a finite number, got inf. 0 does not clip."),
+    ):
+        for run in (ablation.run, sensitivity.run):
+            with pytest.raises(InputError, match=message):
+                run(study, changes)
+    assert not trained
 
 
 def test_a_flag_that_the_study_sets_is_refused_before_anything_runs(study, trained):
@@ -210,8 +221,48 @@ def test_runs_that_fail_are_named_and_the_rest_is_shown(study, monkeypatch):
     assert [row[1] for row in table.rows] == ["spectran", "attention=none"] * 2
     assert "one/attention=softmax/seed-0 failed: The loss became nan." in table.note
     monkeypatch.setattr(grid, "run_jobs", lambda jobs, workdir, **_: {j.name: Outcome(j.name, workdir) for j in jobs})
-    with pytest.raises(RunError, match="No run came to its end"):
+    with pytest.raises(RunError, match="All 8 runs failed"):
         ablation.run(study, "attention=none")
+
+
+def test_a_study_whose_runs_were_all_refused_their_input_ends_as_bad_input(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        return {job.name: Outcome(job.name, workdir, failure="x.tsv: no such file.", status=2) for job in jobs}
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    with pytest.raises(InputError, match=r"All 8 runs failed, the last with: x\.tsv: no such file"):
+        ablation.run(study, "attention=none")
+
+
+def test_a_data_set_whose_runs_all_fail_leaves_the_other_its_tables(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            folder = workdir / "runs" / job.name
+            metrics = None if job.name.startswith("one/") else write_run(folder, job.config)
+            made[job.name] = Outcome(job.name, folder, metrics)
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    longtail.run_longtail(study, ["id", "spectran"])
+    assert {row["Data set"] for row in rows_of(study, "test-users-and-catalogue-by-group")} == {"two"}
+
+
+def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
+    """Both methods are the same; one has lost its best seed."""
+
+    def run(seed):
+        folder = tmp_path / str(seed)
+        folder.mkdir(exist_ok=True)
+        rank = np.where(np.arange(USERS) < 10 * (seed + 1), 0, ITEMS - 1)
+        user = np.arange(USERS)
+        columns = {"test_user": user, "test_item": user % ITEMS, "test_rank": rank, "test_history": user}
+        np.savez(folder / "ranks.npz", item_counts=np.ones(ITEMS, int), **columns)
+        return Outcome(str(seed), folder, {"test": {}})
+
+    runs = {"theirs": {seed: run(seed) for seed in range(3)}, "ours": {seed: run(seed) for seed in range(2)}}
+    runs["ours"][2] = Outcome("2", tmp_path, failure="no memory")
+    assert grid.difference(grid.Grid({"one": runs}), "one", "ours", "theirs") == "+0.0000 [+0.0000, +0.0000]"
 
 
 def test_runs_of_two_protocols_share_no_table(study, monkeypatch):

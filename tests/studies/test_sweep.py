@@ -10,6 +10,7 @@ from test_jobs import fake
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted, RunError
 from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.results_md import markdown
 from spectran_jax.studies.search import Method, one_protocol, search, spread, to_json
 from spectran_jax.studies.space import OWN, Range, describe, design, parse_space, space_of
 from spectran_jax.studies.sweep import sweep
@@ -114,6 +115,7 @@ def test_runs_of_two_protocols_share_no_table(tmp_path):
     assert one_protocol({"a": found["a"]}, "data") == "leave_one_out"
     with pytest.raises(InputError, match="data: its runs follow 2 protocols"):
         one_protocol(found, "data")
+    assert one_protocol({}, "data") == "", "a data set whose runs all failed leaves the others their table"
 
 
 def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
@@ -125,6 +127,12 @@ def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     assert len(trials.rows) == 2
     assert len(trials.bold) == 1
     assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
+
+
+def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
+    runner = Runner({"ml/trial-01": "fail"})
+    result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0], runner=runner)
+    assert "1 of 2 trials failed. ml, trial 1: The loss became nan" in markdown(result)
 
 
 @pytest.mark.parametrize("trials", [1, 5, 8])
@@ -220,6 +228,7 @@ def test_bad_search(text, message):
         ({"seeds": []}, "--seeds=: give at least one seed"),
         ({"seeds": [1, 2, 1]}, "--seeds=1,2,1: give at least one seed, and each only once"),
         ({"methods": {"a": Method(Config(), parse_space("dropout=0.5:1.5"))}, "trials": 2}, "--dropout must be"),
+        ({"methods": {"a": Method(Config(), parse_space("seed=0:5"))}}, "seed is no field to search"),
     ],
 )
 def test_bad_sizes_start_nothing(tmp_path, options, message):

@@ -8,11 +8,12 @@ import re
 import pytest
 from rich.console import Console
 
+from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.report import figures
 from spectran_jax.studies import tables
 from spectran_jax.studies.publish import Result, publish, unique_names
-from spectran_jax.studies.results_md import refresh
+from spectran_jax.studies.results_md import refresh, section
 from spectran_jax.studies.tables import Spread, Table
 
 TABLE = Table(
@@ -102,6 +103,27 @@ def test_everything_is_written(tmp_path, capsys):
     held = json.loads((tmp_path / "result.json").read_text())
     assert held["cells"] == [1]
     assert held["tables"][0]["rows"][0] == ["a|b_c", {"mean": 0.04021, "std": 0.00031}, 0.00123456, 12101]
+
+
+def test_what_an_earlier_result_wrote_and_this_one_does_not_is_removed(tmp_path):
+    publish(result(), tmp_path)
+    (tmp_path / "tables" / "mine.csv").write_text("")
+    publish(Result("x", [Table("Trials", ["n"], [[1]])]), tmp_path)
+    names = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert names == ["mine.csv", "trials.csv", "trials.md", "trials.tex"]
+    assert not list((tmp_path / "figures").iterdir())
+    (tmp_path / "result.json").write_text("[]")
+    publish(result(), tmp_path)
+
+
+def test_sections_are_told_apart_by_data_sets_backbones_and_encoders():
+    sets = {"office": Config(), "beauty": Config()}
+    other = {"office": Config().replace(backbone="hstu")}
+    assert section("compare", sets, backbones=["sasrec"]) == "compare-office-beauty"
+    assert section("compare", {"office": Config()}, backbones=["sasrec", "hstu"]) == "compare-office-sasrec-hstu"
+    assert section("ablation", {"office": Config()}) == "ablation-office"
+    assert section("ablation", other) == "ablation-office-hstu"
+    assert section("sweep", {"office": Config()}, encoders=["svd"]) == "sweep-office-svd"
 
 
 def test_an_appendix_is_for_the_record_only(tmp_path, capsys):

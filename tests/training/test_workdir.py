@@ -10,6 +10,7 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.training.run import finished
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.training.workdir import MetricsLog, locked, refuse_other_run, write_json, write_text
 
@@ -63,6 +64,28 @@ def test_resumable_fields_may_change(tmp_path):
     refuse_other_run(tmp_path, Config().replace(mesh="data:2,model:4", parallelism="pmap"))
     with pytest.raises(InputError, match=r"another configuration \(seed: 1 != 0; yours != its\)"):
         refuse_other_run(tmp_path, Config().replace(seed=1))
+
+
+@pytest.mark.parametrize("values", [{"epochs": 3}, {"max_steps": 3}])
+def test_a_cosine_run_of_another_length_is_another_run(tmp_path, values):
+    config = Config().replace(schedule="cosine")
+    write_json(tmp_path / "config.json", config.to_dict())
+    write_json(tmp_path / "metrics.json", {})
+    refuse_other_run(tmp_path, config.replace(patience=3))
+    with pytest.raises(InputError, match=f"another configuration .{next(iter(values))}: 3 != "):
+        refuse_other_run(tmp_path, config.replace(**values))
+
+
+def test_a_finished_run_counts_whatever_changes_no_number(tmp_path):
+    write_json(tmp_path / "metrics.json", {"config": Config().to_dict(), "inputs": "i"})
+    (tmp_path / "ranks.npz").touch()
+    for values, inputs, counts in (
+        ({"data_dir": "x", "mesh": "data:1", "eval_batch_size": 7}, "i", True),
+        ({"epochs": 7}, "i", False),
+        ({}, "others", False),
+    ):
+        setup = types.SimpleNamespace(config=Config().replace(**values), inputs_digest=inputs)
+        assert (finished(tmp_path, setup) is not None) == counts
 
 
 def test_tensorboard_names_its_extra_or_gets_the_scalars(tmp_path, monkeypatch):
