@@ -24,7 +24,9 @@ gs:// and Dataflow, pip install 'apache-beam[gcp]'.
 """
 
 _INTERACTIONS = flags.DEFINE_list(
-    "interactions", [], "Patterns of files (TSV, CSV, Parquet, .gz) with user_id, item_id and timestamp or position."
+    "interactions",
+    [],
+    "Patterns of files (TSV, CSV, Parquet, .gz) with user_id, item_id and timestamp (Unix seconds) or position.",
 )
 _ITEMS = flags.DEFINE_list(
     "items", [], "Patterns of the files of items (JSONL, CSV, Parquet); every item counts as known if empty."

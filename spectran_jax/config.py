@@ -28,7 +28,7 @@ class DataConfig:
 
     dataset: str = _field("movielens_100k", "Data set: movielens_100k, or files for your own.")
     interactions: str = _field(
-        "", "With --dataset=files: TSV, CSV or Parquet with user_id, item_id and timestamp or position."
+        "", "With --dataset=files: TSV, CSV or Parquet with user_id, item_id and timestamp (Unix seconds) or position."
     )
     items: str = _field("", "With --dataset=files: JSONL, CSV or Parquet with item_id and any text columns.")
     movielens: str = _field(

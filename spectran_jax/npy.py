@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ BLOCK_ROWS = 4096
 
 _REWRITE_BYTES = 16 * 2**20
 _PAGE = 4096
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 class RowDigests:
@@ -212,6 +214,15 @@ def write_errors(place: Path) -> Iterator[None]:
             ) from error
         reason = error.strerror or str(error)
         raise InputError(f"{place} can't be written ({reason}); choose another folder with --data_dir.") from error
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether a draft is what a killed process left behind: for a day nothing in it was written to."""
+    try:
+        last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:  # something went away just now: somebody is at work on it
+        return False
+    return time.time() - last > _ABANDONED_SECONDS
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any], size: int = 0) -> bytes:

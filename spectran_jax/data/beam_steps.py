@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
 from spectran_jax.data import files
-from spectran_jax.data.tables import NoRows
+from spectran_jax.data.tables import Ids, NoRows
 from spectran_jax.errors import InputError
 
 ROW_BITS = 32
@@ -31,12 +32,14 @@ IDS = ("user_id", "item_id")
 ROW_SCHEMA = pa.schema(
     [(name, pa.string()) for name in IDS] + [(name, pa.int64()) for name in (*files.ORDER_COLUMNS, "order")]
 )
+ID_TYPES = ("int64", "uint64", "string")
+"""Of PyArrow, the first that holds all ids being the one they are written in."""
 Row = dict[str, Any]
 """With the columns of `ROW_SCHEMA`; ids as written, None for what the source lacks."""
 
 
 def read_rows(pipeline: Any, sources: list[str]) -> tuple[Any, Any]:
-    """The rows of all files, and a summary of each: {path, error} or {path, the columns it has, integer ids}."""
+    """The rows of all files, and a summary of each: {path, error} or {path, the columns it has, types for its ids}."""
     numbered = pipeline | "interactions" >> beam.Create(list(enumerate(sources))) | beam.Reshuffle()
     read = numbered | beam.FlatMap(_rows_of).with_outputs("summary", main="rows")
     return read.rows, read.summary
@@ -54,12 +57,21 @@ def _rows_of(numbered: tuple[int, str]) -> Iterator[Any]:
         yield _summary(path, error=str(error))
         return
     order = dict(zip(files.ORDER_COLUMNS, (table.timestamps, table.positions), strict=True))
-    integers = dict(zip(IDS, (table.users.integers, table.items.integers), strict=True))
-    yield _summary(path, columns=[name for name, column in order.items() if column is not None], integers=integers)
+    types = dict(zip(IDS, map(_types, (table.users, table.items)), strict=True))
+    yield _summary(path, columns=[name for name, column in order.items() if column is not None], types=types)
     users, items = table.users.values.to_pylist(), table.items.values.to_pylist()
     for row, (user, item) in enumerate(zip(table.users.codes.tolist(), table.items.codes.tolist(), strict=True)):
         at = {name: None if column is None else int(column[row]) for name, column in order.items()}
         yield {"user_id": users[user], "item_id": items[item], **at, "order": (number << ROW_BITS) + row}
+
+
+def _types(ids: Ids) -> list[str]:
+    """Those of `ID_TYPES` that can hold the ids."""
+    if not ids.integers:
+        return ["string"]
+    numbers = [int(value) for value in ids.originals()]
+    low, high = min(numbers), max(numbers)
+    return [name for name in ID_TYPES[:2] if np.iinfo(name).min <= low and high <= np.iinfo(name).max] + ["string"]
 
 
 def read_items(pipeline: Any, paths: list[str]) -> tuple[Any, Any]:

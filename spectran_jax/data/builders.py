@@ -62,6 +62,8 @@ class _Interactions(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             features = {"user_id": strings, "length": int64, "items": int32}
             if content.histories.timestamps is not None:
                 features["timestamps"] = int64
+            if content.histories.placed is not None:
+                features["placed"] = tfds.features.Tensor(shape=(None,), dtype=np.bool_)
             metadata = {"ids": _kind(content.user_ids), "dropped": json.dumps(content.dropped)}
         return tfds.core.DatasetInfo(
             builder=self,
@@ -86,6 +88,8 @@ class _Interactions(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             block = {"user_id": _strings(content.user_ids[start:stop]), "length": part.lengths, "items": part.items}
             if part.timestamps is not None:
                 block["timestamps"] = part.timestamps
+            if part.placed is not None:
+                block["placed"] = part.placed
             yield start, block
 
     def _item_blocks(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -142,6 +146,7 @@ def read(name: str, folder: Path) -> Content:
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             _joined(users, "items", np.int32),
             _joined(users, "timestamps", np.int64) if "timestamps" in users[0] else None,
+            _joined(users, "placed", np.bool_) if "placed" in users[0] else None,
         ),
         items_row=_joined(items, "row", np.int32),
         columns={column: _texts(items, f"text_{index}") for index, column in enumerate(names)},

@@ -78,6 +78,7 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         dense_item[item[order]].astype(np.int32),
         None if interactions.timestamps is None else interactions.timestamps[order],
+        _placed(interactions, order),
     )
     user_ids = interactions.users.originals()
     rows = np.flatnonzero(keep_items)
@@ -90,6 +91,14 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
         text_columns=items.text_columns,
         dropped={reason: count for reason, count in dropped.items() if count},
     )
+
+
+def _placed(interactions: Interactions, order: Int[np.ndarray, "nnz"]) -> Bool[np.ndarray, "nnz"] | None:
+    """`Histories.placed` of the rows in this order."""
+    if interactions.timestamps is None or interactions.positions is None:
+        return None
+    positions = interactions.positions[order]
+    return np.concatenate([[True], positions[1:] != positions[:-1]])
 
 
 def core(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from spectran_jax.errors import InputError
 
 ORDER_COLUMNS = ("timestamp", "position")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate without its other half, as cut text leaves it in JSON; UTF-8 has none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +61,8 @@ def read_interactions(path: Path) -> Interactions:
       InputError: for bad input; names the file and, where there is one, the line.
     """
     table = tables.read_table(path, required=("user_id", "item_id"), wanted=("user_id", "item_id", *ORDER_COLUMNS))
-    order = {name: table.whole_numbers(name) for name in ORDER_COLUMNS if name in table.columns}
+    readers = {"timestamp": table.seconds, "position": table.whole_numbers}
+    order = {name: readers[name](name) for name in ORDER_COLUMNS if name in table.columns}
     if not order:
         found = ", ".join(tables.column_names(path))
         raise InputError(f"{path}: no column timestamp or position to order by; columns found: {found}.")
@@ -122,6 +127,8 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
         item = record.pop("item_id")
         if isinstance(item, bool) or not isinstance(item, int | str) or item == "":
             raise InputError(f"{path}, line {number}: item_id {item!r} must be an integer or a string, not empty.")
+        if isinstance(item, str) and _HALF_CHARACTER.search(item):
+            raise InputError(f"{path}, line {number}: item_id {item!r} holds half a character; write it whole.")
         for name, value in record.items():
             column = columns.setdefault(name, [])
             column.extend([None] * (len(ids) - len(column)))
@@ -164,15 +171,16 @@ def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | Non
 
 
 def _as_text(value: Any) -> str:
-    """One entry as text: nothing is "", lists are joined, objects are written as JSON."""
-    if value is None:
+    """One entry as text: nothing and NaN are "", lists are joined, objects are written as JSON."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
-        return value.strip()
+        return _HALF_CHARACTER.sub("\ufffd", value.strip())
     if isinstance(value, list | tuple):
         return ", ".join(filter(None, map(_as_text, value)))
     if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
+        # Parquet has dates and decimals in objects too.
+        return _HALF_CHARACTER.sub("\ufffd", json.dumps(value, ensure_ascii=False, default=str))
     return str(value)
 
 

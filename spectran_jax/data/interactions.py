@@ -36,6 +36,9 @@ class Histories:
     """int32 dense item ids."""
     timestamps: Int[np.ndarray, "nnz"] | None = None
     """int64 Unix seconds, or None where the data has none."""
+    placed: Bool[np.ndarray, "nnz"] | None = None
+    """Whether an interaction has another position than the one before it, so that file order does not decide a tie in
+    time; None where the data has no times or no positions."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -56,7 +59,8 @@ class Histories:
         """New histories: row i is the run of `lengths[i]` interactions from flat index `starts[i]` on."""
         index = ragged_indices(starts, lengths)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return Histories(offsets, self.items[index], None if self.timestamps is None else self.timestamps[index])
+        columns = (None if column is None else column[index] for column in (self.timestamps, self.placed))
+        return Histories(offsets, self.items[index], *columns)
 
     def take(self, users: Int[np.ndarray, "n"]) -> Histories:
         """The histories of some users, in the order given."""
@@ -68,12 +72,28 @@ class Histories:
         offsets = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[self.offsets]
         return Histories(offsets, self.items[keep], None if self.timestamps is None else self.timestamps[keep])
 
+    def distinct(self) -> Histories:
+        """The histories with each item of a user once, where it stands first."""
+        users = np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+        pairs = users * (int(self.items.max(initial=0)) + 1) + self.items
+        first = np.zeros(len(pairs), bool)
+        first[np.unique(pairs, return_index=True)[1]] = True
+        return self.where(first)
+
     @property
     def repeats(self) -> int:
         """Interactions with an item that the same user had before."""
-        users = np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
-        pairs = users * (int(self.items.max(initial=0)) + 1) + self.items
-        return len(pairs) - len(np.unique(pairs))
+        return len(self.items) - len(self.distinct().items)
+
+    @functools.cached_property
+    def most_items(self) -> int:
+        """Different items of the user who has most of them."""
+        most, lengths = 0, self.lengths
+        for user in np.argsort(-lengths):  # nobody has more of them than interactions, so the first few settle it
+            if lengths[user] <= most:
+                break
+            most = max(most, len(np.unique(self[int(user)])))
+        return most
 
     @classmethod
     def from_lists(cls, items: Sequence[Sequence[int]], timestamps: Sequence[Sequence[int]] | None = None) -> Histories:
@@ -133,8 +153,8 @@ class Dataset:
 
     @property
     def longest(self) -> int:
-        """Interactions of the user who has most."""
-        return int(self.histories.lengths.max(initial=0))
+        """Different items of the user who has most of them."""
+        return self.histories.most_items
 
     @functools.cached_property
     def item_index(self) -> dict[str, int]:

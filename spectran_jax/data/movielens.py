@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from spectran_jax import npy
 from spectran_jax.data import tables
 from spectran_jax.data.files import Interactions, Items
 from spectran_jax.errors import InputError
@@ -85,7 +86,8 @@ def find(copy: str, downloads: Path) -> Source:
       downloads: folder that keeps what is fetched.
 
     Raises:
-      InputError: where the copy is not what it should be, or nothing can be fetched.
+      InputError: where the copy is not what it should be, nothing can be fetched, or `downloads` can't be written to.
+      RunError: the disk is full.
     """
     if copy:
         return _open_copy(Path(copy).expanduser())
@@ -154,12 +156,13 @@ def _checksum_matches(path: Path) -> bool:
 
 def _fetch_checked(fetch: Callable[[Path], Path], downloads: Path) -> Path:
     """Fetches into a scratch folder, and moves the file to its place only once its checksum is right."""
-    downloads.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=downloads) as scratch:
-        path = fetch(Path(scratch))
-        if not _checksum_matches(path):
-            raise _FetchError(f"{path.name} was fetched, but its checksum is wrong")
-        return path.replace(downloads / path.name)
+    with npy.write_errors(downloads):
+        downloads.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=downloads) as scratch:
+            path = fetch(Path(scratch))
+            if not _checksum_matches(path):
+                raise _FetchError(f"{path.name} was fetched, but its checksum is wrong")
+            return path.replace(downloads / path.name)
 
 
 def _fetch_wheel(folder: Path) -> Path:

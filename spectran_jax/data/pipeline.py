@@ -204,8 +204,8 @@ class EvalBatches:
 
     @functools.cached_property
     def seen_width(self) -> int:
-        """Columns of `EvalBatch.seen`: the longest history rounded up, or 0 where nothing is filtered."""
-        longest = int(self.targets.history.lengths.max(initial=self.longest)) if self.filter_seen else 0
+        """Columns of `EvalBatch.seen`: the most items of a history rounded up, or 0 where nothing is filtered."""
+        longest = max(self.longest, self.targets.history.most_items) if self.filter_seen else 0
         return -(-longest // _SEEN_MULTIPLE) * _SEEN_MULTIPLE
 
     def users(self) -> Iterator[Int[np.ndarray, "B"]]:
@@ -224,16 +224,16 @@ class EvalBatches:
 
     def _batch(self, which: np.ndarray, size: int) -> EvalBatch:
         history = self.targets.history
-        ends, whole = history.offsets[which + 1], history.lengths[which]
-        lengths = np.minimum(whole, self.max_length)
+        ends = history.offsets[which + 1]
+        lengths = np.minimum(history.lengths[which], self.max_length)
         row = np.arange(len(which))
         source = ragged_indices(ends - lengths, lengths)
         row_length = self.max_length + self.masked
         place = _Placer((size, row_length), ragged_indices(row * row_length, lengths))
         seen = np.full((size, self.seen_width), -1, np.int32)
         if self.filter_seen:
-            index = ragged_indices(row * self.seen_width, whole)
-            seen.reshape(-1)[index] = history.items[ragged_indices(ends - whole, whole)]
+            once = history.take(which).distinct()  # some play a song a thousand times
+            seen.reshape(-1)[ragged_indices(row * self.seen_width, once.lengths)] = once.items
         filled = slice(0, len(which))
         last, target, user = np.zeros(size, np.int32), np.zeros(size, np.int32), np.full(size, -1, np.int32)
         last[filled] = lengths if self.masked else np.maximum(lengths - 1, 0)
@@ -270,11 +270,11 @@ def eval_batches(
       targets: histories and what to rank after them.
       data_config: `max_length` is read.
       batch_size: users per batch, over all processes.
-      filter_seen: fill `EvalBatch.seen` with the whole history; else it has no columns.
+      filter_seen: fill `EvalBatch.seen` with the items of the whole history, each once; else it has no columns.
       process_index: which contiguous slice of each batch this process takes.
       process_count: number of processes; must divide `batch_size`.
-      longest: `EvalBatch.seen` has room for this many items at least. The longest history of the data set gives all
-        parts of a split one shape, and so one compiled program.
+      longest: `EvalBatch.seen` has room for this many items at least. The most items of a user of the data set gives
+        all parts of a split one shape, and so one compiled program.
       masked: for a masked backbone.
 
     Raises:

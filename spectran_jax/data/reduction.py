@@ -13,6 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +24,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from spectran_jax import npy
 from spectran_jax.data import files
 from spectran_jax.data.content import nothing_left, unknown_items_error
-from spectran_jax.errors import InputError, RunError, first_line
+from spectran_jax.errors import InputError, Interrupted, RunError, first_line
 from spectran_jax.progress import quiet
 
 try:
@@ -83,14 +88,15 @@ def reduce_interactions(
     Raises:
       InputError: for bad input; names the file and, where there is one, the line.
       RunError: where a pipeline fails, or `output` can't be written.
+      Interrupted: at SIGTERM, in the main thread.
     """
     with _plainly():
         beam_options = PipelineOptions([LOCAL_RUNNER, *options])  # the last that names a runner counts
         FileSystems.set_options(beam_options)
         sources, catalogue = _matching(interactions, "interactions"), _matching(items, "items")
         output = _checked_output(output, [*sources, *catalogue])
-    work = _Work(output, beam_options)
-    try:
+    _remove_abandoned(output)
+    with _stoppable(), contextlib.closing(_Work(output, beam_options)) as work:
         progress(f"Reading {len(sources)} files of interactions ...")
         common, unknown = _read(work, sources, catalogue, filters, items)
         left_out = {"unknown_items": unknown, "k_core_interactions": 0}
@@ -109,8 +115,6 @@ def reduce_interactions(
         if not counts.get("interactions"):
             raise nothing_left(", ".join(interactions), filters.k_core, filters.unknown_items)
         work.publish()
-    finally:
-        work.close()
     left_out["older"] = counts["older"]
     found = {"files": len(sources), "users": counts["users"], "interactions": counts["interactions"]}
     return found | {reason: count for reason, count in left_out.items() if count}
@@ -122,8 +126,8 @@ class _Common:
 
     columns: tuple[str, ...]
     """Of `files.ORDER_COLUMNS`."""
-    integers: dict[str, bool]
-    """Whether the ids are integers, by column."""
+    types: dict[str, str]
+    """Of the ids, by column: of `beam_steps.ID_TYPES`."""
 
 
 class _Work:
@@ -142,7 +146,7 @@ class _Work:
 
     def run(self, build: Callable[[Any], None]) -> None:
         """Runs what `build` adds to a pipeline; one that is given up is cancelled."""
-        with _plainly():
+        with _plainly(), _without_tracebacks():
             pipeline = beam.Pipeline(options=self._options)
             build(pipeline)
             result = pipeline.run()
@@ -221,7 +225,11 @@ def _common(summaries: list[dict[str, Any]]) -> _Common:
         for name in columns:
             if name not in one["columns"]:
                 raise InputError(f"{one['path']}: no column {name}, which other files of --interactions have.")
-    return _Common(columns, {name: all(one["integers"][name] for one in summaries) for name in beam_steps.IDS})
+    types = {
+        name: next(kind for kind in beam_steps.ID_TYPES if all(kind in one["types"][name] for one in summaries))
+        for name in beam_steps.IDS
+    }
+    return _Common(columns, types)
 
 
 def _core_round(work: _Work, part: int, k: int) -> int:
@@ -238,12 +246,13 @@ def _core_round(work: _Work, part: int, k: int) -> int:
 
 def _write_histories(work: _Work, part: int, newest: int, common: _Common) -> dict[str, int]:
     """Writes histories.parquet; the counts of `beam_steps.histories`."""
-    fields = [(name, pa.int64() if integer else pa.string()) for name, integer in common.integers.items()]
+    fields = [(name, pa.type_for_alias(kind)) for name, kind in common.types.items()]
+    integers = {name: kind != "string" for name, kind in common.types.items()}
     fields += [(name, pa.int64()) for name in files.ORDER_COLUMNS if name == "position" or name in common.columns]
 
     def build(pipeline: Any) -> None:
         read = _read_rows(pipeline, work.path(f"rows-{part}"))
-        rows, counts = beam_steps.histories(read, newest, common.integers)
+        rows, counts = beam_steps.histories(read, newest, integers)
         beam_steps.write_facts(counts, work.path("counts"))
         # One file: what is left fits one machine, which reads it.
         one = {"num_shards": 1, "shard_name_template": "", "file_name_suffix": ".parquet"}
@@ -289,6 +298,45 @@ def _checked_output(output: str, sources: Sequence[str]) -> str:
 def _whole(path: str) -> str:
     """A local path from the root on; others as they are."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _remove_abandoned(output: str) -> None:
+    """Removes what killed reductions left beside a local output, but for a result that could not be published."""
+    if "://" not in output:
+        for folder in Path(output).parent.glob(f"{Path(output).name}.tmp-*"):
+            if npy.is_abandoned(folder) and not (folder / "histories.parquet").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does, by way of its clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def stop(*_: object) -> None:
+        raise Interrupted("Stopped by SIGTERM; start the same command again.")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Workers in this process log the traceback of what the pipeline raises; not so meanwhile."""
+    loggers = [logging.getLogger(f"apache_beam.runners.{name}") for name in ("common", "worker")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ import json
 import logging
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from spectran_jax import npy
 from spectran_jax.config import Config, DataConfig
 from spectran_jax.data import files, movielens
 from spectran_jax.data.content import Content, assemble, to_dataset
@@ -22,9 +22,8 @@ from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
 from spectran_jax.data.tables import require_file
 from spectran_jax.errors import InputError, RunError, unknown_name
 
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 """Goes up whenever prepared data of the same inputs would look different."""
-_STALE_SECONDS = 24 * 3600
 _log = logging.getLogger(__name__)
 
 
@@ -168,11 +167,8 @@ def _set_aside(folder: Path) -> None:
 def _remove_stale(folder: Path) -> None:
     """Removes what killed preparations left behind, once nobody can still be at work on it."""
     for path in folder.glob("*.tmp-*"):
-        try:
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-        except FileNotFoundError:
-            continue
+        if npy.is_abandoned(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 register("movielens_100k", _movielens)

@@ -43,7 +43,7 @@ class Split:
     valid: Targets
     test: Targets
     tied_targets: dict[str, int]
-    """`count` of the `total` test targets are decided by a tie in time, which file order breaks."""
+    """`count` of the `total` test targets are decided by a tie in time that no position breaks, but file order."""
 
 
 def split(dataset: Dataset, config: DataConfig) -> Split:
@@ -53,8 +53,9 @@ def split(dataset: Dataset, config: DataConfig) -> Split:
     rest is training; the test history includes the validation item. Users with fewer than three interactions take
     no part. `temporal`: training is everything before T1, each user's first item in [T1, T2) is a validation
     target and the first from T2 on a test target, each with everything before it as history; users without any
-    history at that point give no target. Ties in time keep file order. `config.holdout_items` then takes a share of
-    the items out of the training histories; evaluation keeps them as candidates, as targets and in histories.
+    history at that point give no target. Ties in time, and position if any, keep file order. `config.holdout_items`
+    then takes a share of the items out of the training histories; evaluation keeps them as candidates, as targets and
+    in histories.
 
     Raises:
       InputError: for an unknown split, missing timestamps, T1 >= T2, or a part that comes out empty.
@@ -89,9 +90,7 @@ def _leave_one_out(dataset: Dataset, config: DataConfig) -> Split:
     users = np.flatnonzero(histories.lengths >= LEAVE_ONE_OUT_MINIMUM)
     starts, ends = histories.offsets[users], histories.offsets[users + 1]
     lengths = np.where(histories.lengths >= LEAVE_ONE_OUT_MINIMUM, histories.lengths - 2, 0)
-    tied = np.zeros(len(users), bool)
-    if histories.timestamps is not None:
-        tied = histories.timestamps[ends - 1] == histories.timestamps[ends - 2]
+    tied = _tied(histories, ends - 1)
     return _assemble(dataset, lengths, users, starts, ends - 2, users, starts, ends - 1, tied, config)
 
 
@@ -115,8 +114,7 @@ def _temporal(dataset: Dataset, config: DataConfig) -> Split:
     valid_users = np.flatnonzero((first_valid < first_test) & (first_valid > starts))
     test_users = np.flatnonzero((first_test < ends) & (first_test > starts))
     at = first_test[test_users]
-    following = np.minimum(at + 1, len(times) - 1)
-    tied = (at + 1 < ends[test_users]) & (times[following] == times[at])
+    tied = (at + 1 < ends[test_users]) & _tied(histories, np.minimum(at + 1, len(times) - 1))
     return _assemble(
         dataset,
         first_valid - starts,
@@ -129,6 +127,14 @@ def _temporal(dataset: Dataset, config: DataConfig) -> Split:
         tied,
         config,
     )
+
+
+def _tied(histories: Histories, at: np.ndarray) -> Bool[np.ndarray, "n"]:
+    """Whether nothing but file order puts the interactions at these flat indices behind those before them."""
+    if histories.timestamps is None:
+        return np.zeros(len(at), bool)
+    same: np.ndarray = histories.timestamps[at] == histories.timestamps[at - 1]
+    return same if histories.placed is None else same & ~histories.placed[at]
 
 
 def temporal_cuts(times: Int[np.ndarray, "nnz"], config: DataConfig) -> tuple[float, float]:

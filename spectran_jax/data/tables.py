@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -24,11 +25,13 @@ from spectran_jax.errors import InputError
 _DELIMITERS = {".tsv": "\t", ".inter": "\t", ".item": "\t", ".csv": ","}
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _LARGEST = 2.0**62
+_LATEST_SECONDS = 10**11
+"""Of the year 5138; in milliseconds it is 1973."""
 csv.field_size_limit(2**31 - 1)
 
 
 class NoRows(InputError):
-    """A table with columns and nothing in them."""
+    """A file without a row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +47,8 @@ class Ids:
 
     def originals(self) -> list[OriginalId]:
         """The different ids as the source has them."""
-        return (pc.cast(self.values, pa.int64()) if self.integers else self.values).to_pylist()
+        values: list[OriginalId] = self.values.to_pylist()
+        return [int(value) for value in values] if self.integers else values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,11 +70,12 @@ class Table:
           InputError: for an empty id, or a Parquet column that holds neither integers nor strings.
         """
         column = self.columns[name]
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        kind = _value_type(column)
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise InputError(f"{self.path}: column {name!r} has type {kind}; ids must be integers or strings.")
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
+        if self.delimiter is None:
+            # The categories of a Parquet file need not all occur, and each row group may have its own.
+            column = column.cast(kind).dictionary_encode()
         encoded = column.unify_dictionaries().combine_chunks()
         values = pc.cast(encoded.dictionary, pa.string())
         if encoded.null_count or pc.any(pc.equal(values, "")).as_py():
@@ -84,9 +89,7 @@ class Table:
         Raises:
           InputError: for the first entry that is no number, with its line.
         """
-        column = self.columns[name]
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
+        column = self.columns[name].cast(_value_type(self.columns[name]))
         try:
             if pa.types.is_temporal(column.type):
                 column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
@@ -106,6 +109,18 @@ class Table:
             return values
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             self.blame(name, _is_number, "is not a number; times are Unix seconds, positions whole numbers")
+
+    def seconds(self, name: str) -> Int[np.ndarray, "n"]:
+        """A column of times as int64 Unix seconds, as `whole_numbers` reads it.
+
+        Raises:
+          InputError: for the first entry that is no number, or too large a one, with its line.
+        """
+        values = self.whole_numbers(name)
+        if not pa.types.is_temporal(_value_type(self.columns[name])) and np.any(values > _LATEST_SECONDS):
+            late = "looks like milliseconds; times are Unix seconds"
+            self.blame(name, lambda cell: float(cell) <= _LATEST_SECONDS, late)
+        return values
 
     def blame(self, name: str, is_good: Any, complaint: str) -> NoReturn:
         """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form."""
@@ -150,14 +165,14 @@ def read_table(path: Path, *, required: Collection[str], wanted: Collection[str]
     plain = {name: _plain(name) for name in names}
     _require_columns(path, [_plain(name) for name in names], required)
     chosen = [name for name in names if wanted is None or plain[name] in wanted]
-    ids = pa.dictionary(pa.int32(), pa.string())
+    ids, quoted = pa.dictionary(pa.int32(), pa.string()), _has_quotes(path, delimiter)
     try:
         table = pa_csv.read_csv(
             path,
             parse_options=pa_csv.ParseOptions(
                 delimiter=delimiter,
-                quote_char='"' if _has_quotes(path, delimiter) else False,
-                newlines_in_values=delimiter == "," and wanted is None,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
             ),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=chosen,
@@ -190,7 +205,7 @@ def require_file(path: Path) -> None:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: can't be read; check its permissions.")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: is empty.")
+        raise NoRows(f"{path}: is empty.")
 
 
 def content_suffix(path: Path) -> str:
@@ -213,7 +228,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise InputError(
                         f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8; save the file as UTF-8."
                     ) from None
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{path}: damaged .gz file ({error}).") from error
 
 
@@ -256,7 +271,7 @@ def _lines(path: Path, delimiter: str) -> tuple[list[str], Iterator[tuple[int, l
     rest = rows()
     header = next(rest, None)
     if header is None:
-        raise InputError(f"{path}: is empty.")
+        raise NoRows(f"{path}: is empty.")
     return header[1], rest
 
 
@@ -293,6 +308,11 @@ def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str]
     if not len(table):
         raise NoRows(f"{path}: has columns but no rows.")
     return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
+
+
+def _value_type(column: pa.ChunkedArray) -> pa.DataType:
+    """The type of the entries, be they categories or not."""
+    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
 
 
 def _written_as_integers(values: pa.Array) -> bool:

@@ -38,7 +38,6 @@ Identity = Mapping[str, str]
 
 _FORMAT = 2
 _META = "meta.json"
-_ABANDONED_SECONDS = 24 * 3600.0
 _SEEN_SECONDS = 120.0
 """How long a network file system may go on saying that a new folder is not there."""
 
@@ -122,14 +121,15 @@ class Draft:
 def sealed_folder(folder: Path, identity: Identity) -> Iterator[Draft]:
     """A new folder to write arrays into; sealed, and put in place of `folder`, when the block ends well.
 
-    Where the block fails, nothing is left and an older `folder` stays as it was. The block must fail on all processes
-    or on none (`processes.together`).
+    Where the block fails, nothing is left and an older `folder` stays as it was. A `folder` that another run puts there
+    meanwhile stands: it is as good. The block must fail on all processes or on none (`processes.together`).
 
     Raises:
       RunError: the disk is full.
       InputError: the place can't be written to, or is not one place for all processes.
     """
     first = jax.process_index() == 0
+    old = _inode(folder)
     made = processes.together(lambda: _new_folder(folder) if first else "")
     draft = Draft(folder.parent / processes.gathered_bytes(made.encode())[0].decode())
 
@@ -137,7 +137,7 @@ def sealed_folder(folder: Path, identity: Identity) -> Iterator[Draft]:
         with npy.write_errors(folder):
             meta = {"format": _FORMAT, "identity": dict(identity), "arrays": dict(sorted(draft._arrays.items()))}
             (draft.folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            _put_in_place(draft.folder, folder)
+            _put_in_place(draft.folder, folder, old)
 
     try:
         processes.together(lambda: _require_shared(draft.folder))
@@ -230,10 +230,18 @@ def _description(shape: tuple[int, ...], dtype: np.dtype[Any], sha256: str) -> d
     return {"shape": list(shape), "dtype": name, "sha256": sha256}
 
 
-def _put_in_place(draft: Path, folder: Path) -> None:
+def _inode(folder: Path) -> int | None:
+    """Which folder it is that has this name; None where there is none."""
+    with contextlib.suppress(OSError):
+        return folder.stat().st_ino
+    return None
+
+
+def _put_in_place(draft: Path, folder: Path, old: int | None) -> None:
     draft.chmod(0o755)  # a temporary folder is private; a cache may be shared
-    if folder.exists():
-        # A folder can't be renamed over one that holds files, so the old one steps aside first.
+    if old is not None and _inode(folder) == old:
+        # A folder can't be renamed over one that holds files, so the old one steps aside first. One that another run
+        # has put there since is left alone: that run may be opening it.
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         with contextlib.suppress(FileNotFoundError):
             folder.rename(aside / "old")
@@ -249,6 +257,5 @@ def _put_in_place(draft: Path, folder: Path) -> None:
 def _remove_abandoned(folder: Path) -> None:
     """Drafts that a killed process left behind long ago."""
     for draft in folder.parent.glob(f".{folder.name}.*"):
-        with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(draft, ignore_errors=True)
+        if npy.is_abandoned(draft):
+            shutil.rmtree(draft, ignore_errors=True)

@@ -1,3 +1,4 @@
+import datetime
 import gzip
 import json
 
@@ -127,6 +128,40 @@ def test_categories_of_parquet_need_not_all_occur(write, tmp_path):
     assert rows(read(path, write("items.jsonl", ITEMS))) == {"v": ["b"], "u": ["a", "c"]}
 
 
+def test_categories_of_parquet_may_differ_from_part_to_part(write, tmp_path):
+    path = tmp_path / "i.parquet"
+    ids, kind = [f"u{n:03d}" for n in range(300)], pa.dictionary(pa.int8(), pa.string())
+    parts = [pa.array(ids[start : start + 100]).dictionary_encode().cast(kind) for start in range(0, 300, 100)]
+    table = pa.table({"user_id": pa.chunked_array(parts), "item_id": ["a"] * 300, "position": range(300)})
+    pyarrow.parquet.write_table(table, path, row_group_size=100)
+    assert rows(read(path, write("items.jsonl", ITEMS))) == {user: ["a"] for user in ids}
+
+
+def test_an_empty_category_that_does_not_occur(write, tmp_path):
+    path = tmp_path / "i.parquet"
+    users = pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["u", "v", ""]))
+    pyarrow.parquet.write_table(pa.table({"user_id": users, "item_id": ["a", "b"], "position": [0, 1]}), path)
+    assert rows(read(path, write("items.jsonl", ITEMS))) == {"u": ["a"], "v": ["b"]}
+
+
+def test_ids_of_64_bits_without_a_sign(write, tmp_path):
+    path, large = tmp_path / "i.parquet", 2**63 + 5
+    users = pa.array([1, large], pa.uint64())
+    pyarrow.parquet.write_table(pa.table({"user_id": users, "item_id": ["a", "b"], "position": [0, 1]}), path)
+    assert rows(read(path, write("items.jsonl", ITEMS))) == {1: ["a"], large: ["b"]}
+
+
+def test_line_breaks_in_cells_of_a_file_of_many_blocks(write):
+    """PyArrow reads a megabyte at a time."""
+    review, count = '"good\nnice, cheap, 5, buy"', 30_000
+    text = "user_id,item_id,timestamp,review\n" + "".join(f"u,a,{n},{review}\n" for n in range(count))
+    table = read_interactions(write("i.csv", text))
+    assert table.timestamps.tolist() == list(range(count))
+    assert table.items.originals() == ["a"]
+    text = '"item_id"\t"text"\n' + "".join(f'"{n}"\t"good\n{n}\tand more of it, much"\n' for n in range(count))
+    assert read_items(write("items.tsv", text)).ids == list(range(count))
+
+
 def test_histories_by_user_in_original_ids(write):
     text = "user_id,item_id,timestamp\n9,b,3\n4,7,1\n9,a,2\n9,x,3\n"
     users, items, times = histories_by_user(read_interactions(write("i.csv", text)))
@@ -190,6 +225,9 @@ BAD_INTERACTIONS = {
     "line 4: byte 4 is not valid UTF-8": INTERACTIONS.encode().replace(b"ann\ta\t2", b"ann\xff\ta\t2"),
     "line 4: timestamp 'today' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\ttoday"),
     "line 4: timestamp 'nan' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\tnan"),
+    "line 3: timestamp '1700000000000' looks like milliseconds; times are Unix seconds": (
+        INTERACTIONS.replace("bob\ta\t1", "bob\ta\t1700000000000")
+    ),
     "line 4: timestamp is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t"),
     "line 3: item_id is empty": INTERACTIONS.replace("bob\ta", "bob\t"),
     "column 'item_id' occurs more than once": "user_id\titem_id\titem_id\ttimestamp\na\tb\tc\t1\n",
@@ -236,6 +274,9 @@ def test_bad_parquet(write, tmp_path):
     put(timestamp=[5.0, float("inf")])
     with pytest.raises(InputError, match="row 2: timestamp 'inf' is not a number"):
         read_interactions(path)
+    put(timestamp=[5.0, 1.7e12])
+    with pytest.raises(InputError, match=r"row 2: timestamp '1700000000000\.0' looks like milliseconds"):
+        read_interactions(path)
     pyarrow.parquet.write_table(pa.table({"user_id": [1]}), path)
     with pytest.raises(InputError, match="no column item_id; columns found: user_id"):
         read_interactions(path)
@@ -245,6 +286,7 @@ BAD_ITEMS = {
     "line 2: malformed JSON": '{"item_id": 1}\n{"item_id": 2,\n',
     "line 2: each line must be one JSON object, got list": '{"item_id": 1}\n[2]\n',
     "line 3: no item_id; columns found: title": '{"item_id": 1}\n\n{"title": "x"}\n',
+    r"line 2: item_id 'x\ud83d' holds half a character": '{"item_id": 1}\n{"item_id": "x\\ud83d"}\n',
     "line 1: item_id None must be an integer or a string": '{"item_id": null}\n',
     "line 1: item_id 1.5 must be an integer or a string": '{"item_id": 1.5}\n',
     "1 duplicate item ids, the first '2' in lines 1 and 4": (
@@ -274,6 +316,8 @@ def test_bad_item_tables(write):
         read_items(write("c.csv", "id,title\na,x\n"))
     with pytest.raises(InputError, match=r"damaged \.gz file"):
         read_items(write("d.jsonl.gz", gzip.compress(b'{"item_id": 1}\n' * 50)[:-9]))
+    with pytest.raises(InputError, match=r"damaged \.gz file"):
+        read_items(write("e.jsonl.gz", gzip.compress(b'{"item_id": 1}\n')[:10] + b"\xff" * 20))
 
 
 def test_item_text_of_lists_numbers_and_gaps(write):
@@ -291,6 +335,28 @@ def test_item_text_of_lists_numbers_and_gaps(write):
         "extra": ["", '{"k": 1}', ""],
     }
     assert items.text_columns == ("title", "tags", "extra")
+
+
+def test_missing_numbers_are_no_text(write, tmp_path):
+    items = read_items(
+        write("items.jsonl", '{"item_id": 1, "title": NaN, "tags": ["x", NaN]}\n{"item_id": 2, "title": "B"}\n')
+    )
+    assert items.columns == {"title": ["", "B"], "tags": ["x", ""]}
+    path = tmp_path / "items.parquet"
+    pyarrow.parquet.write_table(pa.table({"item_id": [1], "sizes": [[1.5, float("nan")]]}), path)
+    assert read_items(path).columns == {"sizes": ["1.5"]}
+
+
+def test_half_characters_are_replaced(write):
+    line = r'{"item_id": 1, "title": "cut \ud83d", "tags": ["\ude00", "\ud83d\ude00"], "more": {"k": "\ud83d"}}'
+    items = read_items(write("items.jsonl", line))
+    assert items.columns == {"title": ["cut \ufffd"], "tags": ["\ufffd, 😀"], "more": ['{"k": "\ufffd"}']}
+
+
+def test_dates_in_objects(tmp_path):
+    path = tmp_path / "items.parquet"
+    pyarrow.parquet.write_table(pa.table({"item_id": [1], "made": [{"on": datetime.date(2020, 1, 2)}]}), path)
+    assert read_items(path).columns == {"made": ['{"on": "2020-01-02"}']}
 
 
 def test_choice_of_text_columns(write):

@@ -28,6 +28,14 @@ def test_ragged_indices_matches_a_loop():
     assert ragged_indices(np.array([], int), np.array([], int)).tolist() == []
 
 
+def test_repeats_and_different_items():
+    histories = Histories.from_lists([[3, 1, 3, 3], [], [2, 0, 1], [7] * 6])
+    assert [histories.distinct()[user].tolist() for user in range(4)] == [[3, 1], [], [2, 0, 1], [7]]
+    assert histories.repeats == 7
+    assert histories.most_items == 3
+    assert Histories.from_lists([]).most_items == Histories.from_lists([[]]).most_items == 0
+
+
 def test_histories_rows_lengths_and_take():
     histories = Histories.from_lists([[3, 1], [], [2]], [[5, 6], [], [9]])
     assert len(histories) == 3

@@ -136,6 +136,12 @@ def test_nothing_can_be_had(tmp_path, monkeypatch):
     assert not list((tmp_path / "downloads").iterdir())
 
 
+def test_downloads_that_have_no_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/downloads can't be written .*--data_dir"):
+        movielens.find("", tmp_path / "file" / "downloads")
+
+
 def test_copies_that_are_none(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         movielens.find(str(tmp_path / "nowhere"), tmp_path)

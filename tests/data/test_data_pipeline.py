@@ -197,7 +197,8 @@ def test_eval_batches_against_brute_force(lengths, max_length, batch_size, timed
     targets = make_targets(lengths, timestamps=timed)
     batches = eval_batches(targets, DataConfig(max_length=max_length), batch_size, filter_seen=True)
     rows = []
-    width = -(-max(lengths) // 64) * 64
+    seen = [list(dict.fromkeys(targets.history[index].tolist())) for index in range(len(lengths))]
+    width = -(-max(map(len, seen)) // 64) * 64
     for batch in batches:
         assert batch.item_ids.shape == (batch_size, max_length)
         assert batch.seen.shape == (batch_size, width)
@@ -217,7 +218,7 @@ def test_eval_batches_against_brute_force(lengths, max_length, batch_size, timed
         assert row.layout.mask.tolist() == [k < len(kept) for k in range(max_length)]
         assert row.layout.segment.tolist() == [int(k < len(kept)) for k in range(max_length)]
         assert row.layout.position[: len(kept)].tolist() == list(range(len(kept)))
-        assert row.seen.tolist() == items + [-1] * (width - len(items))
+        assert row.seen.tolist() == seen[index] + [-1] * (width - len(seen[index]))
         if timed:
             times = targets.history.timestamps[targets.history.offsets[index] :][: len(items)][-max_length:]
             assert row.layout.timestamp[: len(kept)].tolist() == [int(t - times[0]) for t in times]
@@ -245,11 +246,18 @@ def test_eval_batches_can_be_read_twice_and_hold_no_seen_items_unless_asked():
 
 
 def test_seen_has_one_width_for_all_parts_of_a_split():
-    valid, test = make_targets([3, 63]), make_targets([3, 65])
+    valid, test = (Targets(Histories.from_lists([range(n)]), np.zeros(1), np.zeros(1)) for n in (63, 65))
     widths = [eval_batches(t, DataConfig(), 2, filter_seen=True, longest=66).seen_width for t in (valid, test)]
     assert widths == [128, 128]
     assert eval_batches(valid, DataConfig(), 2, filter_seen=True).seen_width == 64
     assert eval_batches(valid, DataConfig(), 2, longest=66).seen_width == 0
+
+
+def test_seen_has_no_room_for_repeats():
+    targets = Targets(Histories.from_lists([[1, 2], [4, 5] * 500]), np.zeros(2, np.int32), np.arange(2, dtype=np.int32))
+    (batch,) = eval_batches(targets, DataConfig(), 2, filter_seen=True)
+    assert batch.seen.shape == (2, 64)
+    assert batch.seen[:, :3].tolist() == [[1, 2, -1], [4, 5, -1]]
 
 
 def test_eval_batch_size_below_one():

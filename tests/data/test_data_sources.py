@@ -135,8 +135,13 @@ def test_a_killed_preparation_leaves_nothing_that_counts_as_done(config, monkeyp
     assert len(prepared(config)) == 2
     # Once it is certain that nobody works on it, the next preparation removes it.
     old = time.time() - 2 * 24 * 3600
-    os.utime(sources.data_dir(config) / "prepared" / left, (old, old))
+    draft = sources.data_dir(config) / "prepared" / left
+    os.utime(draft, (old, old))
     data.load(config.replace(k_core=2))
+    assert left in prepared(config)  # a file in it is younger
+    for path in draft.rglob("*"):
+        os.utime(path, (old, old))
+    data.load(config.replace(k_core=3))
     assert left not in prepared(config)
 
 

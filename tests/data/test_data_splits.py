@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_interactions import make_dataset
 
-from spectran_jax.config import DataConfig
+from spectran_jax import data
+from spectran_jax.config import Config, DataConfig
 from spectran_jax.data.splits import split
 from spectran_jax.errors import InputError
 
@@ -94,6 +95,22 @@ def test_ties_keep_file_order():
     result = split(make_dataset([[4, 2, 3]], [[7, 7, 7]]), LEAVE_ONE_OUT)
     assert as_lists(result.test) == [(0, [4, 2], 3)]
     assert result.tied_targets == {"count": 1, "total": 1}
+
+
+@pytest.mark.parametrize(("positions", "count"), [([0, 1, 2], 0), ([0, 1, 1], 1)])
+@pytest.mark.parametrize("config", [LEAVE_ONE_OUT, DataConfig(split="temporal", valid_time=5, test_time=7)])
+def test_a_tie_in_time_that_a_position_breaks_is_none(positions, count, config, tmp_path):
+    """All of the way: as read from files, prepared, and read back."""
+    times = [7, 7, 7] if config is LEAVE_ONE_OUT else [4, 7, 7]
+    rows = [f"u,{item},{time},{position}" for item, time, position in zip("abc", times, positions, strict=True)]
+    rows += ["v,a,1,0", "v,b,5,0", "v,c,9,0"]
+    (tmp_path / "i.csv").write_text("\n".join(["user_id,item_id,timestamp,position", *rows]))
+    (tmp_path / "items.csv").write_text("item_id\na\nb\nc\n")
+    paths = {name: str(tmp_path / name) for name in ("i.csv", "items.csv")}
+    options = {"interactions": paths["i.csv"], "items": paths["items.csv"], "data_dir": str(tmp_path / "cache")}
+    for _ in range(2):
+        dataset = data.load(Config().replace(dataset="files", **options))
+        assert split(dataset, config).tied_targets == {"count": count, "total": 2}
 
 
 def test_without_timestamps_nothing_is_tied():

@@ -3,7 +3,10 @@
 import gzip
 import io
 import json
+import os
+import signal
 import sys
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -15,8 +18,9 @@ from apache_beam.io.filesystems import FileSystems
 
 from spectran_jax import data
 from spectran_jax.config import Config
+from spectran_jax.data import beam_steps
 from spectran_jax.data.reduction import Filters, reduce_interactions
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.errors import InputError, Interrupted, RunError
 
 
 @pytest.fixture
@@ -112,14 +116,25 @@ def test_kinds_of_files_and_of_ids(tmp_path):
     with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
         file.write(header + "7,007,5,1\n7,12,5,0\n")
     (tmp_path / "b.csv").write_text(header)  # an hour in which nothing happened
+    (tmp_path / "d.csv").write_text("")
     pq.write_table(
         pa.table({"user_id": [7, 9], "item_id": [12, 3], "timestamp": [4, 4], "position": [0, 0]}),
         tmp_path / "c.parquet",
     )
     counts = reduce_interactions([f"{tmp_path}/*"], [], f"{tmp_path}/o.parquet", Filters())
-    assert counts == {"files": 3, "users": 2, "interactions": 4}
+    assert counts == {"files": 4, "users": 2, "interactions": 4}
     rows = sorted(pq.read_table(tmp_path / "o.parquet").to_pylist(), key=lambda row: (row["user_id"], row["position"]))
     assert [tuple(row.values()) for row in rows] == [(7, "12", 4, 0), (7, "12", 5, 1), (7, "007", 5, 2), (9, "3", 4, 0)]
+
+
+def test_ids_of_64_bits_without_a_sign(tmp_path):
+    large = 2**63 + 5
+    columns = {"user_id": pa.array([1, large], pa.uint64()), "item_id": pa.array([large, 2], pa.uint64())}
+    pq.write_table(pa.table({**columns, "timestamp": [4, 4]}), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text("user_id,item_id,timestamp\n7,-3,5\n")
+    reduce_interactions([f"{tmp_path}/a.*", f"{tmp_path}/b.*"], [], f"{tmp_path}/o.parquet", Filters())
+    rows = sorted(tuple(row.values())[:2] for row in pq.read_table(tmp_path / "o.parquet").to_pylist())
+    assert rows == [(1, str(large)), (7, "-3"), (large, "2")]  # no type holds both -3 and 2**63 + 5
 
 
 def test_another_file_system_without_folders(logs):
@@ -223,6 +238,42 @@ def test_an_output_that_can_not_be_replaced_leaves_the_result_and_says_where(log
     assert (logs / "out.parquet").read_text() == "before"
     (made,) = logs.glob("out.parquet.tmp-*/histories.parquet")
     assert pq.read_table(made).num_rows == 575
+
+
+def test_a_pipeline_that_fails_is_one_message(logs, monkeypatch, caplog):
+    def fall(*_):
+        raise RuntimeError("a worker fell over")
+
+    monkeypatch.setattr(beam_steps, "_age", fall)
+    with pytest.raises(RunError, match=r"^A pipeline of Apache Beam failed: .*a worker fell over"):
+        reduced(logs, unknown_items="drop")
+    assert not caplog.records
+    assert not list(logs.glob("*.tmp-*"))
+
+
+def test_a_signal_to_stop_leaves_nothing(logs):
+    before = sorted(logs.iterdir())
+    stop = lambda line: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM; start the same command again"):
+            reduce_interactions([f"{logs}/part-*"], [], f"{logs}/o.parquet", Filters(), progress=stop)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert sorted(logs.iterdir()) == before
+
+
+def test_what_killed_reductions_left_goes(logs):
+    past = time.time() - 2 * 24 * 3600
+    for name, file in (("killed", "rows-0"), ("running", "rows-0"), ("unpublished", "histories.parquet")):
+        folder = logs / f"out.parquet.tmp-{name}"
+        folder.mkdir()
+        (folder / file).write_text("")
+        for path in (folder / file, folder) if name != "running" else ():
+            os.utime(path, (past, past))
+    reduced(logs, unknown_items="drop")
+    assert {path.name[16:] for path in logs.glob("*.tmp-*")} == {"running", "unpublished"}
 
 
 @pytest.mark.parametrize(
