@@ -41,13 +41,14 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
     Decided here. Attention is causal for causal backbones (the authors' code masks padding alone, and lets a position
     see what it has to predict), within one history, of one head, over normalised views, and added to the view instead
     of taking its place: the backbone, which knows positions, comes after it. For a backbone with hidden positions it
-    sees the whole history but those. One backbone reads both views at once; in the paper it reads one after the other.
+    sees the whole history but those. What it adds is scaled like the views, so that one's own item keeps its weight
+    against it at every scale. One backbone reads both views at once; in the paper it reads one after the other.
     Text is u diag(sigma), the centred text rotated, and the adapter has `--adapter_width` hidden units. The paper
     embeds a user's history by a prompt and searches all users; here a history's text is the mean of its items', in the
     first d / 2 principal components, and the ten most similar users are those of the batch, among 1,024 at most. States
     are compared at unit length, squared distances summed over dimensions, so that `--alignment_weight` means the same
-    for every d and score. The ID table starts at zero plus noise of `--id_scale` upon a frozen start, as in `llminit`;
-    both views start at `--semantic_scale`. There is nothing to fuse: `--fusion` is not read.
+    for every d and score. The ID table starts at zero plus noise of `--id_scale` upon a frozen start, as in `llminit`,
+    whitened by default and the paper's PCA with `--spectral_power=1`; both views start at `--semantic_scale`. There is nothing to fuse: `--fusion` is not read.
     """
 
     width: int
@@ -129,8 +130,8 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         semantic, collaborative = jnp.split(inputs.astype(self.dtype), 2, axis=-1)
         mask = causal_mask(layout) if layout.hidden is None else _visible(layout, layout.hidden)
         found = [
-            semantic + self.attend_semantic(collaborative, semantic, mask),
-            collaborative + self.attend_collaborative(semantic, collaborative, mask),
+            semantic + self.semantic_scale * self.attend_semantic(collaborative, semantic, mask),
+            collaborative + self.semantic_scale * self.attend_collaborative(semantic, collaborative, mask),
         ]
         return jnp.where(jnp.asarray(layout.mask)[..., None], jnp.concatenate(found, axis=-1), 0)
 
@@ -167,7 +168,7 @@ class CrossAttention(nn.Module):
     def __call__(
         self, queries: Float[Array, "B L h"], values: Float[Array, "B L h"], mask: Bool[Array, "B 1 L L"]
     ) -> Float[Array, "B L h"]:
-        """What the queries find, small at start."""
+        """What the queries find; its size does not follow that of the views, which are normalised."""
         h = values.shape[-1]
         asking = LayerNorm(name="query_norm")(queries.reshape(-1, h))
         asked = LayerNorm(name="value_norm")(values.reshape(-1, h))

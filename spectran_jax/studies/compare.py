@@ -124,7 +124,7 @@ def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[st
 def _text(budget: int, seeds: Sequence[int], target: str, comparisons: int) -> str:
     searched = (
         f"Every method was searched with {budget} trials: points of one Sobol sequence over the same common fields, "
-        "the scale of the text, and one or two fields of its own. Trials read the validation set alone, with seed "
+        "the scale of the text, and one to three fields of its own. Trials read the validation set alone, with seed "
         f"{seeds[0]}; the best {words.label(SELECTION_METRIC)} decided."
         if budget
         else "Nothing was searched: every method has the configuration's values."

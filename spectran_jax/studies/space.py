@@ -100,12 +100,12 @@ OWN: dict[str, str] = {
     "moe": "experts=log:2:16",
     "whiten": "adapter_width=log:64:512,whiten_groups=log:1:16",
     "alphafuse": "null_share=0.2:0.8",
-    "rlmrec": "alignment_weight=log:1e-3:1,alignment_temperature=log:0.05:0.5",
-    "llmesr": "alignment_weight=log:1e-3:1",
+    "rlmrec": "id_scale=log:0.01:0.2,alignment_weight=log:1e-3:1,alignment_temperature=log:0.05:0.5",
+    "llmesr": "spectral_power=0:1,alignment_weight=log:1e-3:1",
     "spectran": "spectral_power=0:1,spectral_lr_multiplier=log:1:10",
 }
-"""One or two fields of each method's own; a method that is not named here has none. Fields that this version's
-configuration does not have are passed over."""
+"""Fields of each method's own, those that methods share first; a method that is not named here has none. Fields that this
+version's configuration does not have are passed over."""
 
 
 def space_of(item_encoder: str, given: Sequence[str] = ()) -> list[Range]:

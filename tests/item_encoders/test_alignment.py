@@ -249,7 +249,8 @@ def attend(queries, values, may_look, p):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_llmesr_views_attend_to_what_a_state_may_depend_on(bidirectional):
     """Causal, or, of a backbone that hides positions, everything but these; within one history."""
-    module, _, params = started("llmesr")
+    scale = 0.5
+    module, _, params = started("llmesr", semantic_scale=scale)
     hidden = np.zeros_like(SEGMENT, bool)
     if bidirectional:
         hidden[0, [1, 3]] = hidden[1, 0] = True
@@ -264,8 +265,8 @@ def test_llmesr_views_attend_to_what_a_state_may_depend_on(bidirectional):
         may_look &= ~hidden[row] | np.eye(L, dtype=bool) if bidirectional else np.tri(L, dtype=bool)
         want = np.concatenate(
             [
-                semantic + attend(collaborative, semantic, may_look, params["attend_semantic"]),
-                collaborative + attend(semantic, collaborative, may_look, params["attend_collaborative"]),
+                semantic + scale * attend(collaborative, semantic, may_look, params["attend_semantic"]),
+                collaborative + scale * attend(semantic, collaborative, may_look, params["attend_collaborative"]),
             ],
             axis=1,
         )

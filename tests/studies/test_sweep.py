@@ -192,7 +192,8 @@ def test_every_method_has_a_space_that_begins_alike():
     for name in REGISTRY:
         names = [r.name for r in space_of(name)]
         assert names[:3] == ["learning_rate", "dropout", "weight_decay"]
-        assert ("semantic_scale" in names) == (name not in ("id", "rlmrec"))
+        # How large item vectors start, against steps of one size: of the text where they hold it, else of the IDs.
+        assert names[3] == ("id_scale" if name in ("id", "rlmrec") else "semantic_scale")
     assert "dropout" not in [r.name for r in space_of("id", given=["dropout"])]
     for text in OWN.values():  # whatever this version knows of it, it parses
         parse_space(",".join(part for part in text.split(",") if part.split("=")[0] in KNOWN))
