@@ -147,7 +147,7 @@ class EncoderConfig:
         "can be shrunk away.",
         choices=("orthonormal", "rows", "none"),
     )
-    adapter_width: int = _field(256, "Hidden units of the two layers of mlp and whiten.")
+    adapter_width: int = _field(256, "Hidden units of the two layers of mlp, whiten, rlmrec and llmesr.")
     experts: int = _field(8, "Experts of moe.")
     whiten_groups: int = _field(
         4,

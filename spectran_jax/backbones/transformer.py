@@ -1,6 +1,6 @@
 """The transformer encoder that `sasrec` and `bert4rec` share; they differ in who may look at whom.
 
-Pre-norm blocks with GELU, as later implementations found more stable than the papers' post-norm.
+Pre-norm blocks, as in SASRec's paper and more stable than BERT4Rec's post-norm, with GELU, as in BERT4Rec's.
 Attention probabilities are not dropped out, so that fused attention kernels apply; block outputs are.
 """
 

@@ -104,8 +104,8 @@ OWN: dict[str, str] = {
     "llmesr": "spectral_power=0:1,alignment_weight=log:1e-3:1",
     "spectran": "spectral_power=0:1,spectral_lr_multiplier=log:1:10",
 }
-"""Fields of each method's own, those that methods share first; a method that is not named here has none. Fields that this
-version's configuration does not have are passed over."""
+"""Fields of each method's own, those that methods share first; a method that is not named here has none. Fields that
+this version's configuration does not have are passed over."""
 
 
 def space_of(item_encoder: str, given: Sequence[str] = ()) -> list[Range]:

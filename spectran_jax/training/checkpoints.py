@@ -1,8 +1,9 @@
 """Orbax checkpoints of a run: the latest states to resume from, and the best parameters to keep.
 
 A checkpoint holds the training state, and a record (JSON) with the data iterator's state, the early-stopping
-record and a checksum of the state. One that can't be read, or whose numbers differ from the checksum, is put aside
-with a warning, and the one before it is taken. The frozen spectrum is in no checkpoint.
+record and a checksum of the state. One whose files are torn, or whose numbers differ from the checksum, is put aside
+with a warning, and the one before it is taken; where the system can't read it, it stays, and the run ends. The frozen
+spectrum is in no checkpoint.
 
 Where several processes train, each writes and reads its own parts of the arrays, and calls every method at the same
 place. Orbax gives a checkpoint its name when the last of them has written: one that a crash tore has none. A
@@ -11,6 +12,7 @@ checkpoint fits any mesh and any number of processes.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -68,10 +70,20 @@ class _Series:
         except Exception as error:
             raise self._failed(error) from error
 
-    def restore(self, abstract: Any, data: str, put_aside: bool = True) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest sound checkpoint as (step, tree, record), or None. `abstract` gives shapes and shardings."""
+    def steps(self) -> list[int]:
+        """Of the checkpoints there are, as process 0 sees them, the newest first."""
         key = f"checkpoints/{self.directory.name}"
-        for step in self._cluster.of_first(key, lambda: sorted(self.manager.all_steps(), reverse=True)):
+        found: list[int] = self._cluster.of_first(key, lambda: sorted(self.manager.all_steps(), reverse=True))
+        return found
+
+    def restore(
+        self, abstract: Any, data: str, only: int | None = None, put_aside: bool = True
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest sound checkpoint, or that of step `only` if it is sound, as (step, tree, record), or None.
+
+        `abstract` gives shapes and shardings.
+        """
+        for step in self.steps() if only is None else [step for step in self.steps() if step == only]:
             try:
                 record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
                 # Before the state: of other data it has other shapes, which would pass for damage.
@@ -88,6 +100,11 @@ class _Series:
                 raise
             except Exception as error:
                 self._cluster.settle()
+                if reason := _fault_of_the_system(error):
+                    raise RunError(
+                        f"Could not read checkpoint {self.directory / str(step)}: {reason}. Mend that and start again, "
+                        "or move its folder away to go on from the one before."
+                    ) from error
                 reason = first_line(error, 200)
                 _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
                 if put_aside:
@@ -97,6 +114,11 @@ class _Series:
                 continue
             return step, tree, record
         return None
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in [found for found in self.steps() if found > step]:
+            self.manager.delete(later)
 
     def _put_aside(self, step: int) -> None:
         folder = self.directory / str(step)
@@ -113,9 +135,8 @@ class _Series:
         self.manager.reload()
 
     def _failed(self, error: Exception) -> RunError:
-        # TensorStore wraps what the system said in pages of paths.
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(code[1])) if code else first_line(error, 300)
+        code = _system_code(error)
+        reason = os.strerror(code) if code else first_line(error, 300)
         sound = sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
         kept = f"the checkpoint of step {sound[-1]} is kept" if sound else "there is no earlier checkpoint"
         return RunError(
@@ -146,21 +167,35 @@ class Checkpoints:
     def restore(self, abstract_state: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest sound training state as (step, state, record), or None in a new work directory.
 
+        For the owner of the folder: what is damaged is put aside, and best parameters of later steps, which a crash
+        left before their state was on disk, are deleted: the run will come to them again.
+
         Args:
           abstract_state: shapes, dtypes and shardings.
           data: digest of the run's inputs, which must be the record's entry "data".
 
         Raises:
           InputError: for a checkpoint of other data; it stays where it is.
+          RunError: where all there were are damaged, or the system can't read one.
         """
-        return self._latest.restore(abstract_state, data)
+        found = self._latest.restore(abstract_state, data)
+        folder = self._latest.directory.parent
+        if found is None and any(folder.glob("damaged-latest-*")):
+            raise RunError(
+                f"All checkpoints in {folder} are damaged and were put aside (damaged-latest-*). Remove these to train "
+                "from the start, or train in another folder."
+            )
+        self._best.drop_after(0 if found is None else found[0])
+        return found
 
-    def restore_best(self, abstract_params: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
-        """The best parameters, as (step, params, record); arguments and errors as in `restore`.
+    def restore_best(
+        self, abstract_params: Any, data: str, step: int | None = None
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """The best parameters, of that step if one is named, as (step, params, record); else as `restore`.
 
         Changes nothing on disk: another process may be training in the folder.
         """
-        return self._best.restore(abstract_params, data, put_aside=False)
+        return self._best.restore(abstract_params, data, step, put_aside=False)
 
     def kept(self) -> str:
         """Which checkpoint there is to go on from, in words."""
@@ -176,3 +211,22 @@ class Checkpoints:
         """Ends Orbax's threads."""
         self._latest.manager.close()
         self._best.manager.close()
+
+
+def _system_code(error: BaseException) -> int | None:
+    """The error number of the system, which TensorStore wraps in pages of paths."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else getattr(error, "errno", None)
+
+
+def _fault_of_the_system(error: BaseException) -> str | None:
+    """What went wrong where that says nothing about a checkpoint's files: no memory, no permission, a lost server."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or "RESOURCE_EXHAUSTED" in str(seen):
+            return first_line(seen, 200)
+        code = _system_code(seen)
+        if code is not None and code not in (errno.ENOENT, errno.ENOTDIR):  # of a torn checkpoint files are missing
+            return os.strerror(code)
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -162,8 +162,10 @@ def train(
         state = programs.init()
         record.data = batches.get_state()
     summaries = Summaries(workdir / "tensorboard") if training.tensorboard and cluster.is_first else None
-    log = MetricsLog(workdir / "metrics.jsonl", step, also=summaries, writes=cluster.is_first)
-    if step == 0:
+    log = MetricsLog(
+        workdir / "metrics.jsonl", -1 if restored is None else step, also=summaries, writes=cluster.is_first
+    )
+    if restored is None:
         table = programs.table(state.params, frozen)
         log.write({"kind": "start", "step": 0, "epoch": 0.0} | watch(programs, state.params, frozen, table))
         del table  # it would take its place beside the training state
@@ -260,10 +262,10 @@ def train(
     del state
 
     # The best parameters, as they stand on disk.
-    best = checkpoints.restore_best(programs.state.params, setup.inputs_digest)
+    best = checkpoints.restore_best(programs.state.params, setup.inputs_digest, record.best_step)
     checkpoints.close()
     log.close()
-    if best is None or best[0] != record.best_step:
+    if best is None:
         raise RunError(f"{workdir / 'checkpoints'} holds no sound copy of the best parameters; train in a new folder.")
     return Trained(
         params=best[1],

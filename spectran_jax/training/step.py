@@ -1,4 +1,4 @@
-"""The pure functions that training compiles: initialisation and one update (`inference.py` has the others).
+"""The pure functions that training compiles: initialisation and one update (`programs.py` has all of them).
 
 Each takes all it needs as arguments and returns all it changes. `train_step(state, frozen, batch)` is the one
 that a mesh shards, a benchmark times and a test compares.

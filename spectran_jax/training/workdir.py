@@ -76,6 +76,11 @@ def locked(workdir: Path) -> Iterator[None]:
                 f"--workdir={workdir} is in use by another live process (pid {owner}). "
                 "Wait for it, or take another folder."
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"--workdir={workdir} can't be locked ({error.strerror}): mount its file system with locks (Lustre: "
+                "-o flock), or take another folder."
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -91,6 +96,8 @@ def is_locked(workdir: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks, where nobody can hold one
+        return False
     return False
 
 

@@ -1,11 +1,13 @@
 """Checkpoints: verified on reading, never lost to a signal, a poisoned state or a reader."""
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectran_jax.errors import Diverged, InputError, Interrupted
+from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.training import checkpoints as module
 from spectran_jax.training.checkpoints import Checkpoints
 
@@ -51,6 +53,50 @@ def test_bytes_that_changed_are_noticed_and_put_aside(saved, monkeypatch, caplog
     assert "its numbers do not match its checksum" in caplog.text
     assert steps(folder / "latest") == [3]
     assert (folder / "damaged-latest-6").is_dir()
+
+
+def test_where_all_are_damaged_nothing_starts_over(saved, monkeypatch):
+    folder, checkpoints = saved
+    monkeypatch.setattr(module, "inspect", lambda tree: ("other", None))
+    for _ in range(2):  # and not at the next start either
+        with pytest.raises(RunError, match=r"All checkpoints in .* are damaged .*damaged-latest-\*\)\. Remove these"):
+            checkpoints.restore(ABSTRACT, "d")
+    assert steps(folder / "best") == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (ValueError("UNAVAILABLE: reading /a/b [os_error_code='116']"), "Stale file handle"),
+        (MemoryError("no room"), "no room"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), "Out of memory"),
+    ],
+)
+def test_what_the_system_can_not_read_is_no_damage(saved, monkeypatch, error, words):
+    folder, checkpoints = saved
+
+    def inspect(tree):
+        raise ValueError("outer") from error
+
+    monkeypatch.setattr(module, "inspect", inspect)
+    with pytest.raises(RunError, match=f"Could not read checkpoint .*latest/6: .*{words}.*Mend that and start again"):
+        checkpoints.restore(ABSTRACT, "d")
+    assert steps(folder / "latest") == [3, 6]
+    assert not list(folder.glob("damaged-*"))
+
+
+def test_best_parameters_of_steps_that_a_crash_took_back_go(saved):
+    folder, checkpoints = saved
+    checkpoints.save_best(9, {"w": TREE["w"] + 9}, RECORD)  # and killed before the state of step 9
+    checkpoints.wait()
+    assert checkpoints.restore(ABSTRACT, "d")[0] == 6
+    assert steps(folder / "best") == [6]
+    checkpoints.save_best(8, {"w": TREE["w"] + 8}, RECORD)
+    checkpoints.wait()
+    assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d", 6)[0] == 6
+    assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d")[0] == 8
+    assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d", 7) is None
 
 
 def test_a_reader_changes_nothing(saved, monkeypatch):

@@ -101,7 +101,11 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
     )
     config = config.replace(embeddings=str(folder / "embeddings.npy"), epochs=60, dropout=0.0, eval_every=20)
     setup = prepare(config)
+    # What a start left that was killed before its first checkpoint.
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0, "killed": true}\n')
     trained = loop.train(setup, tmp_path, StopRequest())
+    (start,) = [line for line in trained.lines if line["kind"] == "start"]
+    assert "killed" not in start
     from spectran_jax import data
 
     table = trained.programs.table(trained.params, trained.frozen)

@@ -1,5 +1,7 @@
 """Work directories: one owner, one configuration, whole files; and metrics.jsonl after a crash."""
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.training.run import finished
 from spectran_jax.training.tensorboard import Summaries
-from spectran_jax.training.workdir import MetricsLog, locked, refuse_other_run, write_json, write_text
+from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_run, write_json, write_text
 
 
 def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
@@ -29,6 +31,16 @@ def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
     other.communicate("\n")
     with locked(tmp_path):
         pass  # free again once the other is gone
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"can't be locked .Function not implemented.: mount"), locked(tmp_path):
+        pass
+    assert not is_locked(tmp_path)
 
 
 def test_a_work_directory_that_cannot_be_made(tmp_path):
