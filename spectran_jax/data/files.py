@@ -145,7 +145,7 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, line {number}: malformed JSON ({error}); each line must be one object.") from None
     if not isinstance(record, dict):
         raise InputError(f"{path}, line {number}: each line must be one JSON object, got {type(record).__name__}.")

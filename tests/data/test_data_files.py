@@ -284,6 +284,7 @@ def test_bad_parquet(write, tmp_path):
 
 BAD_ITEMS = {
     "line 2: malformed JSON": '{"item_id": 1}\n{"item_id": 2,\n',
+    "line 1: malformed JSON (maximum recursion depth": "[" * 100_000,
     "line 2: each line must be one JSON object, got list": '{"item_id": 1}\n[2]\n',
     "line 3: no item_id; columns found: title": '{"item_id": 1}\n\n{"title": "x"}\n',
     r"line 2: item_id 'x\ud83d' holds half a character": '{"item_id": 1}\n{"item_id": "x\\ud83d"}\n',
