@@ -89,8 +89,9 @@ def compare(
     tables.append(comparison_tables.cost_table(cells))
     if budget:
         tables.append(trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
+    others = "" if backbone_names == [Config().backbone.backbone] else f" with {', '.join(backbone_names)}"
     return Result(
-        f"Item encoders compared on {', '.join(datasets)}",
+        f"Item encoders compared on {', '.join(datasets)}{others}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
         text=_text(budget, seeds, target, len(versus)),
