@@ -163,7 +163,6 @@ class Epochs:
             self.setup.split.test,
             self.setup.config.data,
             training.eval_batch_size,
-            longest=self.setup.dataset.longest,
             masked=self.setup.masked,
         )
         start = time.perf_counter()

@@ -38,7 +38,7 @@ class Histories:
     """int64 Unix seconds, or None where the data has none."""
     placed: Bool[np.ndarray, "nnz"] | None = None
     """Whether an interaction has another position than the one before it, so that file order does not decide a tie in
-    time; None where the data has no times or no positions."""
+    time; None where the data has no times or no positions, and where some interactions were left out."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

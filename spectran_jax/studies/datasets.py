@@ -51,7 +51,7 @@ def dataset_configs(
     """The configuration that an experiment starts from on each data set.
 
     What is said later overrules: `base`, then the data set's own fields, then `given`. Files of `base` are those of its
-    own data set, files of `given` those of `files`.
+    own data set, files of `given` those of `files`; embeddings alone are those of the one data set that is named.
 
     Args:
       names: `movielens_100k`, tables of `file`, or `files` for what `given` or `base` describe.
@@ -68,10 +68,11 @@ def dataset_configs(
     known: dict[str, dict[str, Any]] = {name: {"dataset": name} for name in (*BUILT_IN, FLAGS_OWN)}
     known |= {} if file is None else read_datasets(file)
     given = dict(given or {})
-    own = {key: given.pop(key) for key in FILES if key in given}
-    if own and FLAGS_OWN not in names:
+    own = {key: given.pop(key) for key in FILES if given.get(key)}
+    owner = names[0] if len(names) == 1 and set(own) == {"embeddings"} else FLAGS_OWN
+    if own and owner not in names:
         raise InputError(
-            f"--{next(iter(own))} describes the data set {FLAGS_OWN}, got --dataset={','.join(names)}: take "
+            f"--{next(iter(own))} belongs to one data set, got --dataset={','.join(names)}: take "
             f"--dataset={FLAGS_OWN}, or name the file in a table of --datasets."
         )
     found = {}
@@ -81,7 +82,7 @@ def dataset_configs(
         config = Config().replace(**BUILT_IN.get(name, {})) if base is None else base
         if name != config.data.dataset:
             config = config.replace(**dict.fromkeys(FILES, ""))
-        config = config.replace(**known[name], **(own if name == FLAGS_OWN else {})).replace(**given)
+        config = config.replace(**known[name]).replace(**(own if name == owner else {})).replace(**given)
         check(config)
         found[name] = config
     return found

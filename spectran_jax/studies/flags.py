@@ -53,8 +53,8 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
     text(
         "datasets",
         "TOML file of data sets, a table each: [beauty], then interactions, items, embeddings (relative to the file) "
-        "and any other configuration field, such as max_length. What the command line says overrules them; those "
-        "three files, it says of the data set files alone.",
+        "and any other configuration field, such as max_length. What the command line says overrules them; of "
+        "interactions and items, it says it of the data set files alone, of embeddings of a single data set too.",
     )
     text("results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.")
     flags.DEFINE_list(

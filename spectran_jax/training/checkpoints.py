@@ -35,7 +35,7 @@ class _Series:
     """Checkpoints of one kind in one folder, by step."""
 
     def __init__(self, directory: Path, keep: int, cluster: Cluster) -> None:
-        self.directory, self._cluster = directory, cluster
+        self.directory, self._cluster, self._asked = directory, cluster, 0
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -72,7 +72,8 @@ class _Series:
 
     def steps(self) -> list[int]:
         """Of the checkpoints there are, as process 0 sees them, the newest first."""
-        key = f"checkpoints/{self.directory.name}"
+        self._asked += 1
+        key = f"checkpoints/{self.directory.name}/{self._asked}"
         found: list[int] = self._cluster.of_first(key, lambda: sorted(self.manager.all_steps(), reverse=True))
         return found
 
@@ -101,9 +102,10 @@ class _Series:
             except Exception as error:
                 self._cluster.settle()
                 if reason := _fault_of_the_system(error):
+                    other = ", or move its folder away to go on from the one before" if put_aside else ""
                     raise RunError(
-                        f"Could not read checkpoint {self.directory / str(step)}: {reason}. Mend that and start again, "
-                        "or move its folder away to go on from the one before."
+                        f"Could not read checkpoint {self.directory / str(step)}: {reason}. Mend that and start "
+                        f"again{other}."
                     ) from error
                 reason = first_line(error, 200)
                 _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
@@ -117,8 +119,16 @@ class _Series:
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps."""
-        for later in [found for found in self.steps() if found > step]:
-            self.manager.delete(later)
+        later = [found for found in self.steps() if found > step]
+        if later:
+            self.manager.reload()  # as process 0 has just seen them
+        for each in later:
+            try:
+                self.manager.delete(each)
+            except Exception as error:
+                raise RunError(
+                    f"Could not remove checkpoint {self.directory / str(each)}: {first_line(error, 300)}."
+                ) from error
 
     def _put_aside(self, step: int) -> None:
         folder = self.directory / str(step)

@@ -97,7 +97,8 @@ class Cluster:
             return value()
         if self.is_first:
             made = value()
-            self.tell(f"first/{key}", json.dumps(made))
+            if not self.tell(f"first/{key}", json.dumps(made)):
+                raise RuntimeError(f"The key {key!r} has served: the others would read what was told then.")
             return made
         return json.loads(self.read(f"first/{key}"))
 

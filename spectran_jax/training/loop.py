@@ -139,7 +139,7 @@ def train(
         filter_seen=training.filter_seen,
         process_index=share,
         process_count=shares,
-        longest=setup.dataset.longest,
+        longest=setup.dataset.longest if training.filter_seen else 0,
         masked=setup.masked,
     )
 

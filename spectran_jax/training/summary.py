@@ -85,7 +85,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
             filter_seen=filter_seen,
             process_index=share,
             process_count=shares,
-            longest=setup.dataset.longest,
+            longest=setup.dataset.longest if filter_seen else 0,
             masked=setup.masked,
         )
         ranks = trained.programs.rank(trained.params, table, batches)

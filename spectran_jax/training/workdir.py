@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -96,8 +97,10 @@ def is_locked(workdir: Path) -> bool:
         return False
     except BlockingIOError:
         return True
-    except OSError:  # a file system without locks, where nobody can hold one
-        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        return False  # a file system without locks, where nobody can hold one
     return False
 
 

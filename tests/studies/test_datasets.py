@@ -88,9 +88,15 @@ def test_files_of_the_flags_are_laid_over_no_other_data_set(toml, tmp_path):
     assert found["beauty"].data.interactions == str(tmp_path / "data" / "i.tsv")
     assert found["beauty"].text.embeddings == str(tmp_path / "data" / "e.npy")
     assert {c.backbone.dropout for c in found.values()} == {0.1}
-    for name in ("interactions", "items", "embeddings"):
-        with pytest.raises(InputError, match=f"--{name} describes the data set files, got --dataset=beauty"):
+    for name in ("interactions", "items"):
+        with pytest.raises(InputError, match=f"--{name} belongs to one data set, got --dataset=beauty: take"):
             dataset_configs(["beauty"], toml, given={name: given[name]})
+    # Another text of one data set; of several nobody could say whose.
+    other = {"embeddings": "other.npy"}
+    assert dataset_configs(["beauty"], toml, given=other)["beauty"].text.embeddings == "other.npy"
+    assert dataset_configs(["movielens_100k"], given=other)["movielens_100k"].text.embeddings == "other.npy"
+    with pytest.raises(InputError, match="--embeddings belongs to one data set, got --dataset=beauty,movielens_100k"):
+        dataset_configs(["beauty", "movielens_100k"], toml, given=other)
 
 
 @pytest.mark.parametrize(

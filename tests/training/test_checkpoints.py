@@ -1,6 +1,7 @@
 """Checkpoints: verified on reading, never lost to a signal, a poisoned state or a reader."""
 
 import errno
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.training import checkpoints as module
 from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.cluster import Cluster
 
 TREE = {"w": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(3)}
 ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREE)
@@ -97,6 +99,27 @@ def test_best_parameters_of_steps_that_a_crash_took_back_go(saved):
     assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d", 6)[0] == 6
     assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d")[0] == 8
     assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d", 7) is None
+
+
+def test_processes_agree_on_the_steps_anew_each_time(tmp_path):
+    """A key of the store that all read serves once: at the second question the others would read the first answer."""
+
+    class Asked(Cluster):
+        keys: ClassVar[set[str]] = set()
+
+        def of_first(self, key, value):
+            assert key not in self.keys
+            self.keys.add(key)
+            return value()
+
+    checkpoints = Checkpoints(tmp_path, Asked())
+    assert checkpoints.restore(ABSTRACT, "d") is None
+    checkpoints.save_best(3, {"w": TREE["w"]}, RECORD)
+    checkpoints.save(3, TREE, RECORD)
+    checkpoints.wait()
+    assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d", 3)[0] == 3
+    checkpoints.close()
+    assert len(Asked.keys) == 3
 
 
 def test_a_reader_changes_nothing(saved, monkeypatch):
