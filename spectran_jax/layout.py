@@ -31,6 +31,12 @@ class SequenceLayout(NamedTuple):
     first_row: Int[Array, ""] | None = None
     """int32: number of the first row in the global batch, where the arrays are a device's part of it; else None."""
 
+    def last_positions(self) -> Bool[jax.Array, "B L"]:
+        """True at the last position of each history."""
+        segment = jnp.asarray(self.segment)
+        following = jnp.pad(segment[:, 1:], ((0, 0), (0, 1)))  # 0, that of padding, after the end of a row
+        return jnp.asarray(self.mask) & (segment != following)
+
 
 class TrainBatch(NamedTuple):
     """Inputs and targets of one update. Padding and hidden items have id 0; the layout alone tells them."""

@@ -3,6 +3,10 @@
 Some items of a training history are replaced by one learned mask token; the state at its place is scored against all
 items. To predict, the token is put behind the history. The paper's output layer (a projection with GELU) is left out:
 states are scored as those of the other backbones, so that losses and item encoders compose.
+
+Left open by the paper, and decided here: positions count from the newest item, so that what is to be predicted and the
+item before it stand at the same two positions in every history, in training as in prediction. And items, positions and
+the token enter at equal length, whatever the length of item vectors: at 1/100 of an item's, positions are not seen.
 """
 
 from __future__ import annotations
@@ -11,11 +15,18 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jax import lax
+from jaxtyping import Bool, Float, Int
 
 from spectran_jax.backbones.layers import INIT, history_mask
 from spectran_jax.backbones.transformer import Transformer
+from spectran_jax.gather import gather_rows
 from spectran_jax.layout import SequenceLayout
+
+SCALE = 50.0
+"""Of token and positions over what is stored, which starts at 1/50 as all parameters do and learns at their pace."""
+
+_EPSILON = 1e-8
 
 
 class BERT4Rec(Transformer):
@@ -27,9 +38,28 @@ class BERT4Rec(Transformer):
         """The same history, both ways."""
         return history_mask(layout)
 
-    def shown(self, item_vectors: Float[jax.Array, "B L d"], layout: SequenceLayout) -> Float[jax.Array, "B L d"]:
-        """The item vectors, with the mask token in the place of those that are hidden."""
+    def inputs(
+        self, item_vectors: Float[jax.Array, "B L d"], positions: Float[jax.Array, "P d"], layout: SequenceLayout
+    ) -> Float[jax.Array, "B L d"]:
+        """Item vectors, the mask token in the place of those that are hidden, and positions from the newest item.
+
+        All enter at a root mean square of one, token and positions at the start: `SCALE` times what is stored of them.
+        """
         token = self.param("mask_token", INIT, (self.dimension,), jnp.float32)
-        if layout.hidden is None:
-            return item_vectors
-        return jnp.where(jnp.asarray(layout.hidden)[..., None], token.astype(self.dtype), item_vectors)
+        x = unit(item_vectors)
+        if layout.hidden is not None:
+            x = jnp.where(jnp.asarray(layout.hidden)[..., None], (SCALE * token).astype(self.dtype), x)
+        return x + (SCALE * gather_rows(positions, from_newest(layout))).astype(self.dtype)
+
+
+def unit(x: Float[jax.Array, "*b d"]) -> Float[jax.Array, "*b d"]:
+    """Vectors at a root mean square of one, computed in float32; 0 stays 0."""
+    wide = x.astype(jnp.float32)
+    return (wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + _EPSILON)).astype(x.dtype)
+
+
+def from_newest(layout: SequenceLayout) -> Int[jax.Array, "B L"]:
+    """int32: 0 at the last position of each history, 1 before it, ...; 0 on padding."""
+    here = lax.broadcasted_iota(jnp.int32, layout.segment.shape, 1)
+    last = lax.cummin(jnp.where(layout.last_positions(), here, here.shape[1]), axis=1, reverse=True)
+    return jnp.where(layout.mask, last - here, 0)

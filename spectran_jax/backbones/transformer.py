@@ -1,4 +1,4 @@
-"""The transformer encoder that `sasrec` and `bert4rec` share; they differ in who may look at whom.
+"""The transformer encoder that `sasrec` and `bert4rec` share; they differ in what goes in and who may look at whom.
 
 Pre-norm blocks, as in SASRec's paper and more stable than BERT4Rec's post-norm, with GELU, as in BERT4Rec's.
 Attention probabilities are not dropped out, so that fused attention kernels apply; block outputs are.
@@ -14,7 +14,6 @@ from flax import linen as nn
 from jaxtyping import Bool, Float
 
 from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, attention, dropout, gelu
-from spectran_jax.gather import gather_rows
 from spectran_jax.layout import SequenceLayout
 
 
@@ -46,7 +45,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Item vectors and position embeddings, blocks, a norm. A subclass says what may be looked at."""
+    """Items and positions, a norm, blocks, a norm. A subclass says what goes in and what may be looked at."""
 
     dimension: int
     row_length: int
@@ -63,25 +62,25 @@ class Transformer(nn.Module):
         """True where a query (third axis) may attend to a key (fourth)."""
         raise NotImplementedError
 
-    def shown(self, item_vectors: Float[jax.Array, "B L d"], layout: SequenceLayout) -> Float[jax.Array, "B L d"]:
-        """What stands at each position."""
-        return item_vectors
+    def inputs(
+        self, item_vectors: Float[jax.Array, "B L d"], positions: Float[jax.Array, "P d"], layout: SequenceLayout
+    ) -> Float[jax.Array, "B L d"]:
+        """What stands at each position, in the compute dtype; the table of position embeddings is float32.
+
+        It is layer-normalised, so only the ratio of item to position counts.
+        """
+        raise NotImplementedError
 
     @nn.compact
     def __call__(
         self, item_vectors: Float[jax.Array, "B L d"], layout: SequenceLayout, *, train: bool
     ) -> Float[jax.Array, "B L d"]:
-        """Maps `[B, L, d]` item vectors to `[B, L, d]` user states in the compute dtype.
-
-        Item vectors are scaled by sqrt(d) before the position embedding is added, as in SASRec's code,
-        and the sum is layer-normalised, so only the ratio of item to position counts.
-        """
+        """Maps `[B, L, d]` item vectors to `[B, L, d]` user states in the compute dtype."""
         d = self.dimension
         positions = self.param("position_embedding", INIT, (self.row_length, d), jnp.float32)
         drop = dropout(self, train, layout)
         mask = self.visible(layout)
-        shown = self.shown(item_vectors.astype(self.dtype), layout)
-        x = shown * d**0.5 + gather_rows(positions, layout.position).astype(self.dtype)
+        x = self.inputs(item_vectors.astype(self.dtype), positions, layout)
         x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
         for index in range(self.blocks):
             x = Block(self.heads, self.ffn_multiplier, self.dtype, name=f"block_{index}")(x, mask, drop, 2 * index + 1)

@@ -15,8 +15,6 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +25,9 @@ import pyarrow as pa
 from spectran_jax import npy
 from spectran_jax.data import files
 from spectran_jax.data.content import nothing_left, unknown_items_error
-from spectran_jax.errors import InputError, Interrupted, RunError, first_line
+from spectran_jax.errors import InputError, RunError, first_line
 from spectran_jax.progress import quiet
+from spectran_jax.signals import StopRequest
 
 try:
     with quiet():  # it warns of clients of Google Cloud that nobody asked for
@@ -88,7 +87,7 @@ def reduce_interactions(
     Raises:
       InputError: for bad input; names the file and, where there is one, the line.
       RunError: where a pipeline fails, or `output` can't be written.
-      Interrupted: at SIGTERM, in the main thread.
+      Interrupted: at SIGTERM or Ctrl-C, in the main thread.
     """
     with _plainly():
         beam_options = PipelineOptions([LOCAL_RUNNER, *options])  # the last that names a runner counts
@@ -96,7 +95,7 @@ def reduce_interactions(
         sources, catalogue = _matching(interactions, "interactions"), _matching(items, "items")
         output = _checked_output(output, [*sources, *catalogue])
     _remove_abandoned(output)
-    with _stoppable(), contextlib.closing(_Work(output, beam_options)) as work:
+    with StopRequest(goes_on=""), contextlib.closing(_Work(output, beam_options)) as work:
         progress(f"Reading {len(sources)} files of interactions ...")
         common, unknown = _read(work, sources, catalogue, filters, items)
         left_out = {"unknown_items": unknown, "k_core_interactions": 0}
@@ -306,23 +305,6 @@ def _remove_abandoned(output: str) -> None:
         for folder in Path(output).parent.glob(f"{Path(output).name}.tmp-*"):
             if npy.is_abandoned(folder) and not (folder / "histories.parquet").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does, by way of its clean-up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-
-    def stop(*_: object) -> None:
-        raise Interrupted("Stopped by SIGTERM; start the same command again.")
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

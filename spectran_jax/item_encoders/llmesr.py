@@ -143,7 +143,7 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         history, or, of a backbone that hides positions, of the last hidden one: what predicts.
         """
         layout = view.layout
-        mask, last = jnp.asarray(layout.mask).reshape(-1), last_positions(layout).reshape(-1)
+        mask, last = jnp.asarray(layout.mask).reshape(-1), layout.last_positions().reshape(-1)
         predicts = mask if layout.hidden is None else mask & jnp.asarray(layout.hidden).reshape(-1)
         size = min(len(last), _USERS)
         # The user of each position, counting ends before it: histories are contiguous. Those beyond `size` are dropped.
@@ -186,13 +186,6 @@ def _visible(layout: SequenceLayout, hidden: Bool[Array, "B L"]) -> Bool[Array, 
     same = segment[:, :, None] == segment[:, None, :]
     shown = jnp.asarray(layout.mask) & ~jnp.asarray(hidden)
     return ((same & shown[:, None, :]) | jnp.eye(segment.shape[1], dtype=bool))[:, None]
-
-
-def last_positions(layout: SequenceLayout) -> Bool[Array, "B L"]:
-    """True at the last position of each history."""
-    segment = jnp.asarray(layout.segment)
-    following = jnp.pad(segment[:, 1:], ((0, 0), (0, 1)))  # 0, that of padding, after the end of a row
-    return jnp.asarray(layout.mask) & (segment != following)
 
 
 def distillation(

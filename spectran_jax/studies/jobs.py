@@ -23,8 +23,8 @@ from typing import Any
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted
 from spectran_jax.ranks import Ranks, read_ranks
+from spectran_jax.signals import StopRequest
 from spectran_jax.studies.board import Board
-from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.workdir import is_locked, locked, refuse_other_length, write_json
 
 POLL_SECONDS = 0.1

@@ -15,8 +15,8 @@ from typing import Any
 from spectran_jax.config import Config, fields
 from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
+from spectran_jax.signals import StopRequest
 from spectran_jax.training.cluster import Cluster
-from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.workdir import write_text
 
 _OWN = ("data_dir", "movielens")

@@ -18,6 +18,7 @@ from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.recommender import ItemTable
+from spectran_jax.signals import StopRequest
 from spectran_jax.training import consensus, memory, partitioning
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.cluster import Cluster
@@ -27,7 +28,6 @@ from spectran_jax.training.profile import Profile
 from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.shares import rows_of_process
-from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.standstill import Watchdog
 from spectran_jax.training.step import Frozen
 from spectran_jax.training.tensorboard import Summaries

@@ -21,12 +21,12 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
+from spectran_jax.signals import StopRequest
 from spectran_jax.training import consensus, loop, run_report, summary
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
-from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.workdir import locked, refuse_other_run, write_arrays, write_json
 
 _REPEATS = 0.01

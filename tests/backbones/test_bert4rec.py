@@ -7,6 +7,7 @@ import pytest
 from test_sasrec import D, L, layout, reference
 
 from spectran_jax import backbones
+from spectran_jax.backbones.bert4rec import from_newest, unit
 from spectran_jax.config import BackboneConfig
 
 HIDDEN = np.zeros((2, L + 1), bool)
@@ -69,6 +70,30 @@ def test_states_agree_with_the_formula(model):
     run, params, x = model
     lay = hidden_layout([[4, 5], [2]], HIDDEN)
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    shown = np.where(lay.hidden[..., None], wide["mask_token"], np.asarray(x, np.float64))
-    want = reference(np, shown[:1], wide, lay, causal=False)
+    items = np.asarray(x, np.float64)
+    items /= np.sqrt((items**2).mean(-1, keepdims=True))
+    shown = np.where(lay.hidden[..., None], 50 * wide["mask_token"], items)
+    from_the_end = lambda xp, h, positions: h + 50 * positions[: len(h)][::-1]  # noqa: E731
+    want = reference(np, shown[:1], wide, lay, causal=False, inputs=from_the_end)
     np.testing.assert_allclose(run(x, lay)[0][lay.mask[0]], want, atol=2e-4)
+
+
+def test_the_length_of_item_vectors_changes_no_state(model):
+    """So that positions are seen whatever the scale of an item encoder."""
+    run, _, x = model
+    lay = hidden_layout([[5], [L + 1]], HIDDEN)
+    np.testing.assert_allclose(run(20 * x, lay), run(x, lay), atol=1e-4)
+
+
+def test_older_items_leave_those_that_follow_at_their_positions():
+    """Trained at the end of a short history, it predicts from a longer one by the same two positions."""
+    short, long = layout([[3], [2, 3]], L), layout([[5], [2, 6]], L)
+    np.testing.assert_array_equal(from_newest(short), [[2, 1, 0, 0, 0, 0, 0, 0], [1, 0, 2, 1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(from_newest(long), [[4, 3, 2, 1, 0, 0, 0, 0], [1, 0, 5, 4, 3, 2, 1, 0]])
+    assert from_newest(layout([[], [8]], L))[0].max() == 0
+
+
+def test_vectors_of_nothing_stay_so_with_a_finite_gradient():
+    x = jnp.array([[0.0, 0.0], [3e-3, -4e-3]])
+    np.testing.assert_allclose(unit(x), [[0, 0], [0.6 * 2**0.5, -0.8 * 2**0.5]], rtol=1e-3)
+    assert np.isfinite(jax.grad(lambda x: unit(x).sum())(x)).all()

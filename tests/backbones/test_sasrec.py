@@ -97,8 +97,14 @@ def test_dropout_only_in_training(model):
     assert np.abs(np.asarray(drop[0]) - np.asarray(drop[1])).max() > 1e-3
 
 
-def reference(xp, x, p, lay, *, heads=2, d=D, causal=True):
+def scaled(xp, h, positions):
+    return h * D**0.5 + positions[: len(h)]
+
+
+def reference(xp, x, p, lay, *, heads=2, d=D, causal=True, inputs=scaled):
     """The model from its formulas, one history and one head at a time, in `xp` (NumPy, or jax.numpy to differentiate).
+
+    `inputs` makes what goes in of `xp`, the items of a history and the position embeddings.
 
     Returns the states of the first row's histories, [sum of lengths, d].
     """
@@ -115,7 +121,7 @@ def reference(xp, x, p, lay, *, heads=2, d=D, causal=True):
 
     def history(h):
         n = len(h)
-        h = norm(h * d**0.5 + p["position_embedding"][:n], p["input_norm"])
+        h = norm(inputs(xp, h, p["position_embedding"]), p["input_norm"])
         for index in range(sum(name.startswith("block_") for name in p)):
             b = p[f"block_{index}"]
             q, k, v = xp.split(dense(norm(h, b["attention_norm"]), b["qkv"]), 3, axis=-1)

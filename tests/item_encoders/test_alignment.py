@@ -1,95 +1,33 @@
-"""The encoders alphafuse, rlmrec and llmesr against NumPy from their formulas, and what each of them promises."""
-
-import functools
+"""The encoders alphafuse and rlmrec against NumPy from their formulas, and what each of them promises."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoder_catalogue import (
+    COLD,
+    SEGMENT,
+    TARGETS,
+    TEXTLESS,
+    WEIGHT,
+    D,
+    L,
+    N,
+    auxiliary,
+    built,
+    layout_of,
+    losses,
+    singular_vectors,
+    started,
+    table,
+    unit,
+)
 
-from spectran_jax import item_encoders, spectral
-from spectran_jax.config import Config, EncoderConfig
+from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
-from spectran_jax.item_encoders import ItemSource, StepView
-from spectran_jax.item_encoders.llmesr import distillation, last_positions
+from spectran_jax.item_encoders import StepView
 from spectran_jax.layout import SequenceLayout
-
-N, M, D, L = 30, 12, 8, 6
-TEXTLESS, COLD = 4, 7
-
-
-@functools.cache
-def source():
-    """Items with random text; one without, one in no training."""
-    text = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
-    text[TEXTLESS] = 0
-    counts = np.ones(N, np.int32)
-    counts[COLD] = 0
-    return ItemSource(num_items=N, counts=counts, spectrum=spectral.decompose(text, text.any(axis=1)), text=text)
-
-
-def singular_vectors():
-    """U sqrt(n), S of the unit rows less their mean, from the definition; zero rows without text."""
-    text = np.delete(source().text, TEXTLESS, axis=0).astype(np.float64)
-    text /= np.linalg.norm(text, axis=1, keepdims=True)
-    left, s, right = np.linalg.svd(text - text.mean(axis=0), full_matrices=False)
-    u = np.insert(left * np.sqrt(N - 1), TEXTLESS, 0, axis=0)
-    return u * np.sign(right[np.arange(M), np.abs(right).argmax(axis=1)]), s, right.T
-
-
-@functools.cache
-def built(name, dtype=jnp.float32, **options):
-    config = EncoderConfig(**{"item_encoder": name, "dimension": D, "adapter_width": 5, **options})
-    return item_encoders.build(config, source(), dtype=dtype)
-
-
-def everything(module):
-    """Whatever has parameters."""
-    ids = jnp.zeros((1, L), jnp.int32)
-    layout = SequenceLayout(ids == 0, ids + 1, ids)
-    vectors = module.table()
-    module.contextualize(vectors[ids], layout)
-    module.auxiliary(module.rows(None), StepView(vectors, ids, layout, jnp.ones((1, L, D)), ids[0], jnp.ones(L)))
-
-
-@functools.cache
-def started(name, **options):
-    """A module, its frozen arrays and parameters at random, biases included."""
-    module, frozen = built(name, **options)
-    shapes = jax.eval_shape(
-        lambda f: module.apply(
-            {"frozen": f}, rngs={"params": jax.random.key(0)}, mutable=["params"], method=everything
-        )[1]["params"],
-        frozen,
-    )
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    return module, frozen, jax.tree.unflatten(tree, [rng.normal(0, 0.4, x.shape).astype(np.float32) for x in leaves])
-
-
-@functools.cache
-def _jitted(module, method):
-    return jax.jit(lambda variables, *args, **rngs: module.apply(variables, *args, method=method, rngs=rngs))
-
-
-def table(module, frozen, params):
-    return _jitted(module, type(module).table)({"params": params, "frozen": frozen})
-
-
-def _auxiliary(module, seen):
-    rows = module.rows(None)
-    return module.auxiliary(rows, seen._replace(vectors=module.encode(rows)))
-
-
-def auxiliary(module, frozen, params, seen, **rngs):
-    """The losses of a step on the whole catalogue; `seen` comes without vectors."""
-    return _jitted(module, _auxiliary)({"params": params, "frozen": frozen}, seen, **rngs)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
 
 # alphafuse
 
@@ -131,10 +69,6 @@ def test_values_out_of_range_are_refused(name, value, words):
 
 
 # rlmrec
-
-
-TARGETS = np.array([3, 9, 3, TEXTLESS, 12, 9, 3, 20], np.int32)
-WEIGHT = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
 
 
 def seen_targets(targets, weight):
@@ -198,168 +132,6 @@ def test_rlmrec_with_nothing_to_contrast_has_no_loss_and_finite_gradients(target
     assert all(np.abs(leaf).max() < 1e-5 for leaf in jax.tree.leaves(gradient))
 
 
-# llmesr
-
-
-def test_llmesr_is_an_adapter_of_the_text_beside_ids_that_start_from_it():
-    module, frozen, params = started("llmesr", spectral_power=1.0)
-    u, s, _ = singular_vectors()
-    text = u * s / np.sqrt(np.mean(s**2))
-    hidden, output = params["hidden"], params["output"]
-    semantic = (text @ hidden["kernel"] + hidden["bias"]) @ output["kernel"] + output["bias"]
-    semantic[TEXTLESS] = 0
-    start = u[:, :4] * s[:4]
-    start /= np.sqrt(np.mean(np.delete(start, TEXTLESS, axis=0) ** 2))
-    learned = np.where(np.arange(N)[:, None] == COLD, 0, params["id_embedding"])
-    vectors = table(module, frozen, params)
-    want = np.concatenate([0.1 * semantic, 0.1 * start + learned], axis=1)
-    np.testing.assert_allclose(vectors, want, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match=r"llmesr halves the vectors .* --dimension=7 is odd; take 8"):
-        built("llmesr", dimension=7)
-
-
-# Two rows of histories: 2 + 3 items and padding; 4 items and padding.
-SEGMENT = np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0]], np.int32)
-
-
-def layout_of(segment, hidden=None):
-    position = np.zeros_like(segment)
-    for row, of in zip(position, segment, strict=True):
-        for number in range(1, of.max() + 1):
-            row[of == number] = np.arange(np.count_nonzero(of == number))
-    return SequenceLayout(segment > 0, segment, position, None, hidden)
-
-
-def norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
-
-
-def attend(queries, values, may_look, p):
-    """One row, position by position."""
-    q = norm(queries, p["query_norm"]) @ p["query"]["kernel"]
-    key, value = np.split(norm(values, p["value_norm"]) @ p["key_value"]["kernel"], 2, axis=-1)
-    out = []
-    for t, one in enumerate(q):
-        at = np.flatnonzero(may_look[t])
-        weights = np.exp(key[at] @ one / np.sqrt(len(one)))
-        out.append(weights / weights.sum() @ value[at])
-    return np.array(out) @ p["out"]["kernel"] + p["out"]["bias"]
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_llmesr_views_attend_to_what_a_state_may_depend_on(bidirectional):
-    """Causal, or, of a backbone that hides positions, everything but these; within one history."""
-    scale = 0.5
-    module, _, params = started("llmesr", semantic_scale=scale)
-    hidden = np.zeros_like(SEGMENT, bool)
-    if bidirectional:
-        hidden[0, [1, 3]] = hidden[1, 0] = True
-    layout = layout_of(SEGMENT, hidden if bidirectional else None)
-    inputs = np.random.default_rng(1).normal(size=(2, L, D)).astype(np.float32) * layout.mask[..., None]
-    run = jax.jit(lambda x: module.apply({"params": params}, x, layout, method=module.contextualize))
-    got = np.asarray(run(inputs))
-    for row in range(2):
-        shown = np.where(hidden[row][:, None], 0, inputs[row].astype(np.float64))
-        semantic, collaborative = shown[:, :4], shown[:, 4:]
-        may_look = SEGMENT[row][:, None] == SEGMENT[row]
-        may_look &= ~hidden[row] | np.eye(L, dtype=bool) if bidirectional else np.tri(L, dtype=bool)
-        want = np.concatenate(
-            [
-                semantic + scale * attend(collaborative, semantic, may_look, params["attend_semantic"]),
-                collaborative + scale * attend(semantic, collaborative, may_look, params["attend_collaborative"]),
-            ],
-            axis=1,
-        )
-        np.testing.assert_allclose(got[row], np.where(layout.mask[row][:, None], want, 0), rtol=2e-3, atol=2e-4)
-    # The property itself: who sees an item that changes.
-    for t in range(L):
-        other = inputs.copy()
-        other[:, t] += layout.mask[:, t, None] * np.arange(D)
-        sees = np.abs(np.asarray(run(other)) - got).max(axis=-1) > 1e-5
-        for row in range(2):
-            may = (SEGMENT[row] == SEGMENT[row, t]) & layout.mask[row, t]
-            may &= ~hidden[row, t] if bidirectional else np.arange(L) >= t
-            np.testing.assert_array_equal(sees[row], may)
-
-
-def test_last_positions_end_every_history():
-    want = [[0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 0, 0]]
-    np.testing.assert_array_equal(last_positions(layout_of(SEGMENT)), np.array(want, bool))
-    full = np.array([[0, 1, 1, 2, 2, 2]], np.int32)  # padding on the left, and an end at the row's
-    np.testing.assert_array_equal(last_positions(layout_of(full)), [[False, False, True, False, False, True]])
-
-
-def numpy_distillation(states, texts):
-    losses = []
-    for k, state in enumerate(unit(states)):
-        others = [j for j in range(len(states)) if j != k]
-        nearest = sorted(others, key=lambda j: -unit(texts[k]) @ unit(texts[j]))[:10]
-        losses.append(np.sum((state - unit(states)[nearest].mean(axis=0)) ** 2))
-    return np.mean(losses)
-
-
-def test_distillation_draws_to_the_ten_most_similar_users():
-    rng = np.random.default_rng(2)
-    states, texts = rng.normal(size=(16, D)), rng.normal(size=(16, 4))
-    present = np.arange(16) < 14  # two slots are empty
-    states = np.where(present[:, None], states, 100)
-    loss = lambda s: distillation(s / jnp.linalg.norm(s, axis=1, keepdims=True), jnp.float32(texts), present)  # noqa: E731
-    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.float32(states))
-    assert value == pytest.approx(numpy_distillation(states[:14], texts[:14]), rel=1e-5)
-    np.testing.assert_array_equal(gradient[14:], 0)
-
-    # Teachers are fixed: descent of the students alone is the derivative with their teachers held, and no other.
-    def held(s):
-        total = 0.0
-        for k in range(14):
-            others = sorted((j for j in range(14) if j != k), key=lambda j: -unit(texts[k]) @ unit(texts[j]))[:10]
-            total += np.sum((unit(s)[k] - unit(states)[others].mean(axis=0)) ** 2) / 14
-        return total
-
-    step = np.zeros_like(states)
-    step[3, 2] = 1e-4
-    assert gradient[3, 2] == pytest.approx((held(states + step) - held(states - step)) / 2e-4, rel=1e-2, abs=1e-5)
-
-
-@pytest.mark.parametrize("present", [0, 1, 3])
-def test_distillation_of_few_users(present):
-    """None has no loss, one has no teacher, three have two each."""
-    states = np.eye(4, dtype=np.float32)
-    loss = lambda s: distillation(s, jnp.ones((4, 2)), jnp.arange(4) < present)  # noqa: E731
-    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(states))
-    assert value == pytest.approx(1.5 if present == 3 else 0)  # |e_1 - (e_2 + e_3) / 2|^2
-    assert np.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("hidden", [None, [[False, True], [True, True, False], [True, False, True, False]]])
-def test_llmesr_users_are_histories_packed_or_padded(hidden):
-    """With the state of their last position, or of the last hidden one."""
-    module, frozen, params = started("llmesr", alignment_weight=0.7)
-    rng = np.random.default_rng(3)
-    histories = [[1, 2], [2, 8, TEXTLESS], [5, 6, 1, 9]]
-    ends = rng.normal(size=(3, D))
-    packed = layout_of(SEGMENT)
-    padded = layout_of(np.array([[1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]], np.int32))
-    values = []
-    for layout in (packed, padded):
-        ids, states = rng.integers(N, size=layout.mask.shape), rng.normal(size=(*layout.mask.shape, D))
-        ids[layout.mask] = np.concatenate(histories)
-        if hidden is None:
-            states[np.asarray(last_positions(layout))] = ends
-        else:
-            where = np.zeros_like(layout.mask)
-            where[layout.mask] = np.concatenate(hidden)
-            layout = layout._replace(hidden=where)
-            at = np.argwhere(layout.mask)[[1, 3, 7]]  # of the nine positions
-            states[at[:, 0], at[:, 1]] = ends
-        seen = StepView(None, np.int32(ids), layout, np.float32(states), TARGETS, WEIGHT)
-        values.append(float(auxiliary(module, frozen, params, seen)["distillation"]))
-    u, s, _ = singular_vectors()
-    texts = np.array([(u * s)[history, :4].sum(axis=0) for history in histories])
-    assert values[0] == pytest.approx(values[1], rel=1e-6)
-    assert values[0] == pytest.approx(0.7 * numpy_distillation(ends, texts), rel=1e-4)
-
-
 # Every loss
 
 
@@ -384,7 +156,7 @@ def test_a_part_of_the_catalogue_gives_the_losses_and_gradients_of_the_whole(opt
         key = {"dropout": jax.random.key(5)}
 
         def loss(p):
-            (value,) = module.apply({"params": p, "frozen": frozen}, seen, method=_auxiliary, rngs=key).values()
+            (value,) = module.apply({"params": p, "frozen": frozen}, seen, method=losses, rngs=key).values()
             return value
 
         return jax.jit(jax.value_and_grad(loss))(params)

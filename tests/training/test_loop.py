@@ -10,10 +10,10 @@ import pytest
 
 from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import Diverged
+from spectran_jax.signals import StopRequest
 from spectran_jax.training import loop
 from spectran_jax.training.run import train_and_report
 from spectran_jax.training.setup import prepare
-from spectran_jax.training.signals import StopRequest
 from spectran_jax.training.timetable import Timetable
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: in the loop they ask for a save, elsewhere they end the command at once."""
+"""SIGTERM and Ctrl-C: where work can be saved they ask for it, elsewhere they end the command by its clean-up."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ class StopRequest:
     """A context in which SIGTERM and SIGINT set `requested` while `deferred`, else raise `Interrupted`.
 
     A second signal while one is pending raises at once, so that a person is never stuck.
+
+    Args:
+      goes_on: from where the same command goes on when it is started again, "" where it starts anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, goes_on: str = "the last checkpoint") -> None:
+        self._advice = "start the same command again" + (f" to go on from {goes_on}" if goes_on else "")
         self.requested: str | None = None
         self.deferred = False
         self._previous: dict[int, Any] = {}
@@ -39,4 +43,4 @@ class StopRequest:
         if self.deferred and self.requested is None:
             self.requested = name
             return
-        raise Interrupted(f"Stopped by {name}; start the same command again to go on from the last checkpoint.")
+        raise Interrupted(f"Stopped by {name}; {self._advice}.")
