@@ -48,6 +48,7 @@ class Cluster:
         self._peer_timeout = peer_timeout
         self._rounds, self._round_at = 0, time.monotonic()
         self._stage = "starting"
+        self._threads: list[threading.Thread] = []
 
     @property
     def is_first(self) -> bool:
@@ -127,7 +128,8 @@ class Cluster:
         self._client: Any = distributed.global_state.client
         self._stage = "running"
         for work in (self._watch_peers, self._watch_news):
-            threading.Thread(target=work, name=work.__name__, daemon=True).start()
+            self._threads.append(threading.Thread(target=work, name=work.__name__, daemon=True))
+            self._threads[-1].start()
 
     def _watch_peers(self) -> None:
         """Rounds that need every living process; who is missing from one is dead or hangs."""
@@ -220,6 +222,9 @@ class Cluster:
         if self.is_first:
             time.sleep(_LEAVING)
         jax.distributed.shutdown()
+        # A thread that comes back from the client in C++ when Python is gone would end the process by a signal.
+        for thread in self._threads:
+            thread.join(self._peer_timeout)
 
     def _leave(self, status: int, message: str) -> NoReturn:
         """Ends the process at once: the devices may wait for a process that is gone, and would do so for ever.
