@@ -22,6 +22,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# On matrices as small as these a second thread of BLAS waits more than it works, above all beside another worker.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Tracing makes millions of objects that stay: to look through them again and again took a fifteenth of the time.
 gc.set_threshold(200_000, 50, 100)
 
