@@ -168,7 +168,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     """Prints a table, to stdout unless told otherwise; off a terminal it is given the width that it needs."""
     console = Console() if console is None else console
     if not console.is_terminal:
-        console.width = 120
+        console.width = 400
+        console.width = max(120, console.measure(table).maximum)
     console.print(table)
 
 

@@ -15,6 +15,7 @@ from spectran_jax.studies import tables
 from spectran_jax.studies.publish import Result, publish, unique_names
 from spectran_jax.studies.results_md import refresh, section
 from spectran_jax.studies.tables import Spread, Table
+from spectran_jax.training.run import print_table
 
 TABLE = Table(
     "Test_metrics <b>",
@@ -71,6 +72,14 @@ def test_terminal():
     text = console.file.getvalue()
     assert re.search(r"a\|b_c +0\.0402 ± 0\.0003 +0\.001235 +12,101", text)
     assert "Two_notes." in text
+
+
+def test_a_log_has_rows_in_one_line(capsys):
+    row = ["position_encoding=false", *[Spread(0.04, 0.001)] * 6, "-0.0009 [-0.0016, -0.0001]"]
+    print_table(tables.to_terminal(Table("t", ["Variant", *[f"NDCG@{k}" for k in range(6)], "Difference"], [row] * 2)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "0.04" in line]
+    assert len(lines) == 2
+    assert re.search(r"position_encoding=false +0\.0400 ± 0\.0010 .* -0\.0009 \[-0\.0016, -0\.0001\]", lines[0])
 
 
 def test_rows_must_fit_their_columns():
