@@ -22,7 +22,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-# On matrices as small as these a second thread of BLAS waits more than it works, above all beside another worker.
+# Of pytest's workers and the commands: on matrices as small as these a second thread of BLAS waits more than it works.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Tracing makes millions of objects that stay: to look through them again and again took a fifteenth of the time.

@@ -22,17 +22,17 @@ from spectran_jax.backbones.layers import INIT, history_mask
 from spectran_jax.backbones.transformer import Transformer
 from spectran_jax.gather import gather_rows
 from spectran_jax.layout import SequenceLayout
+from spectran_jax.objectives.scores import normalize
 
 SCALE = 50.0
-"""Of token and positions over what is stored, which starts at 1/50 as all parameters do and learns at their pace."""
-
-_EPSILON = 1e-8
+"""Token and positions over what is stored of them, which starts at 1/50 as other parameters do and learns as fast."""
 
 
 class BERT4Rec(Transformer):
     """The backbone; a state depends on all items of its history that `layout.hidden` does not hide."""
 
     task: ClassVar[Literal["next", "masked"]] = "masked"
+    positions: ClassVar[str] = "newest_position_embedding"
 
     def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
         """The same history, both ways."""
@@ -46,16 +46,10 @@ class BERT4Rec(Transformer):
         All enter at a root mean square of one, token and positions at the start: `SCALE` times what is stored of them.
         """
         token = self.param("mask_token", INIT, (self.dimension,), jnp.float32)
-        x = unit(item_vectors)
+        x = normalize(item_vectors) * self.dimension**0.5
         if layout.hidden is not None:
             x = jnp.where(jnp.asarray(layout.hidden)[..., None], (SCALE * token).astype(self.dtype), x)
         return x + (SCALE * gather_rows(positions, from_newest(layout))).astype(self.dtype)
-
-
-def unit(x: Float[jax.Array, "*b d"]) -> Float[jax.Array, "*b d"]:
-    """Vectors at a root mean square of one, computed in float32; 0 stays 0."""
-    wide = x.astype(jnp.float32)
-    return (wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + _EPSILON)).astype(x.dtype)
 
 
 def from_newest(layout: SequenceLayout) -> Int[jax.Array, "B L"]:

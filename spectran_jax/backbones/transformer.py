@@ -57,6 +57,8 @@ class Transformer(nn.Module):
 
     task: ClassVar[Literal["next", "masked"]]
     reads_time: ClassVar[bool] = False
+    positions: ClassVar[str] = "position_embedding"
+    """The parameter of position embeddings, named for where positions count from, so that none is read as another."""
 
     def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
         """True where a query (third axis) may attend to a key (fourth)."""
@@ -67,7 +69,7 @@ class Transformer(nn.Module):
     ) -> Float[jax.Array, "B L d"]:
         """What stands at each position, in the compute dtype; the table of position embeddings is float32.
 
-        It is layer-normalised, so only the ratio of item to position counts.
+        The result is layer-normalised, so only the ratio of item to position counts.
         """
         raise NotImplementedError
 
@@ -77,7 +79,7 @@ class Transformer(nn.Module):
     ) -> Float[jax.Array, "B L d"]:
         """Maps `[B, L, d]` item vectors to `[B, L, d]` user states in the compute dtype."""
         d = self.dimension
-        positions = self.param("position_embedding", INIT, (self.row_length, d), jnp.float32)
+        positions = self.param(self.positions, INIT, (self.row_length, d), jnp.float32)
         drop = dropout(self, train, layout)
         mask = self.visible(layout)
         x = self.inputs(item_vectors.astype(self.dtype), positions, layout)

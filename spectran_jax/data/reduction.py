@@ -25,7 +25,7 @@ import pyarrow as pa
 from spectran_jax import npy
 from spectran_jax.data import files
 from spectran_jax.data.content import nothing_left, unknown_items_error
-from spectran_jax.errors import InputError, RunError, first_line
+from spectran_jax.errors import InputError, Interrupted, RunError, first_line
 from spectran_jax.progress import quiet
 from spectran_jax.signals import StopRequest
 
@@ -326,6 +326,8 @@ def _plainly() -> Iterator[None]:
     """What options, file systems and runners raise, as one message."""
     try:
         yield
+    except Interrupted as error:  # Beam adds the step that it was in
+        raise Interrupted(str(error).partition(" [while running")[0]) from None
     except (InputError, RunError):
         raise
     except (ValueError, OSError) as error:

@@ -218,7 +218,14 @@ class Cluster:
     def finish(self) -> None:
         """Waits for all processes, then leaves the coordination service."""
         self.gather("finished", True)
-        self._stage = "finished"
+        if self._stage == "running":  # else a thread of ours is about to end this process
+            self._stage = "finished"
+        # None may leave while another one still watches, which would take it for lost.
+        deadline = time.monotonic() + self._peer_timeout
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self.tell(f"left/{self.index}", "")
+            while len(self.read_all("left")) < self.count and time.monotonic() < deadline:
+                time.sleep(0.05)
         if self.is_first:
             time.sleep(_LEAVING)
         jax.distributed.shutdown()

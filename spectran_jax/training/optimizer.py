@@ -30,7 +30,7 @@ def is_decayed(params: Any) -> Any:
     Thresholds, Taylor coefficients (design: kept out of weight decay), norms and biases have fewer axes.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim >= _DECAYED_NDIM and _names(path)[-1] != "position_embedding", params
+        lambda path, leaf: leaf.ndim >= _DECAYED_NDIM and not _names(path)[-1].endswith("position_embedding"), params
     )
 
 

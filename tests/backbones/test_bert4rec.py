@@ -7,7 +7,7 @@ import pytest
 from test_sasrec import D, L, layout, reference
 
 from spectran_jax import backbones
-from spectran_jax.backbones.bert4rec import from_newest, unit
+from spectran_jax.backbones.bert4rec import from_newest
 from spectran_jax.config import BackboneConfig
 
 HIDDEN = np.zeros((2, L + 1), bool)
@@ -37,7 +37,7 @@ def model():
 def test_it_is_trained_by_masking_in_rows_of_one_more_position(model):
     assert backbones.is_masked(BackboneConfig(backbone="bert4rec"))
     assert not backbones.is_masked(BackboneConfig())
-    assert model[1]["position_embedding"].shape == (L + 1, D)
+    assert model[1]["newest_position_embedding"].shape == (L + 1, D)
     assert model[1]["mask_token"].shape == (D,)
 
 
@@ -66,23 +66,54 @@ def test_packed_and_padded_rows_give_the_same_states(model):
     assert np.isfinite(ours).all()  # of a row that is all padding, too
 
 
+def formula(xp, x, params, lay):
+    """States of the first row, in `xp`."""
+    items = x / xp.sqrt((x**2).mean(-1, keepdims=True))
+    shown = xp.where(lay.hidden[..., None], 50 * params["mask_token"], items)
+    params = {**params, "position_embedding": params["newest_position_embedding"]}
+    from_the_end = lambda xp, h, positions: h + 50 * positions[: len(h)][::-1]  # noqa: E731
+    return reference(xp, shown[:1], params, lay, causal=False, inputs=from_the_end)
+
+
 def test_states_agree_with_the_formula(model):
     run, params, x = model
     lay = hidden_layout([[4, 5], [2]], HIDDEN)
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    items = np.asarray(x, np.float64)
-    items /= np.sqrt((items**2).mean(-1, keepdims=True))
-    shown = np.where(lay.hidden[..., None], 50 * wide["mask_token"], items)
-    from_the_end = lambda xp, h, positions: h + 50 * positions[: len(h)][::-1]  # noqa: E731
-    want = reference(np, shown[:1], wide, lay, causal=False, inputs=from_the_end)
+    want = formula(np, np.asarray(x, np.float64), wide, lay)
     np.testing.assert_allclose(run(x, lay)[0][lay.mask[0]], want, atol=2e-4)
+
+
+def test_gradients_agree_with_those_of_the_plain_formula(model):
+    _, params, x = model
+    module = backbones.build(BackboneConfig(backbone="bert4rec", blocks=2, heads=2), dimension=D, max_length=L)
+    lay = hidden_layout([[4, 5], [L + 1]], HIDDEN)
+    cotangent = jax.random.normal(jax.random.PRNGKey(3), (L + 1, D))
+
+    def gradients(states):
+        return jax.jit(jax.grad(lambda p, x: jnp.sum(states(p, x) * cotangent), argnums=(0, 1)))(params, x)
+
+    ours = gradients(lambda p, x: module.apply({"params": p}, x, lay, train=False)[0])
+    plain = gradients(lambda p, x: formula(jnp, x, p, lay))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(b).max()) + 1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_near_float32(model):
+    run, params, x = model
+    lay = hidden_layout([[4, 5], [L + 1]], HIDDEN)
+    config = BackboneConfig(backbone="bert4rec", blocks=2, heads=2)
+    module = backbones.build(config, dimension=D, max_length=L, dtype=jnp.bfloat16)
+    states = module.apply({"params": params}, x, lay, train=False)
+    assert states.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(states, np.float32) - run(x, lay)).max() < 0.1
 
 
 def test_the_length_of_item_vectors_changes_no_state(model):
     """So that positions are seen whatever the scale of an item encoder."""
     run, _, x = model
     lay = hidden_layout([[5], [L + 1]], HIDDEN)
-    np.testing.assert_allclose(run(20 * x, lay), run(x, lay), atol=1e-4)
+    for scale in (1e-4, 20):
+        np.testing.assert_allclose(run(scale * x, lay), run(x, lay), atol=1e-4)
 
 
 def test_older_items_leave_those_that_follow_at_their_positions():
@@ -91,9 +122,5 @@ def test_older_items_leave_those_that_follow_at_their_positions():
     np.testing.assert_array_equal(from_newest(short), [[2, 1, 0, 0, 0, 0, 0, 0], [1, 0, 2, 1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(from_newest(long), [[4, 3, 2, 1, 0, 0, 0, 0], [1, 0, 5, 4, 3, 2, 1, 0]])
     assert from_newest(layout([[], [8]], L))[0].max() == 0
-
-
-def test_vectors_of_nothing_stay_so_with_a_finite_gradient():
-    x = jnp.array([[0.0, 0.0], [3e-3, -4e-3]])
-    np.testing.assert_allclose(unit(x), [[0, 0], [0.6 * 2**0.5, -0.8 * 2**0.5]], rtol=1e-3)
-    assert np.isfinite(jax.grad(lambda x: unit(x).sum())(x)).all()
+    # A full row, and the next one's first history of the same number.
+    np.testing.assert_array_equal(from_newest(layout([[8], [2]], L)), [list(range(7, -1, -1)), [1, 0] + [0] * 6])

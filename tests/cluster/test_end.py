@@ -15,8 +15,9 @@ from spectran_jax.training.cluster import Cluster
 class Client:
     """Of a coordination service where every process has finished; who is alive it answers when it is shut down."""
 
-    def __init__(self):
-        self.down = threading.Event()
+    def __init__(self, leave=2):
+        self.down, self.told = threading.Event(), []
+        self.asked, self.leave = 0, leave
 
     def get_live_nodes(self, nodes):
         assert self.down.wait(10)
@@ -24,22 +25,48 @@ class Client:
         raise jax.errors.JaxRuntimeError("CANCELLED")
 
     def key_value_set(self, key, value):
-        pass
+        self.told.append(key.removeprefix("spectran/"))
 
     def key_value_dir_get(self, prefix):
-        return [(prefix + str(index), "true") for index in range(2)] if "finished" in prefix else []
+        if "left" in prefix:
+            self.asked += 1
+            assert not self.down.is_set()
+        there = range(2) if "finished" in prefix else range(min(self.asked, self.leave)) if "left" in prefix else ()
+        return [(prefix + str(index), "true") for index in there]
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_no_thread_is_in_the_client_when_python_ends(index, monkeypatch):
-    """It would come back to an interpreter that is gone, which ends a run that went well by a signal."""
+@pytest.fixture
+def client(monkeypatch):
     client = Client()
     monkeypatch.setattr(distributed, "global_state", SimpleNamespace(client=client))
     monkeypatch.setattr(jax.distributed, "shutdown", client.down.set)
     monkeypatch.setattr(rooms, "_LEAVING", 0.01)
+    return client
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_no_thread_is_in_the_client_when_python_ends(client, index):
+    """It would come back to an interpreter that is gone, which ends a run that went well by a signal."""
     before = set(threading.enumerate())
     cluster = Cluster(index, 2)
     cluster.start()
     assert len(set(threading.enumerate()) - before) == 2
     cluster.finish()
     assert set(threading.enumerate()) <= before
+
+
+def test_none_leaves_while_another_one_watches(client):
+    """Who still watches would take it for lost."""
+    cluster = Cluster(1, 2)
+    cluster.start()
+    cluster.finish()
+    assert client.told[-2:] == ["each/finished/1", "left/1"]
+    assert client.asked == 2  # until both have told it
+
+
+def test_none_waits_for_ever_for_one_that_died_at_the_end(client):
+    client.leave = 1
+    cluster = Cluster(1, 2, peer_timeout=0.3)
+    cluster.start()
+    cluster.finish()
+    assert client.down.is_set()

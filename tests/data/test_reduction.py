@@ -251,16 +251,21 @@ def test_a_pipeline_that_fails_is_one_message(logs, monkeypatch, caplog):
     assert not list(logs.glob("*.tmp-*"))
 
 
-def test_a_signal_to_stop_leaves_nothing(logs):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_signal_to_stop_leaves_nothing(logs, monkeypatch, number, inside):
     before = sorted(logs.iterdir())
-    stop = lambda line: signal.raise_signal(signal.SIGTERM)  # noqa: E731
-    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop = lambda *_: signal.raise_signal(number)  # noqa: E731
+    progress = (lambda line: None) if inside else stop
+    if inside:
+        monkeypatch.setattr(beam_steps, "_age", stop)
+    previous = signal.signal(number, signal.SIG_IGN)
     try:
-        with pytest.raises(Interrupted, match="SIGTERM; start the same command again"):
-            reduce_interactions([f"{logs}/part-*"], [], f"{logs}/o.parquet", Filters(), progress=stop)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        with pytest.raises(Interrupted, match=rf"^Stopped by {number.name}; start the same command again\.$"):
+            reduce_interactions([f"{logs}/part-*"], [], f"{logs}/o.parquet", Filters(), progress=progress)
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)
     assert sorted(logs.iterdir()) == before
 
 

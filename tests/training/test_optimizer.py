@@ -18,7 +18,11 @@ PARAMS = {
             "taylor": jnp.ones(3),
         },
     },
-    "backbone": {"position_embedding": jnp.ones((5, 2)), "dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}},
+    "backbone": {
+        "position_embedding": jnp.ones((5, 2)),
+        "newest_position_embedding": jnp.ones((5, 2)),
+        "dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    },
 }
 
 
@@ -27,7 +31,11 @@ def test_groups():
     adapter = decayed["item_encoder"]["adapter"]
     assert all((decayed["item_encoder"]["id_embedding"], adapter["query"], adapter["key"]))
     assert not any((adapter["threshold"], adapter["taylor"]))
-    assert decayed["backbone"] == {"position_embedding": False, "dense": {"kernel": True, "bias": False}}
+    assert decayed["backbone"] == {
+        "position_embedding": False,
+        "newest_position_embedding": False,
+        "dense": {"kernel": True, "bias": False},
+    }
     assert all(jax.tree.leaves(spectral["item_encoder"]["adapter"]))
     assert sum(jax.tree.leaves(spectral)) == 4
 
