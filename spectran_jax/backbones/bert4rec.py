@@ -15,17 +15,19 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
+from jax.nn.initializers import Initializer
 from jaxtyping import Bool, Float, Int
 
-from spectran_jax.backbones.layers import INIT, history_mask
+from spectran_jax.backbones.layers import history_mask
 from spectran_jax.backbones.transformer import Transformer
 from spectran_jax.gather import gather_rows
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.objectives.scores import normalize
 
-SCALE = 50.0
-"""Token and positions over what is stored of them, which starts at 1/50 as other parameters do and learns as fast."""
+UNIT = nn.initializers.normal(1.0)
+"""Of the mask token and of positions, which are stored as they enter: an optimiser's step is small against them."""
 
 
 class BERT4Rec(Transformer):
@@ -33,6 +35,7 @@ class BERT4Rec(Transformer):
 
     task: ClassVar[Literal["next", "masked"]] = "masked"
     positions: ClassVar[str] = "newest_position_embedding"
+    position_init: ClassVar[Initializer] = staticmethod(UNIT)
 
     def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
         """The same history, both ways."""
@@ -43,13 +46,13 @@ class BERT4Rec(Transformer):
     ) -> Float[jax.Array, "B L d"]:
         """Item vectors, the mask token in the place of those that are hidden, and positions from the newest item.
 
-        All enter at a root mean square of one, token and positions at the start: `SCALE` times what is stored of them.
+        All enter at a root mean square of one, token and positions at the start.
         """
-        token = self.param("mask_token", INIT, (self.dimension,), jnp.float32)
+        token = self.param("mask_token", UNIT, (self.dimension,), jnp.float32)
         x = normalize(item_vectors) * self.dimension**0.5
         if layout.hidden is not None:
-            x = jnp.where(jnp.asarray(layout.hidden)[..., None], (SCALE * token).astype(self.dtype), x)
-        return x + (SCALE * gather_rows(positions, from_newest(layout))).astype(self.dtype)
+            x = jnp.where(jnp.asarray(layout.hidden)[..., None], token.astype(self.dtype), x)
+        return x + gather_rows(positions, from_newest(layout)).astype(self.dtype)
 
 
 def from_newest(layout: SequenceLayout) -> Int[jax.Array, "B L"]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 from jaxtyping import Bool, Float
 
 from spectran_jax.backbones.layers import INIT, Dropout, LayerNorm, attention, dropout, gelu
@@ -59,6 +60,7 @@ class Transformer(nn.Module):
     reads_time: ClassVar[bool] = False
     positions: ClassVar[str] = "position_embedding"
     """The parameter of position embeddings, named for where positions count from, so that none is read as another."""
+    position_init: ClassVar[Initializer] = staticmethod(INIT)
 
     def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
         """True where a query (third axis) may attend to a key (fourth)."""
@@ -79,7 +81,7 @@ class Transformer(nn.Module):
     ) -> Float[jax.Array, "B L d"]:
         """Maps `[B, L, d]` item vectors to `[B, L, d]` user states in the compute dtype."""
         d = self.dimension
-        positions = self.param(self.positions, INIT, (self.row_length, d), jnp.float32)
+        positions = self.param(self.positions, self.position_init, (self.row_length, d), jnp.float32)
         drop = dropout(self, train, layout)
         mask = self.visible(layout)
         x = self.inputs(item_vectors.astype(self.dtype), positions, layout)

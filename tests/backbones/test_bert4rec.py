@@ -69,9 +69,9 @@ def test_packed_and_padded_rows_give_the_same_states(model):
 def formula(xp, x, params, lay):
     """States of the first row, in `xp`."""
     items = x / xp.sqrt((x**2).mean(-1, keepdims=True))
-    shown = xp.where(lay.hidden[..., None], 50 * params["mask_token"], items)
+    shown = xp.where(lay.hidden[..., None], params["mask_token"], items)
     params = {**params, "position_embedding": params["newest_position_embedding"]}
-    from_the_end = lambda xp, h, positions: h + 50 * positions[: len(h)][::-1]  # noqa: E731
+    from_the_end = lambda xp, h, positions: h + positions[: len(h)][::-1]  # noqa: E731
     return reference(xp, shown[:1], params, lay, causal=False, inputs=from_the_end)
 
 
