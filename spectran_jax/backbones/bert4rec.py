@@ -34,7 +34,7 @@ class BERT4Rec(Transformer):
     """The backbone; a state depends on all items of its history that `layout.hidden` does not hide."""
 
     task: ClassVar[Literal["next", "masked"]] = "masked"
-    positions: ClassVar[str] = "newest_position_embedding"
+    position_name: ClassVar[str] = "newest_position_embedding"
     position_init: ClassVar[Initializer] = staticmethod(UNIT)
 
     def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:

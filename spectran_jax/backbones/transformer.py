@@ -58,7 +58,7 @@ class Transformer(nn.Module):
 
     task: ClassVar[Literal["next", "masked"]]
     reads_time: ClassVar[bool] = False
-    positions: ClassVar[str] = "position_embedding"
+    position_name: ClassVar[str] = "position_embedding"
     """The parameter of position embeddings, named for where positions count from, so that none is read as another."""
     position_init: ClassVar[Initializer] = staticmethod(INIT)
 
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
     ) -> Float[jax.Array, "B L d"]:
         """Maps `[B, L, d]` item vectors to `[B, L, d]` user states in the compute dtype."""
         d = self.dimension
-        positions = self.param(self.positions, self.position_init, (self.row_length, d), jnp.float32)
+        positions = self.param(self.position_name, self.position_init, (self.row_length, d), jnp.float32)
         drop = dropout(self, train, layout)
         mask = self.visible(layout)
         x = self.inputs(item_vectors.astype(self.dtype), positions, layout)

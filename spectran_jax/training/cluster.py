@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -88,9 +89,14 @@ class Cluster:
 
     def read_each(self, folder: str) -> list[Any]:
         """The JSON values that each process tells under `folder/INDEX`, in their order; waits for all of them."""
-        while len(values := self.read_all(folder)) < self.count:
-            time.sleep(0.05)
+        values = self._read_until(folder)
         return [json.loads(values[str(index)]) for index in range(self.count)]
+
+    def _read_until(self, folder: str, deadline: float = math.inf) -> dict[str, str]:
+        """`read_all` when every process has told its value, or at a time of the monotonic clock."""
+        while len(values := self.read_all(folder)) < self.count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return values
 
     def of_first(self, key: str, value: Callable[[], Any]) -> Any:
         """What `value` returns on process 0, a JSON value, for all; the others wait for it. `key` serves once."""
@@ -221,11 +227,9 @@ class Cluster:
         if self._stage == "running":  # else a thread of ours is about to end this process
             self._stage = "finished"
         # None may leave while another one still watches, which would take it for lost.
-        deadline = time.monotonic() + self._peer_timeout
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.tell(f"left/{self.index}", "")
-            while len(self.read_all("left")) < self.count and time.monotonic() < deadline:
-                time.sleep(0.05)
+            self._read_until("left", time.monotonic() + self._peer_timeout)
         if self.is_first:
             time.sleep(_LEAVING)
         jax.distributed.shutdown()

@@ -15,9 +15,9 @@ from spectran_jax.training.cluster import Cluster
 class Client:
     """Of a coordination service where every process has finished; who is alive it answers when it is shut down."""
 
-    def __init__(self, leave=2):
+    def __init__(self):
         self.down, self.told = threading.Event(), []
-        self.asked, self.leave = 0, leave
+        self.asked, self.leave = 0, 2  # how often it was asked who has left, and how many do, one more each time
 
     def get_live_nodes(self, nodes):
         assert self.down.wait(10)
