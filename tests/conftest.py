@@ -22,6 +22,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# The commands compile the modules of this project once, and not each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Of pytest's workers and the commands: on matrices as small as these a second thread of BLAS waits more than it works.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -114,32 +114,6 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
     assert (ranks == 0).all()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"precision": "bfloat16", "table_dtype": "bfloat16", "spectrum_dtype": "bfloat16", "split": "temporal"},
-        {"loss": "sampled_softmax", "sampling": "popularity", "mask_negatives": "history", "table_updates": "dense"},
-        {"fusion": "gate", "learn_scale": True, "optimizer": "adagrad", "filter_seen": True, "max_steps": 3},
-        {
-            "spectrum_dtype": "int8",
-            "spectrum_memory": "disk",
-            "table_optimizer": "rowwise_adagrad",
-            "packing": False,
-            "schedule": "cosine",
-            "weight_decay": 0.01,
-            "spectral_lr_multiplier": 0.1,
-        },
-    ],
-    ids=lambda options: ",".join(options),
-)
-def test_options_of_a_run(tiny_config, tmp_path, no_report, options):
-    metrics = train_and_report(tiny_config.replace(epochs=1, **options), tmp_path)
-    assert 0 < metrics["test"]["hr@50"] <= 1
-    assert metrics["train"]["steps"] == options.get("max_steps", metrics["train"]["steps"])
-    assert {"total", "item_encoder", "backbone"} <= set(metrics["parameters"])
-    assert len(metrics["digest"]) == len(metrics["protocol"]) == 64
-
-
 def test_several_steps_a_dispatch_make_the_same_run(tiny_config, tmp_path, monkeypatch, no_report):
     """Readings and saves keep their steps; with u on the host, rows are stacked too."""
     config = tiny_config.replace(epochs=3, checkpoint_every=1000, patience=0, spectrum_memory="host")
