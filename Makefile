@@ -32,8 +32,8 @@ format: $(VENV)/.ready-dev  ## Mend what the linter can mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove everything that make created; prepared data in the user's cache stays.
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
+clean:  ## Remove what make created; your runs and prepared data in the user's cache stay.
+	rm -rf $(VENV) runs/demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.ready: requirements.txt

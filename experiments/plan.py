@@ -10,7 +10,7 @@ from spectran_jax.flags import config_from_flags, define_config_flags, run
 SYNOPSIS = """
 Compiles the train step, the evaluation and the decomposition of a job for a TPU slice, on a CPU, and says per chip what
 they hold, compute and send, how long that takes at least, whether it fits, and which flags make it smaller. Needs
-pip install 'spectran-jax[plan]'. A program takes minutes to compile.
+pip install '.[plan]' in the repository. A program takes minutes to compile.
 
   python -m experiments.plan --topology=v5e:16x16 --num_items=1000000000 --dimension=128 --rank=512 \\
       --spectrum_dtype=int8 --batch_size=65536 --max_length=50 --workdir=runs/plan

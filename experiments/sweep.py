@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from spectran_jax.errors import InputError
 from spectran_jax.flags import run
 from spectran_jax.studies.flags import OWN, define_study_flags, study_from_flags
 
@@ -20,6 +21,8 @@ _TRIALS = flags.DEFINE_integer("trials", 8, "Points tried on the validation set.
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
+    if not _SEARCH.value:
+        raise InputError("Name what to search: --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5. See --help.")
     study = study_from_flags()
     from spectran_jax.studies.publish import publish
     from spectran_jax.studies.results_md import refresh, section

@@ -7,8 +7,6 @@ marked `resumable` may differ between the run that wrote a work directory and th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -55,7 +53,9 @@ class DataConfig:
         "Share of the items in training to take out of every training history, so that they are known by their text "
         "alone; they stay candidates, targets, and part of the histories that are evaluated. 0 takes none.",
     )
-    holdout_seed: int = _field(0, "Which items --holdout_items takes out; the same for every --seed.")
+    holdout_seed: int = _field(
+        0, "Which items --holdout_items takes out; the same for every --seed, others for another --max_length."
+    )
     max_length: int = _field(50, "Longest history that a model sees, in items; older items are left out.")
     packing: bool = _field(
         True, "Put several short histories into one row of max_length, so that little is computed on padding."
@@ -78,7 +78,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumConfig:
-    """How text embeddings are decomposed (design: X - mean = U diag(S) V^T)."""
+    """How text embeddings are decomposed (X - mean = U diag(S) V^T)."""
 
     normalize_rows: bool = _field(True, "Scale each text embedding to unit length first.")
     center: bool = _field(True, "Subtract the mean text embedding first.")
@@ -412,10 +412,6 @@ class Config:
         """Whether a finished run of `other` is one of this configuration: of the resumable fields only when training
         ends and what is read then make a difference."""
         return not self.differences(other, also=(*LENGTH, "evaluate"))
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON, 64 hex digits."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:

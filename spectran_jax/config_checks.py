@@ -91,6 +91,12 @@ def check(config: Config) -> None:
             f"--table_adam={optimizer.table_adam} is for Adam on sparse rows; take --optimizer=adam, "
             "--table_optimizer=same and --table_updates=sparse with it, or leave it out."
         )
+    if config.data.split != "temporal":
+        for name in ("valid_time", "test_time"):
+            if getattr(config.data, name):
+                raise InputError(
+                    f"--{name} cuts a temporal split; add --split=temporal, got --split={config.data.split}."
+                )
     files = config.data.dataset == "files"
     for name, value in (("interactions", config.data.interactions), ("items", config.data.items)):
         if files and not value:

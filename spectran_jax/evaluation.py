@@ -133,8 +133,8 @@ def protocol_fingerprint(**fields: Any) -> str:
     """SHA-256 of everything that decides whether two numbers may stand in one table, 64 hex digits.
 
     Args:
-      **fields: what this evaluation chose: data digest, split with its cuts, filters, seen-item rule, longest
-        history. `RULES` are added, and may be overruled by name. The order does not matter.
+      **fields: what this evaluation chose: data digest, split with its cuts, filters, seen-item rule,
+        items held out. `RULES` are added, and may be overruled by name. The order does not matter.
 
     Raises:
       InputError: for a value that JSON can't hold.

@@ -65,7 +65,7 @@ def read_config(path: Path) -> Config:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON configuration: {error}.") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a configuration is a JSON object of sections, got {type(values).__name__}.")

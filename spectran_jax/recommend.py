@@ -130,8 +130,10 @@ def write_recommendations(
       InputError: no trained run, k or recall out of range, or a bad file of histories.
     """
     from spectran_jax.data.history_files import read_histories
-    from spectran_jax.training.restore import load_run
+    from spectran_jax.training.restore import load_run, no_run
 
+    if not (workdir / "config.json").exists():
+        raise no_run(workdir)
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():
@@ -139,11 +141,14 @@ def write_recommendations(
     setup, params = load_run(workdir)
     dataset = setup.dataset
     if histories is not None:
-        user_ids, known = read_histories(histories, dataset, unknown_items)
+        user_ids, known, left_out = read_histories(histories, dataset, unknown_items)
+        if left_out:
+            note = f"{histories}: {left_out:,} users are left out, the run knows none of their items."
+            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
         name = setup.config.backbone.backbone
         if backbones.lookup(name).reads_time and setup.timed and known.timestamps is None:
             note = f"{histories} has no timestamps: {name} leaves its time bias out, and was trained with it."
-            stderr_console().print(note, markup=False, highlight=False)
+            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
     elif until == "test":
         targets = setup.split.test
         user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history

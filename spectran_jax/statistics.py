@@ -19,7 +19,7 @@ MINIMUM_SEEDS = 3
 """Below this no p-value is given: the mean over seeds would still be mostly luck."""
 
 ADVISED_SEEDS = 5
-"""What a comparison should have (design: section 6)."""
+"""What a comparison should have."""
 
 PERMUTATIONS = 9999
 EXACT_UP_TO = 16

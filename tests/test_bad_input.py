@@ -143,6 +143,12 @@ BAD = {
     "temporal split the wrong way round": Bad(
         ("--valid_time below --test_time",), {"split": "temporal", "valid_time": 2e6, "test_time": 1e6}
     ),
+    "times of a split that is not temporal": Bad(
+        ("--test_time cuts a temporal split", "leave_one_out"), {"test_time": 1e6}
+    ),
+    "fusion of an encoder without two parts": Bad(
+        ("--fusion=none joins", "--item_encoder=llminit has no such two"), {"item_encoder": "llminit", "fusion": "none"}
+    ),
     "temporal split after the end": Bad(("leaves nothing for test",), {"split": "temporal", "test_time": 9e9}),
     # Items.
     "items missing": Bad(("none.jsonl: no such file",), {"items": "none.jsonl"}),

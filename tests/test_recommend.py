@@ -155,6 +155,9 @@ def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
         ('{"user_id": 1, "items": [["item-1"]]}', "line 1: write"),
         ('["item-1"]', "line 1: write"),
         ('{"user_id": 1, "items": ["item-1"', "line 1: write"),
+        ("[" * 100_000, "line 1: write"),
+        ('{"user_id": "caf\\ud83d", "items": ["item-1"]}', "line 1: user_id must be .* whole characters"),
+        ('{"user_id": NaN, "items": ["item-1"]}', "line 1: user_id must be an integer or a string"),
         ('{"user_id": 1, "items": ["item-1", "x", "y", "x", "z", "w"]}', r"5 entries.*does not know \('x', 'y', 'z'\)"),
         ("\n\n", "holds no history"),
         ("", "is empty"),
@@ -191,6 +194,24 @@ def test_output_that_can_not_be_written(run, tmp_path):
         write_recommendations(run, tmp_path / "none" / "top.jsonl", k=1)
     with pytest.raises(InputError, match=r"--output=.* is a folder"):
         write_recommendations(run, tmp_path, k=1)
+
+
+def test_a_folder_without_a_run_is_told_before_its_output(tmp_path):
+    with pytest.raises(InputError, match=r"--workdir=.*typo holds no run"):
+        write_recommendations(tmp_path / "typo", tmp_path / "typo" / "top.jsonl", k=1)
+
+
+def test_users_of_unknown_items_alone_are_left_out_and_counted(write, tmp_path, capsys):
+    path = tmp_path / "some.jsonl"
+    path.write_text(
+        '{"user_id": 1, "items": ["nothing"]}\n{"user_id": 2, "items": ["item-3"]}\n{"user_id": 3, "items": ["x", "y"]}'
+    )
+    (line,) = write(histories=path, unknown_items="drop")
+    assert line["user_id"] == 2
+    assert "some.jsonl: 2 users are left out" in capsys.readouterr().err
+    path.write_text('{"user_id": 1, "items": ["nothing"]}')
+    with pytest.raises(InputError, match="the run knows no item of these histories"):
+        write(histories=path, unknown_items="drop")
 
 
 def test_damaged_parameters_are_told(loaded):

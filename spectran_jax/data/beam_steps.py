@@ -30,7 +30,8 @@ ROW_BITS = 32
 """The order of all rows: the number of a row's file, then this many bits for its number in the file."""
 IDS = ("user_id", "item_id")
 ROW_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in IDS] + [(name, pa.int64()) for name in (*files.ORDER_COLUMNS, "order")]
+    [(name, pa.string()) for name in IDS]
+    + [(name, pa.int64()) for name in (*files.ORDER_COLUMNS, "nanosecond", "order")]
 )
 ID_TYPES = ("int64", "uint64", "string")
 """Of PyArrow, the first that holds all ids being the one they are written in."""
@@ -57,11 +58,12 @@ def _rows_of(numbered: tuple[int, str]) -> Iterator[Any]:
         yield _summary(path, error=str(error))
         return
     order = dict(zip(files.ORDER_COLUMNS, (table.timestamps, table.positions), strict=True))
+    age = {**order, "nanosecond": table.nanoseconds}
     types = dict(zip(IDS, map(_types, (table.users, table.items)), strict=True))
     yield _summary(path, columns=[name for name, column in order.items() if column is not None], types=types)
     users, items = table.users.values.to_pylist(), table.items.values.to_pylist()
     for row, (user, item) in enumerate(zip(table.users.codes.tolist(), table.items.codes.tolist(), strict=True)):
-        at = {name: None if column is None else int(column[row]) for name, column in order.items()}
+        at = {name: None if column is None else int(column[row]) for name, column in age.items()}
         yield {"user_id": users[user], "item_id": items[item], **at, "order": (number << ROW_BITS) + row}
 
 
@@ -149,7 +151,8 @@ def _at_least(grouped: tuple[str, Iterable[Row]], k: int) -> Iterator[Any]:
 def histories(rows: Any, newest: int, integers: dict[str, bool]) -> tuple[Any, Any]:
     """The rows as they are written, each with its position in the history of its user, and counts:
 
-    ["users", n], ["interactions", n], ["older", n], the last being those before the `newest` of a user.
+    ["users", n], ["interactions", n], ["older", n], those before the `newest` of a user, and ["tied", n], those
+    that nothing but the order of files and rows puts after the one before.
     """
     made = (
         rows
@@ -164,7 +167,9 @@ def _history(grouped: tuple[str, Iterable[Row]], newest: int, integers: dict[str
     _, rows = grouped
     total = sum(1 for _ in rows)
     kept = heapq.nlargest(newest or total, rows, key=_age)[::-1]
-    for name, count in (("users", 1), ("interactions", len(kept)), ("older", total - len(kept))):
+    tied = sum(_age(one)[:-1] == _age(other)[:-1] for one, other in itertools.pairwise(kept))
+    counts = {"users": 1, "interactions": len(kept), "older": total - len(kept), "tied": tied}
+    for name, count in counts.items():
         yield beam.pvalue.TaggedOutput("counts", (name, count))
     for position, row in enumerate(kept):
         ids = {name: int(row[name]) if whole else row[name] for name, whole in integers.items()}
@@ -172,8 +177,8 @@ def _history(grouped: tuple[str, Iterable[Row]], newest: int, integers: dict[str
         yield {**ids, **time, "position": position}
 
 
-def _age(row: Row) -> tuple[int, int, int]:
-    return row["timestamp"] or 0, row["position"] or 0, row["order"]
+def _age(row: Row) -> tuple[int, int, int, int]:
+    return row["timestamp"] or 0, row["nanosecond"] or 0, row["position"] or 0, row["order"]
 
 
 def _by(column: str) -> Any:

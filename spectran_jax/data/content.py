@@ -95,10 +95,10 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
 
 def _placed(interactions: Interactions, order: Int[np.ndarray, "nnz"]) -> Bool[np.ndarray, "nnz"] | None:
     """`Histories.placed` of the rows in this order."""
-    if interactions.timestamps is None or interactions.positions is None:
+    finer = [key[order] for key in (interactions.nanoseconds, interactions.positions) if key is not None]
+    if interactions.timestamps is None or not finer:
         return None
-    positions = interactions.positions[order]
-    return np.concatenate([[True], positions[1:] != positions[:-1]])
+    return np.concatenate([[True], np.any([key[1:] != key[:-1] for key in finer], axis=0)])
 
 
 def core(

@@ -19,7 +19,7 @@ from spectran_jax.errors import InputError
 
 ORDER_COLUMNS = ("timestamp", "position")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate without its other half, as cut text leaves it in JSON; UTF-8 has none."""
 
 
@@ -34,11 +34,13 @@ class Interactions:
     """int64 Unix seconds."""
     positions: Int[np.ndarray, "n"] | None
     """int64; where in the history of its user a row stands, 0 the oldest; breaks ties in time."""
+    nanoseconds: Int[np.ndarray, "n"] | None = None
+    """int64; what is left of each time after its whole seconds; None where nothing is."""
 
     def order(self) -> Int[np.ndarray, "n"]:
         """The rows user by user, each from the oldest on: by time, then position, then file order; int64."""
         # The last key of lexsort counts first, and equal keys keep file order.
-        keys = (self.positions, self.timestamps, self.users.codes)
+        keys = (self.positions, self.nanoseconds, self.timestamps, self.users.codes)
         return np.lexsort([key for key in keys if key is not None])
 
 
@@ -61,12 +63,12 @@ def read_interactions(path: Path) -> Interactions:
       InputError: for bad input; names the file and, where there is one, the line.
     """
     table = tables.read_table(path, required=("user_id", "item_id"), wanted=("user_id", "item_id", *ORDER_COLUMNS))
-    readers = {"timestamp": table.seconds, "position": table.whole_numbers}
-    order = {name: readers[name](name) for name in ORDER_COLUMNS if name in table.columns}
-    if not order:
+    if not any(name in table.columns for name in ORDER_COLUMNS):
         found = ", ".join(tables.column_names(path))
         raise InputError(f"{path}: no column timestamp or position to order by; columns found: {found}.")
-    return Interactions(path, table.ids("user_id"), table.ids("item_id"), order.get("timestamp"), order.get("position"))
+    seconds, nanoseconds = table.times("timestamp") if "timestamp" in table.columns else (None, None)
+    positions = table.whole_numbers("position") if "position" in table.columns else None
+    return Interactions(path, table.ids("user_id"), table.ids("item_id"), seconds, positions, nanoseconds)
 
 
 def histories_by_user(
@@ -127,7 +129,7 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
         item = record.pop("item_id")
         if isinstance(item, bool) or not isinstance(item, int | str) or item == "":
             raise InputError(f"{path}, line {number}: item_id {item!r} must be an integer or a string, not empty.")
-        if isinstance(item, str) and _HALF_CHARACTER.search(item):
+        if isinstance(item, str) and HALF_CHARACTER.search(item):
             raise InputError(f"{path}, line {number}: item_id {item!r} holds half a character; write it whole.")
         for name, value in record.items():
             column = columns.setdefault(name, [])
@@ -175,12 +177,12 @@ def _as_text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
-        return _HALF_CHARACTER.sub("\ufffd", value.strip())
+        return HALF_CHARACTER.sub("\ufffd", value.strip())
     if isinstance(value, list | tuple):
         return ", ".join(filter(None, map(_as_text, value)))
     if isinstance(value, Mapping):
         # Parquet has dates and decimals in objects too.
-        return _HALF_CHARACTER.sub("\ufffd", json.dumps(value, ensure_ascii=False, default=str))
+        return HALF_CHARACTER.sub("\ufffd", json.dumps(value, ensure_ascii=False, default=str))
     return str(value)
 
 

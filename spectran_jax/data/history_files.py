@@ -13,8 +13,8 @@ from spectran_jax.errors import InputError
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
-def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories]:
-    """Original user ids, and their items as dense ids, oldest first.
+def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories, int]:
+    """Original user ids, their items as dense ids, oldest first, and how many users were left out.
 
     JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions, whose timestamps,
     where there are any, come with the histories.
@@ -22,7 +22,7 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     Args:
       path: the file.
       dataset: whose items the histories name.
-      unknown_items: "drop" leaves out items that the data set lacks, "error" refuses them.
+      unknown_items: "drop" leaves out items that the data set lacks, and users who have no other, "error" refuses them.
 
     Raises:
       InputError: naming the file and the line, user or item.
@@ -44,16 +44,13 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
             f"{path}: {len(unknown)} entries name items that the run does not know ({names}); leave them out, or "
             "pass over them with --unknown_items=drop."
         )
-    kept = [ids[ids >= 0].tolist() for ids in dense]
-    empty = next((user for user, ids in zip(users, kept, strict=True) if not ids), None)
-    if empty is not None:
-        raise InputError(f"{path}: no item of user {empty!r} is known to the run; leave this user out.")
+    here = [index for index, ids in enumerate(dense) if (ids >= 0).any()]
+    if not here:
+        raise InputError(f"{path}: the run knows no item of these histories.")
+    kept = [dense[index][dense[index] >= 0].tolist() for index in here]
     if times is not None:
-        times = [
-            [time for time, known in zip(row, ids >= 0, strict=True) if known]
-            for row, ids in zip(times, dense, strict=True)
-        ]
-    return users, Histories.from_lists(kept, times)
+        times = [[time for time, known in zip(times[index], dense[index] >= 0, strict=True) if known] for index in here]
+    return [users[index] for index in here], Histories.from_lists(kept, times), len(users) - len(here)
 
 
 def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
@@ -65,8 +62,11 @@ def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
         try:
             entry = json.loads(line)
             user, items = entry["user_id"], entry["items"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             user = items = None
+        whole = user is None or (isinstance(user, str | int) and not isinstance(user, bool))
+        if not whole or files.HALF_CHARACTER.search(str(user)):
+            raise InputError(f"{path}, line {number}: user_id must be an integer or a string of whole characters.")
         if not isinstance(items, list) or not items or not all(isinstance(item, str | int | float) for item in items):
             raise InputError(
                 f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with an item or more.'

@@ -37,8 +37,9 @@ class Histories:
     timestamps: Int[np.ndarray, "nnz"] | None = None
     """int64 Unix seconds, or None where the data has none."""
     placed: Bool[np.ndarray, "nnz"] | None = None
-    """Whether an interaction has another position than the one before it, so that file order does not decide a tie in
-    time; None where the data has no times or no positions, and where some interactions were left out."""
+    """Whether an interaction has another position, or another part of a second, than the one before it, so that file
+    order does not decide a tie in time; None where the data has neither, or no times, and where some interactions were
+    left out."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -160,11 +161,6 @@ class Dataset:
     def item_index(self) -> dict[str, int]:
         """Dense id by the written form of the original id, so that 12 and "12" name the same item."""
         return {str(item): dense for dense, item in enumerate(self.item_ids)}
-
-    @functools.cached_property
-    def user_index(self) -> dict[str, int]:
-        """Dense user by the written form of the original id."""
-        return {str(user): dense for dense, user in enumerate(self.user_ids)}
 
     def dense_items(self, ids: Iterable[object]) -> Int[np.ndarray, "n"]:
         """Dense ids of original item ids, int32; -1 where an id is unknown."""

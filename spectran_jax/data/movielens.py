@@ -192,7 +192,13 @@ def _fetch_archive(folder: Path) -> Path:
 def _rows(source: Source, content: bytes, name: str, delimiter: str, columns: int) -> list[list[str]]:
     """The cells of each line; every line must have at least `columns` of them."""
     rows = []
-    for number, line in enumerate(content.decode(source.form.encoding).splitlines()[source.form.header :], 1):
+    try:
+        lines = content.decode(source.form.encoding).splitlines()
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{source.path}: {name} is not {source.form.encoding.upper()}; take the file as it was."
+        ) from None
+    for number, line in enumerate(lines[source.form.header :], 1):
         if not line:
             continue
         cells = line.split(delimiter)

@@ -37,7 +37,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "apache_beam":
         raise
-    raise InputError("Apache Beam is not installed: pip install 'spectran-jax[beam]'.") from None
+    raise InputError("Apache Beam is not installed: in the repository, pip install '.[beam]'.") from None
 
 from spectran_jax.data import beam_steps
 
@@ -82,7 +82,9 @@ def reduce_interactions(
       progress: is given a line at the start of each pipeline.
 
     Returns:
-      Counts: files, users, interactions, and the interactions left out, by reason; only reasons that occurred.
+      Counts: files, users and interactions, those whose place only the order of files and rows decides (the output has
+      positions for all, so that training no longer sees these ties), and those left out, by reason; of the last two
+      only what occurred.
 
     Raises:
       InputError: for bad input; names the file and, where there is one, the line.
@@ -114,7 +116,7 @@ def reduce_interactions(
         if not counts.get("interactions"):
             raise nothing_left(", ".join(interactions), filters.k_core, filters.unknown_items)
         work.publish()
-    left_out["older"] = counts["older"]
+    left_out |= {"older": counts["older"], "placed_by_file_order": counts.get("tied", 0)}
     found = {"files": len(sources), "users": counts["users"], "interactions": counts["interactions"]}
     return found | {reason: count for reason, count in left_out.items() if count}
 

@@ -47,7 +47,7 @@ class Split:
 
 
 def split(dataset: Dataset, config: DataConfig) -> Split:
-    """Cuts `dataset` as `config.split` says (design, section 6).
+    """Cuts `dataset` as `config.split` says.
 
     `leave_one_out`: the last item of each user is the test target, the one before it the validation target, the
     rest is training; the test history includes the validation item. Users with fewer than three interactions take

@@ -25,6 +25,8 @@ from spectran_jax.errors import InputError
 _DELIMITERS = {".tsv": "\t", ".inter": "\t", ".item": "\t", ".csv": ","}
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _LARGEST = 2.0**62
+_PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Of a second, by the units of Arrow."""
 _LATEST_SECONDS = 10**11
 """Of the year 5138; in milliseconds it is 1973."""
 csv.field_size_limit(2**31 - 1)
@@ -84,43 +86,56 @@ class Table:
         return Ids(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), values, integers)
 
     def whole_numbers(self, name: str) -> Int[np.ndarray, "n"]:
-        """A column of numbers as int64; fractions are cut off, dates of Parquet become Unix seconds.
+        """A column of numbers as int64; fractions are cut off.
 
         Raises:
           InputError: for the first entry that is no number, with its line.
         """
+        return self._numbers(name)[0]
+
+    def times(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
+        """A column of Unix seconds, or of Parquet's times and dates, as int64 seconds and int64 nanoseconds after them.
+
+        The latter are None where all times are whole seconds.
+
+        Raises:
+          InputError: for the first entry that is no number, or too large a one, with its line.
+        """
+        seconds, nanoseconds = self._numbers(name)
+        if not pa.types.is_temporal(_value_type(self.columns[name])) and np.any(seconds > _LATEST_SECONDS):
+            late = "looks like milliseconds; times are Unix seconds"
+            self.blame(name, lambda cell: float(cell) <= _LATEST_SECONDS, late)
+        return seconds, nanoseconds if np.any(nanoseconds) else None
+
+    def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+        """A column of numbers, of times in seconds: the whole part, rounded down, and the rest in 1e-9, both int64."""
         column = self.columns[name].cast(_value_type(self.columns[name]))
+        parts = 1
         try:
-            if pa.types.is_temporal(column.type):
+            if pa.types.is_timestamp(column.type):
+                parts = _PARTS[column.type.unit]
+                column = column.cast(pa.int64())
+            elif pa.types.is_temporal(column.type):
                 column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 column = pc.utf8_trim_whitespace(column)
             try:
                 numbers = column.cast(pa.int64())
             except pa.ArrowInvalid:
-                numbers = pc.floor(column.cast(pa.float64()))
+                numbers = column.cast(pa.float64())
             if numbers.null_count:
                 raise pa.ArrowInvalid("null")
             values = numbers.to_numpy()
-            if values.dtype != np.int64:
-                if not np.all(np.abs(values) < _LARGEST):
-                    raise pa.ArrowInvalid("not finite")
-                values = values.astype(np.int64)
-            return values
+            if values.dtype == np.int64:
+                whole, rest = np.divmod(values, parts)
+                return whole, rest * (_PARTS["ns"] // parts)
+            if not np.all(np.abs(values) < _LARGEST):
+                raise pa.ArrowInvalid("not finite")
+            whole = np.floor(values)
+            rest = np.minimum(np.rint((values - whole) * _PARTS["ns"]), _PARTS["ns"] - 1)
+            return whole.astype(np.int64), rest.astype(np.int64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             self.blame(name, _is_number, "is not a number; times are Unix seconds, positions whole numbers")
-
-    def seconds(self, name: str) -> Int[np.ndarray, "n"]:
-        """A column of times as int64 Unix seconds, as `whole_numbers` reads it.
-
-        Raises:
-          InputError: for the first entry that is no number, or too large a one, with its line.
-        """
-        values = self.whole_numbers(name)
-        if not pa.types.is_temporal(_value_type(self.columns[name])) and np.any(values > _LATEST_SECONDS):
-            late = "looks like milliseconds; times are Unix seconds"
-            self.blame(name, lambda cell: float(cell) <= _LATEST_SECONDS, late)
-        return values
 
     def blame(self, name: str, is_good: Any, complaint: str) -> NoReturn:
         """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form."""

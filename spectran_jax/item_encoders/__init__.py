@@ -62,11 +62,18 @@ def build(
       The module and a dict of NumPy arrays for its collection "frozen".
 
     Raises:
-      InputError: unknown name, text missing, or fewer spectral components than dimensions without `pad_rank`.
+      InputError: unknown name, text missing, a fusion that the encoder does not have, or fewer spectral components than
+        dimensions without `pad_rank`.
     """
     encoder = lookup(config.item_encoder)
     if len(source.counts) != source.num_items:
         raise InputError(f"Item counts have {len(source.counts)} entries for {source.num_items} items.")
     if encoder.needs_text and source.text is None:
         raise InputError(f"--item_encoder={config.item_encoder} needs item text, and the data set has none.")
-    return encoder(**encoder.options(config, source, dtype)), encoder.frozen(source, config)
+    options = encoder.options(config, source, dtype)
+    if config.fusion != EncoderConfig().fusion and "fusion" not in options:
+        raise InputError(
+            f"--fusion={config.fusion} joins a part of text and an ID part, and --item_encoder={config.item_encoder} "
+            "has no such two; leave the flag out."
+        )
+    return encoder(**options), encoder.frozen(source, config)

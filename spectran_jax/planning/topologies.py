@@ -117,7 +117,7 @@ def devices(topology: Topology) -> list[Any]:
         import libtpu  # noqa: F401
     except ImportError:
         raise InputError(
-            "The TPU compiler, libtpu, is not installed. It runs on a CPU: pip install 'spectran-jax[plan]'."
+            "The TPU compiler, libtpu, is not installed. It runs on a CPU; in the repository, pip install '.[plan]'."
         ) from None
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)

@@ -44,7 +44,7 @@ class ReportData:
     """Everything a report shows. What is None or empty is left out of the page.
 
     Arrays are NumPy, of any floating type; d is the dimension of the item vectors, r the number of
-    spectral components, P the order of the Taylor map (design: section 2).
+    spectral components, P the order of the Taylor map.
 
     Raises:
       InputError: where two arrays disagree about d or r.

@@ -1,6 +1,6 @@
 """The spectrum of the text embeddings: decompose them once, project new items for ever.
 
-    X - mean = U diag(S) V^T,    u = sqrt(n) U,    sigma = S / S[0]        (design: section 2)
+    X - mean = U diag(S) V^T,    u = sqrt(n) U,    sigma = S / S[0]
 
 Everything here runs on the host in float64 (LAPACK) and hands out coordinates as float32, bfloat16 or int8. It is
 done once per catalogue, and float64 is what makes the Gram route safe: squaring X squares its condition number, so

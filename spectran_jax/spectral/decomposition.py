@@ -39,7 +39,7 @@ def decompose(
     dtype: str = "float32",
     precision: str = "float64",
 ) -> Spectrum:
-    """The spectrum of text embeddings: thin SVD of the centred rows (design: section 2).
+    """The spectrum of text embeddings: thin SVD of the centred rows.
 
     The same `x` always gives the same basis: the largest-magnitude entry of each basis column is made
     positive, the lowest index deciding between entries that are equal to rounding. (Components whose singular

@@ -15,7 +15,7 @@ from absl import flags
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError
 from spectran_jax.flags import define_config_flags, read_config
-from spectran_jax.studies.datasets import dataset_configs
+from spectran_jax.studies.datasets import BUILT_IN, dataset_configs
 
 OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "config")
 """The names of the common flags, for `flags.run(main, SYNOPSIS, own=(*OWN, ...))`."""
@@ -41,9 +41,10 @@ class Study:
 def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the configuration's flags and the common ones; `seeds` are the default ones."""
     define_config_flags(flag_values)
+    suits = ", ".join(f"{name} {value}" for name, value in BUILT_IN["movielens_100k"].items() if name != "dataset")
     flag_values["dataset"].help = (
         "Data sets, comma-separated: movielens_100k, names of --datasets, or files for the one that --interactions and "
-        "--items name."
+        f"--items name. movielens_100k brings fields of its own: {suits}."
     )
 
     def text(name: str, help: str) -> None:

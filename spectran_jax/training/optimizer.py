@@ -27,7 +27,7 @@ def _names(path: tuple[Any, ...]) -> list[str]:
 def is_decayed(params: Any) -> Any:
     """A tree of bools: True where weight decay applies, i.e. matrices other than position embeddings.
 
-    Thresholds, Taylor coefficients (design: kept out of weight decay), norms and biases have fewer axes.
+    Thresholds, Taylor coefficients, norms and biases have fewer axes.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim >= _DECAYED_NDIM and not _names(path)[-1].endswith("position_embedding"), params

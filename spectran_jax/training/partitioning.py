@@ -161,17 +161,17 @@ def put_array(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         if not index:
-            return array
+            return array.astype(like.dtype, copy=False)
         first, last, _ = index[0].indices(shape[0])
-        own = np.asarray(array[first:last])
+        own = np.asarray(array[first:last], like.dtype)
         if len(own) == last - first:
             return own
-        padded = np.zeros((last - first, *array.shape[1:]), array.dtype)
+        padded = np.zeros((last - first, *array.shape[1:]), like.dtype)
         padded[: len(own)] = own
         return padded
 
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_callback(shape, sharding, part, dtype=array.dtype)
+        return jax.make_array_from_callback(shape, sharding, part, dtype=like.dtype)
 
 
 def batch_shardings(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:

@@ -13,6 +13,11 @@ from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 
 
+def no_run(workdir: Path) -> InputError:
+    """For a folder without a run."""
+    return InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
+
+
 def load_run(workdir: Path) -> tuple[Setup, Any]:
     """The set-up of a run and its best parameters, on the devices.
 
@@ -21,7 +26,7 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
+        raise no_run(workdir)
     config = read_config(path).replace(mesh="auto")  # of the machine at hand, whatever the run was trained on
     configure_jax(config)
     if not (workdir / "checkpoints" / "best").is_dir():

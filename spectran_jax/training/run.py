@@ -45,7 +45,7 @@ def train_and_report(config: Config, workdir: Path | None, options: ClusterOptio
       options: how this process finds the others of the run. Where there are others, an error ends the process.
 
     Returns:
-      What metrics.json holds (design: section 5).
+      What metrics.json holds; see `summary.final_metrics`.
 
     Raises:
       InputError: bad input or configuration.

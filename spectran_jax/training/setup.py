@@ -104,7 +104,8 @@ class Setup:
         def of(path: Any, array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             by_row = catalogue.leaf_name(path) in {"candidates", *names}
             shape = (rows, *array.shape[1:]) if by_row else np.shape(array)
-            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
+            dtype = jax.dtypes.canonicalize_dtype(array.dtype)  # float64 files are float32 on the devices
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
         return jax.tree_util.tree_map_with_path(of, self.frozen, shardings)
 

@@ -20,10 +20,12 @@ TOP_K = 10
 
 
 def protocol(setup: Setup) -> str:
-    """Fingerprint of all that decides whether two runs' numbers may stand in one table (design: section 6)."""
+    """Fingerprint of all that decides whether two runs' numbers may stand in one table."""
     config = setup.config
     temporal = config.data.split == "temporal"
-    held = {"held_out": [config.data.holdout_items, config.data.holdout_seed]} if config.data.holdout_items else {}
+    held = {}
+    if config.data.holdout_items:  # drawn from those in training sequences, which are as long as max_length
+        held = {"held_out": [config.data.holdout_items, config.data.holdout_seed, config.data.max_length]}
     return evaluation.protocol_fingerprint(
         data=setup.dataset.digest,
         split=config.data.split,
@@ -51,7 +53,7 @@ class Ranked:
 def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], Ranked, dict[str, np.ndarray]]:
     """What metrics.json holds, the ranks behind it, and what ranks.npz holds.
 
-    That is the contract of design section 5, with slices by popularity, coverage and counts beside it; and, for each
+    Figures, sizes and fingerprints, with slices by popularity, coverage and counts beside it; and, for each
     set that was read, `rank_arrays`.
     """
     config, split = setup.config, setup.split

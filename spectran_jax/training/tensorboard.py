@@ -24,7 +24,7 @@ class Summaries:
             self._writer = metric_writers.SummaryWriter(str(folder))
         except ImportError as error:
             raise InputError(
-                f"--tensorboard needs the extra: pip install 'spectran-jax[tensorboard]' ({error})."
+                f"--tensorboard needs an extra; in the repository, pip install '.[tensorboard]' ({error})."
             ) from None
 
     def write(self, entry: Mapping[str, Any]) -> None:

@@ -121,6 +121,31 @@ def test_fractions_and_dates(write, tmp_path):
     assert read(path, items).histories.timestamps.tolist() == [5, 86400]
 
 
+@pytest.mark.parametrize("kind", ["seconds", "strings", "s", "ms", "us", "ns"])
+def test_parts_of_a_second_order_a_history(write, tmp_path, kind):
+    """Of three interactions within one second, and two at the same time."""
+    items, path = write("items.jsonl", ITEMS), tmp_path / "i.parquet"
+    moments = [1_700_000_332.9, 1_700_000_332.1, 1_700_000_332.5, -0.25, 1_700_000_332.1]
+    columns = {"user_id": ["u"] * 5, "item_id": ["a", "b", "c", "a", "c"]}
+    if kind == "strings":
+        lines = [f"u,{item},{moment}\n" for item, moment in zip(columns["item_id"], moments, strict=True)]
+        path = write("i.csv", "user_id,item_id,timestamp\n" + "".join(lines))
+    elif kind == "seconds":
+        pyarrow.parquet.write_table(pa.table({**columns, "timestamp": moments}), path)
+    else:
+        parts = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind]
+        when = pa.array([int(np.floor(t * 1000)) * parts // 1000 for t in moments], pa.timestamp(kind, "UTC"))
+        pyarrow.parquet.write_table(pa.table({**columns, "timestamp": when}), path)
+    content = read(path, items)
+    assert content.histories.timestamps.tolist() == [-1] + [1_700_000_332] * 4
+    if kind == "s":
+        assert rows(content) == {"u": ["a", "a", "b", "c", "c"]}
+        assert content.histories.placed is None
+    else:
+        assert rows(content) == {"u": ["a", "b", "c", "c", "a"]}
+        assert content.histories.placed[1:].tolist() == [True, False, True, True]
+
+
 def test_categories_of_parquet_need_not_all_occur(write, tmp_path):
     path = tmp_path / "i.parquet"
     users = pa.DictionaryArray.from_arrays(pa.array([2, 1, 2]), pa.array(["nobody", "v", "u"]))

@@ -61,7 +61,6 @@ def test_histories_refuse_timestamps_of_another_shape():
 def test_dense_items_do_not_care_how_an_id_is_written():
     dataset = make_dataset([[0, 1, 2]])
     assert dataset.dense_items([101, "101", 101.0, "nobody", None, 101.5]).tolist() == [1, 1, 1, -1, -1, -1]
-    assert dataset.user_index == {"u0": 0}
 
 
 def test_short_histories_are_dropped_and_counted():

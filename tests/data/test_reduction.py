@@ -82,6 +82,8 @@ def test_the_core_and_the_histories_are_those_of_one_machine(logs):
     assert counts["interactions"] + counts["unknown_items"] + counts["k_core_interactions"] == 600
     table = pq.read_table(logs / "out.parquet")
     assert [str(column.type) for column in table.columns] == ["string", "int64", "int64", "int64"]
+    times = [[time for _, time in history] for history in histories(expected).values()]
+    assert counts["placed_by_file_order"] == sum(len(time) - len(set(time)) for time in times) > 10
     assert not list(logs.glob("*.tmp-*"))
 
 
@@ -100,6 +102,15 @@ def test_positions_without_times_and_without_a_catalogue(tmp_path):
     assert counts == {"files": 2, "users": 2, "interactions": 4}
     rows = sorted(pq.read_table(tmp_path / "o.parquet").to_pylist(), key=lambda row: (row["user_id"], row["position"]))
     assert [tuple(row.values()) for row in rows] == [(7, "y", 0), (7, "z", 1), (7, "x", 2), (8, "y", 0)]
+
+
+def test_parts_of_a_second_order_and_are_no_ties(tmp_path):
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n7,x,5.5\n7,y,5.25\n7,z,6\n")
+    (tmp_path / "b.csv").write_text("user_id,item_id,timestamp\n7,w,5.25\n")
+    counts = reduce_interactions([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"], [], f"{tmp_path}/o.parquet", Filters())
+    assert counts == {"files": 2, "users": 1, "interactions": 4, "placed_by_file_order": 1}
+    rows = sorted(pq.read_table(tmp_path / "o.parquet").to_pylist(), key=lambda row: row["position"])
+    assert [(row["item_id"], row["timestamp"]) for row in rows] == [("y", 5), ("w", 5), ("x", 5), ("z", 6)]
 
 
 def test_what_is_left_after_a_cut_trains_with_a_core_of_one(logs):
@@ -332,5 +343,5 @@ def test_without_beam_the_extra_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "spectran_jax.data.reduction")
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(InputError, match=r"pip install 'spectran-jax\[beam\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[beam\]'"):
         import spectran_jax.data.reduction  # noqa: F401

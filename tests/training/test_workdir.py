@@ -102,7 +102,7 @@ def test_a_finished_run_counts_whatever_changes_no_number(tmp_path):
 
 def test_tensorboard_names_its_extra_or_gets_the_scalars(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "clu", None)
-    with pytest.raises(InputError, match=r"spectran-jax\[tensorboard\]"):
+    with pytest.raises(InputError, match=r"pip install '\.\[tensorboard\]'"):
         Summaries(tmp_path)
 
     written = []
