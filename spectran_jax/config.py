@@ -128,10 +128,12 @@ class EncoderConfig:
         "How the semantic and the ID vector are joined; none leaves the ID table out, so that an item is its text.",
         choices=("sum", "concat", "gate", "none"),
     )
-    semantic_scale: float = _field(0.1, "Standard deviation of each dimension of the semantic vectors at start.")
+    semantic_scale: float = _field(0.2, "Standard deviation of each dimension of the semantic vectors at start.")
     id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.")
     learn_scale: bool = _field(False, "Let training change the semantic scale.")
-    spectral_power: float = _field(0.0, "Weight components by sigma to this power: 0 is whitened, 1 is PCA.")
+    spectral_power: float = _field(
+        0.5, "Weight components by sigma to this power: 0 is whitened (all count alike), 1 is PCA (as in the text)."
+    )
     attention: str = _field("softshrink", "Spectral attention of spectran.", choices=("softshrink", "softmax", "none"))
     position_encoding: bool = _field(
         True, "Add the learned Taylor map of the singular values on the principal diagonal."

@@ -35,11 +35,21 @@ def make_source(order=None):
     return ItemSource(num_items=N, counts=counts[order], spectrum=spectrum, text=text.astype(np.float16)[order])
 
 
+whitened = functools.partial(
+    EncoderConfig,
+    dimension=D,
+    attention_dimension=4,
+    adapter_width=16,
+    experts=3,
+    semantic_scale=0.1,
+    spectral_power=0.0,
+)
+
+
 @functools.cache
 def encoder(name, dtype=jnp.float32, **options):
     """A module, its frozen arrays and its initial parameters."""
-    options = {"dimension": D, "attention_dimension": 4, "adapter_width": 16, "experts": 3, **options}
-    config = EncoderConfig(item_encoder=name, **options)
+    config = whitened(item_encoder=name, **options)
     module, frozen = item_encoders.build(config, make_source(), dtype=dtype)
     init = jax.jit(lambda key, f: module.apply({"frozen": f}, jnp.arange(2), rngs={"params": key}, mutable=["params"]))
     _, variables = init(jax.random.key(0, impl="rbg"), frozen)
@@ -76,7 +86,7 @@ def test_rows_on_demand_equal_the_table(name):
 def test_permutation_of_items_permutes_vectors(name):
     module, frozen, params = encoder(name)
     order = np.random.default_rng(1).permutation(N)
-    config = EncoderConfig(item_encoder=name, dimension=D, attention_dimension=4, adapter_width=16, experts=3)
+    config = whitened(item_encoder=name)
     _, permuted = item_encoders.build(config, make_source(order))
     shuffled = {**params, "id_embedding": params["id_embedding"][order]}
     np.testing.assert_allclose(
@@ -256,12 +266,10 @@ def test_unknown_encoder_names_the_nearest():
 
 @pytest.mark.parametrize("name", ["svd", "spectran"])
 def test_rank_below_dimension_is_refused_or_padded(name):
-    config = EncoderConfig(item_encoder=name, dimension=R + 4, attention_dimension=4)
+    config = whitened(item_encoder=name, dimension=R + 4)
     with pytest.raises(InputError, match=r"rank 20, below --dimension=24.*--dimension=20 or less, or --pad_rank"):
         item_encoders.build(config, make_source())
-    module, frozen = item_encoders.build(
-        EncoderConfig(item_encoder=name, dimension=R + 4, attention_dimension=4, pad_rank=True), make_source()
-    )
+    module, frozen = item_encoders.build(whitened(item_encoder=name, dimension=R + 4, pad_rank=True), make_source())
     key = jax.random.key(0, impl="rbg")
     init = jax.jit(lambda f: module.apply({"frozen": f}, np.arange(2), rngs={"params": key}, mutable=["params"]))
     _, variables = init(frozen)

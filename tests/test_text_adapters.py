@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_item_encoders import COLD, WITHOUT_TEXT, D, M, N, encoder, make_source, table
+from test_item_encoders import COLD, WITHOUT_TEXT, D, M, N, encoder, make_source, table, whitened
 
 from spectran_jax import item_encoders
 from spectran_jax.config import EncoderConfig
@@ -62,7 +62,7 @@ def test_mlp_is_its_formula():
 @pytest.mark.parametrize(("normalize", "center"), [(True, False), (False, True)])
 def test_text_is_read_as_the_spectrum_reads_it(normalize, center):
     source = dataclasses.replace(make_source(), normalize_rows=normalize, center=center)
-    config = EncoderConfig(item_encoder="mlp", dimension=D, adapter_width=16, fusion="none")
+    config = whitened(item_encoder="mlp", fusion="none")
     module, frozen = item_encoders.build(config, source)
     params = randomized(encoder("mlp", fusion="none")[2])
     want = semantic_of(two_layers(read_text(normalize, center), params["adapter"]))
@@ -218,7 +218,7 @@ def test_int8_coordinates_give_the_same_start():
     scale = np.abs(source.spectrum.u).max(axis=0) / 127
     stored = np.round(source.spectrum.u / scale).astype(np.int8)
     source.spectrum.u, source.spectrum.u_scale = stored, scale.astype(np.float32)
-    _, frozen = item_encoders.build(EncoderConfig(item_encoder="llminit", dimension=D), source)
+    _, frozen = item_encoders.build(whitened(item_encoder="llminit"), source)
     np.testing.assert_allclose(frozen["start"][TEXTS], encoder("llminit")[1]["start"][TEXTS], atol=0.1 * 0.02)
 
 

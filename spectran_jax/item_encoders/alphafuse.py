@@ -30,8 +30,8 @@ class AlphaFuseEncoder(IdEncoder, kw_only=True):
     The paper draws the border at a singular value where d = m, and by number where d is smaller, 64 of 128. Decided
     here: by number, d_n = round(`--null_share` * d). Its code also knows a variant that leaves the text in the null
     space and adds IDs to it; the paper's clips. The scales, 1 for text and 0 or 1 for IDs there, are
-    `--semantic_scale` and `--id_scale`, as for all encoders; `--spectral_power` other than 0 undoes the standardising.
-    There is nothing to fuse: `--fusion` is not read. Items in no training have no ID part, as ever.
+    `--semantic_scale` and `--id_scale`, as for all encoders; `--spectral_power` is not read: text is standardised.
+    There is nothing to fuse. Items in no training have no ID part, as ever.
     """
 
     null_dimension: int
@@ -50,7 +50,7 @@ class AlphaFuseEncoder(IdEncoder, kw_only=True):
     @classmethod
     def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
         """`u [N, n]` as stored, n = min(d_s, r); `weights [n]`, what its columns are multiplied by; `trained [N]`."""
-        part = dataclasses.replace(config, dimension=config.dimension - _null_dimension(config))
+        part = dataclasses.replace(config, dimension=config.dimension - _null_dimension(config), spectral_power=0.0)
         arrays = SvdEncoder.frozen(source, part)
         weights = config.semantic_scale * arrays["weights"] * arrays.pop("u_scale", 1.0)
         return {**arrays, "weights": weights.astype(np.float32)}

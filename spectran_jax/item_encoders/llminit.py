@@ -22,7 +22,7 @@ class LlmInitEncoder(IdEncoder, kw_only=True):
 
     Harte et al., Leveraging Large Language Models for Sequential Recommendation (LLM2BERT4Rec), RecSys 2023: PCA of LLM
     embeddings as the initial item embeddings; LLMInit and LLMEmb (2025) start alike. Open there, decided here: the
-    start is what `svd` has for its semantic part, whitened by default (`--spectral_power`), at `--semantic_scale`.
+    start is what `svd` has for its semantic part (the paper's PCA with `--spectral_power=1`), at `--semantic_scale`.
     Trained items without text start normal, at `--id_scale`; items in no training keep the text.
 
     A vector is a frozen start plus a learned table that starts at zero: e = start + id_embedding. Its gradient is that

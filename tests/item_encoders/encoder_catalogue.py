@@ -36,7 +36,8 @@ def singular_vectors():
 
 @functools.cache
 def built(name, dtype=jnp.float32, **options):
-    config = EncoderConfig(**{"item_encoder": name, "dimension": D, "adapter_width": 5, **options})
+    chosen = {"dimension": D, "adapter_width": 5, "semantic_scale": 0.1, "spectral_power": 0.0, **options}
+    config = EncoderConfig(item_encoder=name, **chosen)
     return item_encoders.build(config, source(), dtype=dtype)
 
 
