@@ -85,7 +85,9 @@ def rows_of(study, table):
 
 
 def test_ablation_changes_one_thing_at_a_time(study, trained):
-    result = ablation.run(study, f"attention=*,semantic_scale={Config().encoder.semantic_scale}:0.4,item_encoder=spectran")
+    result = ablation.run(
+        study, f"attention=*,semantic_scale={Config().encoder.semantic_scale}:0.4,item_encoder=spectran"
+    )
     assert [figure.title for figure in result.figures] == [
         f"NDCG@10 of each variant, {name}" for name in study.datasets
     ]
