@@ -70,6 +70,19 @@ def on(shape, *, hot=False, **options):
     return setup, state, jax.device_get(metrics), ranks, programs.diagnostics(state.params, frozen)
 
 
+def seen(params):
+    """The leaves, float32, without what no loss sees: a softmax is blind to one shift of all keys, so the gradient of
+    their bias is rounding, and Adam makes whole steps of it."""
+    leaves = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        leaf = np.asarray(leaf, np.float32)
+        if jax.tree_util.keystr(path).endswith("['qkv']['bias']"):
+            queries, _, values = np.split(leaf, 3)
+            leaf = np.concatenate([queries, values])
+        leaves.append(leaf)
+    return leaves
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -101,5 +114,5 @@ def test_every_mesh_gives_the_numbers_of_one_device(options, monkeypatch):
             assert metrics_from_ranks(other_ranks)[name] == pytest.approx(value, abs=1e-3)
         for name, value in watched.items():
             np.testing.assert_allclose(other_watched[name], value, rtol=1e-3, atol=1e-5)
-        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
-            np.testing.assert_allclose(np.asarray(b, np.float32), np.asarray(a, np.float32), atol=2e-3)
+        for a, b in zip(seen(state.params), seen(other.params), strict=True):
+            np.testing.assert_allclose(b, a, atol=2e-3)
