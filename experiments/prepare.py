@@ -8,8 +8,8 @@ from spectran_jax.flags import run
 SYNOPSIS = """
 Reads many files of interactions with Apache Beam, leaves out what no model needs, and writes one Parquet file for
 --dataset=files: items that are not in the catalogue, users and items outside a k-core, all but the newest interactions
-of each user. In this process and its memory, or on whatever runner Beam has. Needs pip install '.[beam]'
-in the repository.
+of each user. In this process and its memory, or on whatever runner Beam has. Needs Beam: in the repository,
+pip install '.[beam]'.
 
   python -m experiments.prepare --interactions='logs/part-*.tsv' --items=items.jsonl --unknown_items=drop --k_core=5 \\
       --newest=200 --output=interactions.parquet

@@ -130,10 +130,9 @@ def write_recommendations(
       InputError: no trained run, k or recall out of range, or a bad file of histories.
     """
     from spectran_jax.data.history_files import read_histories
-    from spectran_jax.training.restore import load_run, no_run
+    from spectran_jax.training.restore import config_of_run, load_run
 
-    if not (workdir / "config.json").exists():
-        raise no_run(workdir)
+    config_of_run(workdir)  # a typo there is no fault of --output, which lies in it by default
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():

@@ -95,10 +95,10 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
 
 def _placed(interactions: Interactions, order: Int[np.ndarray, "nnz"]) -> Bool[np.ndarray, "nnz"] | None:
     """`Histories.placed` of the rows in this order."""
-    finer = [key[order] for key in (interactions.nanoseconds, interactions.positions) if key is not None]
+    finer = [key for key in (interactions.nanoseconds, interactions.positions) if key is not None]
     if interactions.timestamps is None or not finer:
         return None
-    return np.concatenate([[True], np.any([key[1:] != key[:-1] for key in finer], axis=0)])
+    return np.concatenate([[True], np.any([np.diff(key[order]) != 0 for key in finer], axis=0)])
 
 
 def core(

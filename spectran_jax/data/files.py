@@ -127,7 +127,7 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
             found = ", ".join(record) or "none"
             raise InputError(f"{path}, line {number}: no item_id; columns found: {found}.")
         item = record.pop("item_id")
-        if isinstance(item, bool) or not isinstance(item, int | str) or item == "":
+        if not is_id(item) or item == "":
             raise InputError(f"{path}, line {number}: item_id {item!r} must be an integer or a string, not empty.")
         if isinstance(item, str) and HALF_CHARACTER.search(item):
             raise InputError(f"{path}, line {number}: item_id {item!r} holds half a character; write it whole.")
@@ -142,6 +142,11 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
     for column in columns.values():
         column.extend([None] * (len(ids) - len(column)))
     return ids if all(isinstance(item, int) for item in ids) else [str(item) for item in ids], columns, lines
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value of JSON may be an id: a whole number or a string."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -105,10 +105,11 @@ class Table:
         if not pa.types.is_temporal(_value_type(self.columns[name])) and np.any(seconds > _LATEST_SECONDS):
             late = "looks like milliseconds; times are Unix seconds"
             self.blame(name, lambda cell: float(cell) <= _LATEST_SECONDS, late)
-        return seconds, nanoseconds if np.any(nanoseconds) else None
+        return seconds, None if nanoseconds is None or not nanoseconds.any() else nanoseconds
 
-    def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-        """A column of numbers, of times in seconds: the whole part, rounded down, and the rest in 1e-9, both int64."""
+    def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
+        """A column of numbers, of times in seconds: the whole part, rounded down, and the rest in 1e-9, both int64; no
+        rest where the column's type has none."""
         column = self.columns[name].cast(_value_type(self.columns[name]))
         parts = 1
         try:
@@ -127,6 +128,8 @@ class Table:
                 raise pa.ArrowInvalid("null")
             values = numbers.to_numpy()
             if values.dtype == np.int64:
+                if parts == 1:
+                    return values, None
                 whole, rest = np.divmod(values, parts)
                 return whole, rest * (_PARTS["ns"] // parts)
             if not np.all(np.abs(values) < _LARGEST):

@@ -48,8 +48,7 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
     first d / 2 principal components, and the ten most similar users are those of the batch, among 1,024 at most. States
     are compared at unit length, squared distances summed over dimensions, so that `--alignment_weight` means the same
     for every d and score. The ID table starts at zero plus noise of `--id_scale` upon a frozen start, as in `llminit`,
-    the paper's PCA with `--spectral_power=1`; both views start at `--semantic_scale`. There is
-    nothing to fuse.
+    the paper's PCA with `--spectral_power=1`; both views start at `--semantic_scale`. There is nothing to fuse.
     """
 
     width: int

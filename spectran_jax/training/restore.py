@@ -13,9 +13,12 @@ from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 
 
-def no_run(workdir: Path) -> InputError:
-    """For a folder without a run."""
-    return InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
+def config_of_run(workdir: Path) -> Path:
+    """The config.json of a work directory; raises `InputError` where it holds no run."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
+    return path
 
 
 def load_run(workdir: Path) -> tuple[Setup, Any]:
@@ -24,10 +27,9 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     Raises:
       InputError: where the folder holds no trained run, or its data can no longer be read or has changed.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise no_run(workdir)
-    config = read_config(path).replace(mesh="auto")  # of the machine at hand, whatever the run was trained on
+    config = read_config(config_of_run(workdir)).replace(
+        mesh="auto"
+    )  # of the machine at hand, whatever the run was trained on
     configure_jax(config)
     if not (workdir / "checkpoints" / "best").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")

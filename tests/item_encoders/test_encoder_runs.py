@@ -34,6 +34,8 @@ from spectran_jax.training.run import train_and_report
         {"item_encoder": "llminit", "table_dtype": "bfloat16", "spectrum_dtype": "int8"},
         {
             "item_encoder": "spectran",
+            "precision": "bfloat16",
+            "table_dtype": "bfloat16",
             "spectrum_dtype": "int8",
             "spectrum_memory": "disk",
             "table_optimizer": "rowwise_adagrad",
