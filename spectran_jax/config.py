@@ -93,7 +93,7 @@ class SpectrumConfig:
     )
     decomposition: str = _field(
         "auto",
-        "Route: exact thin SVD, Gram (cost linear in the number of items; two readings of the embeddings), or randomized "
+        "Route: exact thin SVD, Gram (cost linear in the number of items; two passes over the embeddings), or randomized "
         "(the --max_rank leading components, approximately).",
         choices=("auto", "exact", "gram", "randomized"),
     )
@@ -299,18 +299,18 @@ class TrainingConfig:
     epochs: int = _field(100, "Train at most this many epochs.", resumable=True)
     max_steps: int = _field(0, "Train at most this many steps; 0 leaves the end to --epochs.", resumable=True)
     batch_size: int = _field(256, "Users per update, over all devices.")
-    eval_every: int = _field(1, "Epochs between two readings of the validation set.")
+    eval_every: int = _field(1, "Epochs between two validations.")
     patience: int = _field(
-        10, "Stop after this many readings without a better validation NDCG@20; 0 trains to the end.", resumable=True
+        10, "Stop after this many validations without a better validation NDCG@20; 0 trains to the end.", resumable=True
     )
     checkpoint_every: int = _field(
         500,
-        "Steps between two checkpoints; one is also written with every reading of the validation set.",
+        "Steps between two checkpoints; one is also written with every validation.",
         resumable=True,
     )
     evaluate: str = _field(
         "both",
-        "What is read at the end; a search passes valid, so that the test set is read once.",
+        "What is evaluated at the end; a search passes valid, so that the test set is read once.",
         choices=("valid", "test", "both"),
         resumable=True,
     )
@@ -332,7 +332,7 @@ class TrainingConfig:
     steps_per_dispatch: int = _field(
         1,
         "Updates that the device makes without asking the host, where steps are small; fewer before a line of the log "
-        "(every 50 steps), a reading or a checkpoint.",
+        "(every 50 steps), a validation or a checkpoint.",
         resumable=True,
     )
     profile: int = _field(

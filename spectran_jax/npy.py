@@ -68,7 +68,7 @@ def row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 class ArrayWriter:
-    """Writes a .npy file from consecutive blocks of its rows; its checksum costs no second reading.
+    """Writes a .npy file from consecutive blocks of its rows; its checksum costs no second pass.
 
     A context manager: the file is complete, and `digests` is set, when the block ends well.
 

@@ -192,11 +192,11 @@ class _TrainingBar(Progress):
 
 
 class TrainingProgress:
-    """Progress of a training run: step, epoch, ETA, loss, examples per second, last validation reading.
+    """Progress of a training run: step, epoch, ETA, loss, examples per second, last validation.
 
     A context manager. The ETA is an upper end, since patience may end a run earlier. On a terminal it
-    is a live bar; elsewhere a plain line at most every `interval` seconds, and one for every reading
-    of the validation set.
+    is a live bar; elsewhere a plain line at most every `interval` seconds, and one for every
+    validation.
     """
 
     def __init__(
@@ -267,11 +267,11 @@ class TrainingProgress:
             _print_line(self.console, self._line())
 
     def validation(self, metrics: Mapping[str, float], best: bool) -> None:
-        """A reading of the validation set.
+        """One validation.
 
         Args:
           metrics: of which NDCG@20 and HR@20 are shown.
-          best: whether this reading is the best of the run so far.
+          best: whether it is the best of the run so far.
         """
         value = metrics.get(VALIDATION_METRIC, math.nan)
         self._best = value if best else self._best
@@ -292,7 +292,7 @@ class TrainingProgress:
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
-        """A `task` inside training (a reading of the validation set), under the same bar; gone when it ends."""
+        """A `task` inside training (a validation), under the same bar; gone when it ends."""
         if self._bar is not None:
             with _task_in(self._bar, description, total, keep=False) as handle:
                 yield handle

@@ -13,7 +13,7 @@ from spectran_jax.errors import InputError
 
 
 class Ranks(NamedTuple):
-    """What one reading of a set found, a row for each target."""
+    """What the evaluation of a set found, a row for each target."""
 
     user: Int[np.ndarray, "U"]
     """int32 dense users, the same in every run on the same data and split."""

@@ -153,6 +153,12 @@ def write_recommendations(
         user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history
     else:
         user_ids, known = list(dataset.user_ids), dataset.histories
+        if short := dataset.dropped.get("users_too_short", 0):
+            note = (
+                f"{short:,} users are left out, who have too few interactions to train and test on; a file of their "
+                "histories (--histories) gets them theirs."
+            )
+            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
     filter_seen = setup.config.training.filter_seen if filter_seen is None else filter_seen
     scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen, recall=recall)
     lines = []

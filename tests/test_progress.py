@@ -94,8 +94,8 @@ def test_terminal_shows_a_bar_with_all_numbers():
     with TrainingProgress(1000, 100, console) as progress:
         progress.update(250, loss=1.5, examples_per_second=4321.0)
         progress.validation({"ndcg@20": 0.0412}, True)
-        with progress.task("Reading validation", total=50) as reading:
-            reading.advance(25)
+        with progress.task("Validation", total=50) as task:
+            task.advance(25)
     shown = console.file.getvalue()
     assert "step 250/1,000, epoch 2.5/10, ≤ " in shown
     assert "loss 1.5000  ·  4,321 examples/s  ·  valid NDCG@20 0.0412 (best so far)" in shown

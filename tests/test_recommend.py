@@ -1,5 +1,6 @@
 """Recommendations: the evaluation's own numbers, in the user's own ids, for known histories and new ones."""
 
+import dataclasses
 import json
 import math
 
@@ -145,6 +146,15 @@ def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
     path = tmp_path / "whole.jsonl"
     path.write_text("".join(json.dumps({"user_id": u, "items": items}) + "\n" for u, items in events.items()))
     assert now == write(histories=path)
+
+
+def test_now_tells_of_users_with_too_few_interactions(run, loaded, tmp_path, monkeypatch, capsys):
+    setup, params = loaded
+    short = dataclasses.replace(setup.dataset, dropped={"users_too_short": 7})
+    monkeypatch.setattr(restore, "load_run", lambda workdir: (dataclasses.replace(setup, dataset=short), params))
+    for until, told in (("now", True), ("test", False)):
+        write_recommendations(run, tmp_path / "top.jsonl", k=1, until=until)
+        assert ("7 users are left out" in capsys.readouterr().err) is told
 
 
 @pytest.mark.parametrize(

@@ -270,17 +270,17 @@ def test_numbers_that_are_not_finite_break_no_plot():
     assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL))
 
 
-def test_a_history_of_one_reading_is_drawn():
+def test_a_history_of_one_validation_is_drawn():
     data = sample()
     assert plots.loss(data.history[:1]) is not None
-    assert "the last reading" in plots.validation(data.history[:2]).caption
+    assert "the last validation" in plots.validation(data.history[:2]).caption
     assert plots.loss([]) is plots.validation([]) is None
 
 
 def test_captions_state_the_numbers_of_the_data():
     data = sample()
     best = plots.validation(data.history)
-    assert "0.0400, was read at step 40 (ringed), with one reading after it" in best.caption
+    assert "0.0400, was reached at step 40 (ringed), with one validation after it" in best.caption
     assert "best 0.0400" in best.svg
     rank = effective_rank(data.item_singular_values)
     assert f"Effective rank {rank:.1f} of 8" in spectral_plots.item_spectrum(data.item_singular_values, None).caption

@@ -1,4 +1,4 @@
-"""Decompositions that go to disk as they are computed: the same numbers, two readings, little memory."""
+"""Decompositions that go to disk as they are computed: the same numbers, two passes, little memory."""
 
 import tracemalloc
 
@@ -27,8 +27,8 @@ def centred_with(values, n, m, common, seed=0):
 
 
 @pytest.fixture
-def readings(monkeypatch):
-    """How many rows each reading has brought in, added up."""
+def rows_read(monkeypatch):
+    """How many rows each pass has brought in, added up."""
     read, original = [0], rows._fill
 
     def counted(pool, out, x, part, finish):
@@ -64,10 +64,10 @@ def test_to_disk_as_in_memory(tmp_path, method, shape, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_two_readings_of_the_embeddings(tmp_path, readings, dtype):
+def test_two_passes_over_the_embeddings(tmp_path, rows_read, dtype):
     x = text_like(5000, 16).astype(np.float32)
     decompose_to(tmp_path / "u.npy", x, method="gram", dtype=dtype)
-    assert readings[0] - 2 * 5000 == len(x[:: 5000 // 1024])  # and a sample
+    assert rows_read[0] - 2 * 5000 == len(x[:: 5000 // 1024])  # and a sample
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

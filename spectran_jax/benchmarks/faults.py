@@ -46,7 +46,7 @@ class Crash(NamedTuple):
     quick=False,
 )
 def faults(settings: Settings) -> Measured:
-    """One process of the four is killed, or all of them at once: in an epoch, in a save, in a reading."""
+    """One process of the four is killed, or all of them at once: in an epoch, in a save, in a validation."""
     folder = settings.workdir / "faults"
     config = dataset_config(settings, "office", batch_size=64, epochs=4, patience=0, dropout=0.1)
     shutil.rmtree(folder, ignore_errors=True)

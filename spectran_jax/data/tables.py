@@ -86,12 +86,15 @@ class Table:
         return Ids(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), values, integers)
 
     def whole_numbers(self, name: str) -> Int[np.ndarray, "n"]:
-        """A column of numbers as int64; fractions are cut off.
+        """A column of whole numbers as int64, also where they are written as 3.0.
 
         Raises:
-          InputError: for the first entry that is no number, with its line.
+          InputError: for the first entry that is no number or has a fraction, with its line.
         """
-        return self._numbers(name)[0]
+        whole, rest = self._numbers(name)
+        if rest is not None and rest.any():
+            self.blame(name, lambda cell: _is_number(cell) and float(cell).is_integer(), "is not a whole number")
+        return whole
 
     def times(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
         """A column of Unix seconds, or of Parquet's times and dates, as int64 seconds and int64 nanoseconds after them.
@@ -103,7 +106,7 @@ class Table:
         """
         seconds, nanoseconds = self._numbers(name)
         if not pa.types.is_temporal(_value_type(self.columns[name])) and np.any(seconds > _LATEST_SECONDS):
-            late = "looks like milliseconds; times are Unix seconds"
+            late = "looks like milliseconds or a written date; times are Unix seconds"
             self.blame(name, lambda cell: float(cell) <= _LATEST_SECONDS, late)
         return seconds, None if nanoseconds is None or not nanoseconds.any() else nanoseconds
 

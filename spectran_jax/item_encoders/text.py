@@ -22,7 +22,7 @@ _SAMPLE = 1024
 
 
 def survey_text(config: EncoderConfig, source: ItemSource) -> Rows:
-    """The rows of the items with text as the decomposition sees them; one reading of the text, float64 in chunks.
+    """The rows of the items with text as the decomposition sees them; one pass over the text, float64 in chunks.
 
     Raises:
       InputError: for text of other items, with NaN or inf, or the same for all items.

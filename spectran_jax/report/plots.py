@@ -77,10 +77,10 @@ def validation(history: History) -> Plot | None:
     figures.style(axes, xlabel="Step", ylabel="Validation metric")
     figures.legend(axes, "lower right" if min(ndcg[-1:] + recall[-1:]) > top / 2 else "upper left")
     after = len(ndcg) - 1 - best
-    place = {0: "the last reading: more epochs may help", 1: "with one reading after it"}
+    place = {0: "the last validation: more epochs may help", 1: "with one validation after it"}
     caption = (
-        f"The best NDCG@20, {ndcg[best]:.4f}, was read at step {words.number(int(steps[best]))} (ringed), "
-        f"{place.get(after, f'with {after} readings after it')}. Its parameters are the ones that are tested."
+        f"The best NDCG@20, {ndcg[best]:.4f}, was reached at step {words.number(int(steps[best]))} (ringed), "
+        f"{place.get(after, f'with {after} validations after it')}. Its parameters are the ones that are tested."
     )
     return Plot(figures.svg(figure, "validation", "Validation NDCG@20 and HR@20 over steps"), "Validation", caption)
 

@@ -50,7 +50,7 @@ def keep(
 
     What the components are multiplied by, and the scale of int8, are known only after the last block. Where that
     changes anything (always for int8), the coordinates are written as float32 (bfloat16 for itself) and then
-    changed in place: a reading of u, not of the embeddings. A bfloat16 that is changed so is rounded twice.
+    changed in place: a pass over u, not of the embeddings. A bfloat16 that is changed so is rounded twice.
 
     Args:
       blocks: see `Block`.

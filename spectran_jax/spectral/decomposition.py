@@ -49,7 +49,7 @@ def decompose(
       exact: LAPACK's SVD of the float64 matrix. Keeps every singular value down to about 1e-15 of the
         largest. Holds three float64 matrices of the size of `x`; time N m min(N, m) with a large constant.
       gram: eigenvectors of X^T X (m x m), or of X X^T where there are fewer items than dimensions, summed over
-        chunks in float64. Time is linear in N: two readings of `x`, one for norms, mean and X^T X, one for the
+        chunks in float64. Time is linear in N: two passes over `x`, one for norms, mean and X^T X, one for the
         coordinates. Beside the result only a chunk (64 MiB) and a few square matrices are held: a memory-mapped `x`
         is never copied whole. Singular values are then taken as
         column norms of the projected rows, not as roots of eigenvalues: at condition number 1e6 they are exact to

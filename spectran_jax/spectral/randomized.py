@@ -11,7 +11,7 @@ from spectran_jax.spectral.rows import Rows, Survey
 OVERSAMPLING = 20
 """p: random directions beside the max_rank that are wanted."""
 POWER_ITERATIONS = 3
-"""q: each is one reading of X, and sharpens the decay of the spectrum by a power of two more."""
+"""q: each is one pass over X, and sharpens the decay of the spectrum by a power of two more."""
 
 _SEED = 0
 
@@ -33,7 +33,7 @@ def randomized(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> 
     factor is 1.88. Components far above sigma_{k+1} come out exact, those next to it, where the spectrum decays
     slowly, come out mixed with what lies below; `gram` has no such error.
 
-    One reading for the sample, q for the powers, one for the Gram matrix (and one for the coordinates): about
+    One pass for the sample, q for the powers, one for the Gram matrix (and one for the coordinates): about
     (4q + 6) (k + p) operations a number of X, against m + 2k of `gram`. It pays from m > 18 (k + p) on.
     The same X gives the same components: the seed is fixed.
     """
@@ -47,7 +47,7 @@ def randomized(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> 
 
 
 def range_finder(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> tuple[Rows, Float[np.ndarray, "m l"]]:
-    """Algorithm 4.4 for X^T: the rows, and Q with k + p orthonormal columns, X nearly X Q Q^T; q + 1 readings."""
+    """Algorithm 4.4 for X^T: the rows, and Q with k + p orthonormal columns, X nearly X Q Q^T; q + 1 passes."""
     width = min(options.max_rank + OVERSAMPLING, x.shape[1])
     rng = np.random.default_rng(_SEED)
     first = Survey(x, part, normalize=options.normalize_rows)
@@ -66,7 +66,7 @@ def range_finder(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -
 
 
 def _normal_product(rows: Rows, basis: Float[np.ndarray, "m l"]) -> Float[np.ndarray, "m l"]:
-    """X^T X Q in one reading."""
+    """X^T X Q in one pass."""
     product = np.zeros_like(basis)
     for _, _, chunk in rows.chunks():
         product += chunk.T @ (chunk @ basis)

@@ -100,7 +100,7 @@ def exact(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> Solut
 
 
 def gram_of_columns(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> Solution:
-    """V from X^T X: one reading, with norms, mean and sums of squares together; for n >= m.
+    """V from X^T X: one pass, with norms, mean and sums of squares together; for n >= m.
 
     The mean is known last, so it leaves the matrix afterwards: sum (x - mean)(x - mean)^T =
     sum (x - s)(x - s)^T - n (mean - s)(mean - s)^T for any s. With s = 0 and rows that share a strong direction, digits

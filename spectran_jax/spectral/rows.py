@@ -68,7 +68,7 @@ class Rows:
         return float(np.finfo(np.float64).eps * max(self.count, self.x.shape[1]) * self.energy**0.5)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All rows from first to last; one reading of the matrix."""
+        """All rows from first to last; one pass over the matrix."""
         for where, part, out, fill in _chunks(self.x, self.part):
             factor = None if self.factor is None else self.factor[where][part, None]
 
@@ -95,9 +95,9 @@ class Rows:
 
 
 class Survey:
-    """The first reading: yields chunks like `Rows.chunks`, and learns from them what `Rows` needs.
+    """The first pass: yields chunks like `Rows.chunks`, and learns from them what `Rows` needs.
 
-    Norms and the mean are known only when the reading is over, so that chunks are scaled, but centred on `shift`.
+    Norms and the mean are known only when the pass is over, so that chunks are scaled, but centred on `shift`.
     Rows that hold NaN or inf, or have no direction, are zero in the chunks.
 
     Args:
@@ -121,7 +121,7 @@ class Survey:
         self._total = np.zeros(x.shape[1])
 
     def chunks(self) -> Iterator[Chunk]:
-        """All rows from first to last; one reading of the matrix."""
+        """All rows from first to last; one pass over the matrix."""
         for where, part, out, fill in _chunks(self.x, self.part):
             norms = np.zeros(len(out))
             sums = np.zeros((-(-len(out) // _piece_rows(self.x)), self.x.shape[1]))
@@ -166,7 +166,7 @@ class Survey:
 
 
 def survey(x: np.ndarray, part: Bool[np.ndarray, "N"], *, normalize: bool, center: bool) -> Rows:
-    """`Rows` by a reading that does nothing else."""
+    """`Rows` by a pass that does nothing else."""
     first = Survey(x, part, normalize=normalize)
     for _ in first.chunks():
         pass

@@ -157,7 +157,7 @@ class _Feed:
         return np.asarray(sums[:-1] / max(sums[-1], 1), precision)
 
     def blocks(self, longest: int) -> Iterator[tuple[slice, jax.Array, jax.Array]]:
-        """One reading: which rows, their numbers, which of them take part. Filled up with rows that take no part.
+        """One pass: which rows, their numbers, which of them take part. Filled up with rows that take no part.
 
         No collective: `longest`, the rows of the process that has most, says how many blocks there are.
         """

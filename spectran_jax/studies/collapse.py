@@ -19,10 +19,10 @@ from spectran_jax.studies.tables import Cell, Table
 from spectran_jax.studies.variants import encoder_variants
 
 TEXT = """
-Singular values of the centred item vectors as they are scored, at the start and at every reading of the validation
-set. Effective rank is exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); information
-abundance their sum over the largest (Guo et al., ICML 2024). Both are 1 where one direction holds everything, and d
-where all directions are used alike. The top direction is its share of the variance.
+Singular values of the centred item vectors as they are scored, at the start and at every validation. Effective rank
+is exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); information abundance their sum over
+the largest (Guo et al., ICML 2024). Both are 1 where one direction holds everything, and d where all directions are
+used alike. The top direction is its share of the variance.
 
 The table stands at the step that validation chose.
 """
@@ -42,8 +42,8 @@ def result(grid: Grid, command: str) -> Result:
         outcomes = [o for o in grid.ok(dataset, encoder).values() if o.metrics]
         histories[dataset, encoder] = read = [spectra.read_history(o.folder) for o in outcomes]
         steps = [o.metrics["train"]["best_step"] for o in outcomes if o.metrics]
-        best = [spectra.reading_at(h, spectra.KEY, step) for h, step in zip(read, steps, strict=True)]
-        starts = [collapse(spectra.readings(h, spectra.KEY)[1][0]).effective_rank for h in read]
+        best = [spectra.value_at(h, spectra.KEY, step) for h, step in zip(read, steps, strict=True)]
+        starts = [collapse(spectra.course(h, spectra.KEY)[1][0]).effective_rank for h in read]
         measures = [collapse(values) for values in best if values is not None]
         at_best = [spread([values[i] for values in measures]) for i in range(3)]
         rows.append([dataset, encoder, grid.metric(dataset, encoder, "ndcg@10"), spread(starts), *at_best])
@@ -64,7 +64,7 @@ def spectrum_plot(dataset: str, histories: dict[str, list[Any]], best_steps: dic
     """Singular values over the largest at the best step, averaged over seeds."""
     series = {}
     for encoder, found in histories.items():
-        best = [spectra.reading_at(h, spectra.KEY, s) for h, s in zip(found, best_steps[encoder], strict=True)]
+        best = [spectra.value_at(h, spectra.KEY, s) for h, s in zip(found, best_steps[encoder], strict=True)]
         scaled = [np.asarray(v) / max(v) for v in best if v is not None and max(v) > 0]
         mean = np.mean(scaled, axis=0) if scaled else np.zeros(0)
         mean = mean[mean > 1e-6]
@@ -89,7 +89,7 @@ def rank_plot(dataset: str, histories: dict[str, list[Any]]) -> Plot:
             [{**line, "rank": collapse(line[spectra.KEY]).effective_rank} for line in h if spectra.KEY in line]
             for h in found
         ]
-        steps, ranks = spectra.mean_readings(ranked, "rank")
+        steps, ranks = spectra.mean_course(ranked, "rank")
         series[encoder] = Series(steps.tolist(), ranks.tolist())
     return lines(
         f"rank-{dataset}",

@@ -95,23 +95,23 @@ def energy_map(
       name: unique on the page.
       title: of the plot.
       caption: what to look for.
-      steps: of the n readings.
+      steps: of the n validations.
       energy: shares, neighbours together in bins of `width` components.
       width: of a bin.
       d: where a truncated SVD stops, marked.
     """
     figure = figures.figure(*WIDE)
     axes = figure.add_subplot()
-    readings, bins = energy.shape
+    validations, bins = energy.shape
     shown = np.sqrt(energy)  # so that a tail of a few per cent is seen beside the head
     image = figures.diverging(shown.T, float(shown.max()) or 1.0)
-    extent = (0.5, readings + 0.5, bins * width + 0.5, 0.5)
+    extent = (0.5, validations + 0.5, bins * width + 0.5, 0.5)
     axes.imshow(image, extent=extent, aspect="auto", interpolation="none", zorder=2)
     if d < bins * width:
         axes.axhline(d + 0.5, color=MUTED, linewidth=1.2, linestyle=(0, (3, 3)), zorder=3)
-    figures.style(axes, xlabel="Step of the reading", ylabel="Spectral component")
+    figures.style(axes, xlabel="Step of the validation", ylabel="Spectral component")
     axes.grid(False)
-    marked = np.unique(np.linspace(0, readings - 1, min(readings, 8)).astype(int))
+    marked = np.unique(np.linspace(0, validations - 1, min(validations, 8)).astype(int))
     axes.set_xticks(marked + 1, [f"{steps[i]:,.0f}" for i in marked])
     return Plot(figures.svg(figure, name, title), title, caption)
 

@@ -4,7 +4,8 @@
     ...
     <!-- end compare-office -->
 
-What stands outside the marks is people's, and stays as it is.
+What stands outside the marks is people's, and stays as it is. Figures lie beside the file, in a folder of its name:
+those of this section of RESULTS.md in results/compare-office/.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies import tables
-from spectran_jax.studies.publish import Result
+from spectran_jax.studies.publish import Result, standalone, unique_names
 from spectran_jax.training.workdir import write_text
 
 
@@ -35,6 +36,8 @@ def section(
 def refresh(path: Path, name: str, result: Result) -> None:
     """Replaces the section `name` of a Markdown file by what `result` holds; adds it at the end where there is none.
 
+    The section's folder of figures holds the result's figures afterwards and no others.
+
     Args:
       path: the file; made where there is none.
       name: of the section: letters, digits, `-`, `_` and dots.
@@ -44,6 +47,8 @@ def refresh(path: Path, name: str, result: Result) -> None:
       InputError: the file can't be read, or a mark of this name is missing or stands twice.
       RunError: where the disk refuses.
     """
+    folder = path.parent / path.stem.lower() / name
+    files = _figure_files(result)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -51,7 +56,7 @@ def refresh(path: Path, name: str, result: Result) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"--results={path} can't be read: {error}.") from None
     begin, end = (f"<!-- {side} {name} -->" for side in ("begin", "end"))
-    body = f"{begin}\n{markdown(result)}{end}"
+    body = f"{begin}\n{markdown(result, folder.relative_to(path.parent).as_posix())}{end}"
     counts = text.count(begin), text.count(end)
     if counts == (0, 0):
         text = f"{text.rstrip()}\n\n{body}\n"
@@ -63,15 +68,29 @@ def refresh(path: Path, name: str, result: Result) -> None:
             f"found {counts[0]} and {counts[1]}; mend the file by hand."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
+    if files:
+        folder.mkdir(parents=True, exist_ok=True)
+    for file, figure in zip(files, result.figures, strict=True):
+        write_text(folder / file, standalone(figure.svg))
     write_text(path, text)
+    for old in set(folder.glob("*.svg")) - {folder / file for file in files}:
+        old.unlink(missing_ok=True)
 
 
-def markdown(result: Result) -> str:
-    """Title, command, text and tables but for appendices as Markdown, ending in a newline."""
+def markdown(result: Result, folder: str = "") -> str:
+    """Title, command, text and tables but for appendices as Markdown, ending in a newline; figures, if `folder` says
+    where their files are."""
     parts = [f"## {result.title}"]
     if result.command:
         parts.append(f"    {result.command}")
     parts += [p.strip() for p in re.split(r"\n\s*\n", result.text) if p.strip()]
     for table in (table for table in result.tables if not table.appendix):
         parts += [f"**{table.title}**", tables.to_markdown(table).rstrip()]
-    return "\n\n".join(parts) + "\n"
+    if folder:
+        for file, figure in zip(_figure_files(result), result.figures, strict=True):
+            parts += [f"![{figure.title}]({folder}/{file})", figure.caption]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _figure_files(result: Result) -> list[str]:
+    return [f"{title}.svg" for title in unique_names([figure.title for figure in result.figures])]

@@ -67,23 +67,23 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def readings(history: History, key: str) -> tuple[np.ndarray, list[Any]]:
-    """Steps [n] and values [n] of one key, at the start and at each reading of the validation set."""
+def course(history: History, key: str) -> tuple[np.ndarray, list[Any]]:
+    """Steps [n] and values [n] of one key, at the start and at each validation."""
     found = [(line["step"], line[key]) for line in history if line["kind"] in ("start", "valid") and key in line]
     return np.array([step for step, _ in found]), [value for _, value in found]
 
 
-def reading_at(history: History, key: str, step: int) -> Any:
+def value_at(history: History, key: str, step: int) -> Any:
     """The value at a step, such as the best one; None where the key was not read there."""
-    steps, values = readings(history, key)
+    steps, values = course(history, key)
     at = np.flatnonzero(steps == step)
     return values[at[-1]] if len(at) else None
 
 
-def mean_readings(histories: Sequence[History], key: str) -> tuple[np.ndarray, Float[np.ndarray, "n ..."]]:
+def mean_course(histories: Sequence[History], key: str) -> tuple[np.ndarray, Float[np.ndarray, "n ..."]]:
     """Steps that all histories read, and the mean over the histories of what they read there: runs that stop early
     leave the others fewer steps to share."""
-    found = [dict(zip(steps.tolist(), values, strict=True)) for steps, values in (readings(h, key) for h in histories)]
+    found = [dict(zip(steps.tolist(), values, strict=True)) for steps, values in (course(h, key) for h in histories)]
     if not found:
         return np.zeros(0), np.zeros(0)
     shared = sorted(set.intersection(*(set(values) for values in found)))

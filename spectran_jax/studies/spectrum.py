@@ -47,7 +47,7 @@ def result(grid: Grid, command: str) -> Result:
         outcomes = list(grid.ok(dataset, encoder).values())
         adapters = [_adapter(outcome) for outcome in outcomes]
         histories = [spectra.read_history(outcome.folder) for outcome in outcomes]
-        tails = [spectra.readings(history, "tail_energy")[1] for history in histories]
+        tails = [spectra.course(history, "tail_energy")[1] for history in histories]
         reaches = [reach(adapter) for adapter in adapters]
         start = spread([values[0] for values in tails if values])
         rows.append(
@@ -92,7 +92,7 @@ def _plots(dataset: str, adapter: Adapter, histories: list[list[dict[str, Any]]]
         return None if plot is None else plot._replace(title=f"{plot.title}, {dataset}")
 
     d, rank = adapter.weights.shape
-    steps, energy = spectra.mean_readings(histories, "component_energy")
+    steps, energy = spectra.mean_course(histories, "component_energy")
     return [
         named(attention_map(adapter.attention, f"attention-{dataset}")),
         named(position_encoding(adapter.taylor, adapter.sigma, adapter.diagonal, f"position-{dataset}")),
@@ -117,7 +117,7 @@ def _share_curves(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot:
     """Live share and tail through training."""
     series = {}
     for label, key in (("live attention", "attention_live"), ("tail of W", "tail_energy")):
-        steps, values = spectra.mean_readings(histories, key)
+        steps, values = spectra.mean_course(histories, key)
         series[label] = Series(steps.tolist(), (100 * np.asarray(values)).tolist())
     return lines(
         f"shares-{dataset}",
@@ -133,7 +133,7 @@ def _share_curves(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot:
 
 def _taylor_curve(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot | None:
     """The coefficients through training."""
-    steps, values = spectra.mean_readings(histories, "taylor")
+    steps, values = spectra.mean_course(histories, "taylor")
     if not len(steps):
         return None
     return lines(

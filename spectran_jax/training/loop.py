@@ -53,7 +53,7 @@ class Record:
     """Time spent in the loop, over all starts."""
 
     def exhausted(self, patience: int) -> bool:
-        """Whether validation has not become better for `patience` readings; 0 is never."""
+        """Whether validation has not become better for `patience` validations; 0 is never."""
         return 0 < patience <= self.stale
 
 
@@ -228,13 +228,13 @@ def train(
                 record.losses.clear()
                 place = {"kind": "train", "step": step, "epoch": step / per_epoch}
                 log.write(place | latest | {"examples_per_second": round(speed, 1)})
-            if timetable.reads(step):
-                with phases("evaluation"), progress.task("Validation", len(valid)) as reading:
+            if timetable.validates(step):
+                with phases("evaluation"), progress.task("Validation", len(valid)) as ranked:
                     table = programs.table(state.params, frozen)
                     phases.move()
-                    read = metrics_from_ranks(programs.rank(state.params, table, valid, phases.moving(reading)))
+                    read = metrics_from_ranks(programs.rank(state.params, table, valid, phases.moving(ranked)))
                     # What decides on stopping is one process's, to the last bit.
-                    values = cluster.of_first(f"reading/{step}", functools.partial(dict, read))
+                    values = cluster.of_first(f"validation/{step}", functools.partial(dict, read))
                     watched = watch(programs, state.params, frozen, table)
                     del table
                 place = {"kind": "valid", "step": step, "epoch": step / per_epoch}

@@ -127,7 +127,7 @@ def build_table(setup: Setup) -> item_table.TableBuilder:
 
 
 def make_diagnostics(model: Recommender) -> Callable[[Params, Frozen], dict[str, jax.Array]]:
-    """`diagnostics(params, frozen)`: what the item encoder wants watched, at each reading of the validation set."""
+    """`diagnostics(params, frozen)`: what the item encoder wants watched, at each validation."""
 
     def diagnostics(params: Params, frozen: Frozen) -> dict[str, jax.Array]:
         values: Any = model.apply({"params": params, "frozen": frozen.collection()}, method=model.diagnostics)

@@ -37,7 +37,7 @@ def protocol(setup: Setup) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """What the final reading found for each target of the set that was read last."""
+    """What the final evaluation found for each target of the set that was evaluated last."""
 
     targets: data.Targets
     ranks: np.ndarray

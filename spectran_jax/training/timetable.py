@@ -1,4 +1,4 @@
-"""What happens after which step: readings of the validation set, checkpoints, lines of the log."""
+"""What happens after which step: validations, checkpoints, lines of the log."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Timetable:
     per_epoch: int
     training: TrainingConfig
 
-    def reads(self, step: int) -> bool:
-        """Whether the validation set is read after this step."""
+    def validates(self, step: int) -> bool:
+        """Whether the validation set is evaluated after this step."""
         return step == self.total or (
             step % self.per_epoch == 0 and step // self.per_epoch % self.training.eval_every == 0
         )
 
     def saves(self, step: int) -> bool:
         """Whether the state is saved after this step."""
-        return self.reads(step) or step % self.training.checkpoint_every == 0
+        return self.validates(step) or step % self.training.checkpoint_every == 0
 
     def logs(self, step: int) -> bool:
         """Whether a training line is written after this step."""
-        return self.reads(step) or step % LOG_EVERY == 0
+        return self.validates(step) or step % LOG_EVERY == 0
 
     def steps_at(self, step: int) -> int:
         """Updates of the dispatch after `step`: `--steps_per_dispatch`, halved until nothing is due in between.

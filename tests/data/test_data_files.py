@@ -250,7 +250,8 @@ BAD_INTERACTIONS = {
     "line 4: byte 4 is not valid UTF-8": INTERACTIONS.encode().replace(b"ann\ta\t2", b"ann\xff\ta\t2"),
     "line 4: timestamp 'today' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\ttoday"),
     "line 4: timestamp 'nan' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\tnan"),
-    "line 3: timestamp '1700000000000' looks like milliseconds; times are Unix seconds": (
+    "line 3: position '1.5' is not a whole number": "user_id\titem_id\tposition\na\tb\t1.0\na\tc\t1.5\n",
+    "line 3: timestamp '1700000000000' looks like milliseconds or a written date; times are Unix seconds": (
         INTERACTIONS.replace("bob\ta\t1", "bob\ta\t1700000000000")
     ),
     "line 4: timestamp is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t"),

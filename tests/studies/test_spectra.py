@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spectran_jax.errors import InputError
-from spectran_jax.studies.spectra import collapse, read_history, reading_at, readings
+from spectran_jax.studies.spectra import collapse, course, read_history, value_at
 
 
 def test_equal_values_fill_every_dimension_and_one_value_fills_one():
@@ -47,12 +47,12 @@ def folder(tmp_path):
 def test_readings_are_those_of_start_and_validation(folder):
     history = read_history(folder)
     assert len(history) == 4
-    steps, values = readings(history, "item_singular_values")
+    steps, values = course(history, "item_singular_values")
     assert steps.tolist() == [0, 60, 120]
     assert values == [[1.0, 1.0], [1.0, 0.5], [1.0, 0.0]]
-    assert readings(history, "ndcg@20")[0].tolist() == [60, 120]
-    assert reading_at(history, "ndcg@20", 60) == 0.1
-    assert reading_at(history, "ndcg@20", 0) is None
+    assert course(history, "ndcg@20")[0].tolist() == [60, 120]
+    assert value_at(history, "ndcg@20", 60) == 0.1
+    assert value_at(history, "ndcg@20", 0) is None
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -24,7 +24,7 @@ QUALITY = {"id": 0.2, "svd": 0.5, "spectran": 0.8}
 
 
 def write_run(folder, config):
-    """What a run leaves: metrics, ranks, a log of two readings, an adapter. Seed 3 of svd has collapsed."""
+    """What a run leaves: metrics, ranks, a log of two validations, an adapter. Seed 3 of svd has collapsed."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder, seed = config.encoder.item_encoder, config.training.seed
     rng = np.random.default_rng(seed)

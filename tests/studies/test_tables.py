@@ -11,6 +11,7 @@ from rich.console import Console
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.report import figures
+from spectran_jax.report.figures import Plot
 from spectran_jax.studies import tables
 from spectran_jax.studies.publish import Result, publish, unique_names
 from spectran_jax.studies.results_md import refresh, section
@@ -162,6 +163,21 @@ def test_a_section_is_added_then_replaced(tmp_path):
     assert tables.to_markdown(TABLE) in text
     refresh(tmp_path / "new" / "R.md", "x", result())
     assert (tmp_path / "new" / "R.md").exists()
+
+
+def test_figures_lie_beside_the_file_and_are_those_of_the_last_result(tmp_path):
+    def refreshed(*titles):
+        drawn = [Plot('<svg viewBox="0 0 1 1"></svg>', title, f"What {title} shows.") for title in titles]
+        refresh(tmp_path / "RESULTS.md", "x", Result("Things", [TABLE], drawn))
+        return (tmp_path / "RESULTS.md").read_text()
+
+    refresh(tmp_path / "RESULTS.md", "x-2", Result("Other", [], [Plot("<svg></svg>", "Old", "")]))
+    refreshed("Old", "Rank & more")
+    text = refreshed("Rank & more", "New")
+    assert "![Rank & more](results/x/rank-more.svg)\n\nWhat Rank & more shows.\n" in text
+    assert sorted(p.name for p in (tmp_path / "results" / "x").iterdir()) == ["new.svg", "rank-more.svg"]
+    assert "http://www.w3.org/2000/svg" in (tmp_path / "results" / "x" / "new.svg").read_text()
+    assert (tmp_path / "results" / "x-2" / "old.svg").exists()
 
 
 @pytest.mark.parametrize(
