@@ -49,7 +49,7 @@ def main() -> None:
         if value and not Path(value).is_dir():
             raise InputError(f"--{name}={value}: no such folder.")
     from spectran_jax.benchmarks import Settings, benchmark
-    from spectran_jax.benchmarks.report import missed, table
+    from spectran_jax.benchmarks.report import describe_machine, missed, table
     from spectran_jax.training.run import print_table
 
     settings = Settings(
@@ -63,7 +63,7 @@ def main() -> None:
     results = benchmark(settings, _ROWS.value, again=_AGAIN.value)
     print_table(table(results))
     print(f"rows: {settings.workdir / 'benchmark.json'}\nMarkdown: {settings.workdir / 'benchmark.md'}")
-    names = missed(results)
+    names = missed(results, describe_machine())
     if names:
         raise RunError(f"{len(names)} of {len(results)} rows miss their bar: {', '.join(names)}.")
 

@@ -6,12 +6,12 @@ from absl import flags
 
 from spectran_jax.errors import InputError
 from spectran_jax.flags import config_from_flags, define_config_flags, run
-from spectran_jax.studies.flags import command_line, split_names
+from spectran_jax.studies.flags import command_line, results_file, split_names
 
 SYNOPSIS = """
 Counts parameters, FLOPs and bytes of each encoder's training step by the compiler's account, and times steps and
-evaluations in turn, on random text and histories of the sizes given: no data set is needed. Figures that are in
---workdir already are not measured again.
+evaluations in turn, on random text and histories of the sizes given: no data set is needed. Figures of
+this machine and this code that are in --workdir already are not measured again.
 
   python -m experiments.efficiency --num_items=10000 --text_dimension=1024 --dimension=64 --workdir=runs/efficiency
 """
@@ -32,19 +32,22 @@ def main() -> None:
     """Runs the experiment that the flags describe."""
     if not _WORKDIR.value:
         raise InputError("Name a folder for the experiment: --workdir=DIR.")
+    if flags.FLAGS["item_encoder"].present:
+        raise InputError("Costs are of several: give --item_encoders=NAME,NAME instead of --item_encoder.")
     from spectran_jax.item_encoders import REGISTRY
     from spectran_jax.studies import costs
+    from spectran_jax.studies.compare import check_names
 
     costs.run(
         config_from_flags(),
         Path(_WORKDIR.value),
-        split_names(_ENCODERS.value) or list(REGISTRY),
+        check_names("item_encoders", "item encoder", split_names(_ENCODERS.value), REGISTRY),
         items=_ITEMS.value,
         width=_WIDTH.value,
         users=_USERS.value,
         repeats=_REPEATS.value,
         command=command_line(),
-        results=Path(_RESULTS.value) if _RESULTS.value else None,
+        results=results_file(_RESULTS.value),
     )
 
 

@@ -29,10 +29,13 @@ def main() -> None:
     from spectran_jax.studies.space import parse_space
     from spectran_jax.studies.sweep import sweep
 
+    space = parse_space(_SEARCH.value)
+    if fixed := [each.name for each in space if each.name in study.given]:
+        raise InputError(f"--search and --{fixed[0]} both set {fixed[0]}; leave one out.")
     result = sweep(
         study.datasets,
         study.workdir,
-        space=parse_space(_SEARCH.value),
+        space=space,
         trials=_TRIALS.value,
         seeds=study.seeds,
         parallel=study.parallel,

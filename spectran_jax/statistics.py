@@ -146,16 +146,49 @@ def bootstrap_interval(
       Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
     """
     values = np.asarray(differences, np.float64)
+    return _percentiles(float(values.mean()), _means_of_draws(values[:, None], draws, seed)[:, 0], level)
+
+
+def gain_interval(
+    ours: Float[np.ndarray, "U"],
+    theirs: Float[np.ndarray, "U"],
+    level: float = 0.95,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of the relative gain mean(ours) / mean(theirs) - 1, users drawn with replacement.
+
+    Both means are those of the users drawn, as both are estimates.
+
+    Raises:
+      InputError: no users.
+
+    References:
+      Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
+    """
+    values = np.stack([np.asarray(each, np.float64) for each in (ours, theirs)], axis=1)
+    drawn = _means_of_draws(values, draws, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw may hold no user whom the other serves
+        gains = drawn[:, 0] / drawn[:, 1] - 1
+    return _percentiles(float(values[:, 0].mean() / values[:, 1].mean() - 1), gains[~np.isnan(gains)], level)
+
+
+def _means_of_draws(values: Float[np.ndarray, "U c"], draws: int, seed: int) -> Float[np.ndarray, "draws c"]:
     if not len(values):
         raise InputError("There is no user to draw.")
-    # How often each distinct value is drawn is multinomial: most differences are 0, so there are few.
-    distinct, counts = np.unique(values, return_counts=True)
+    # How often each distinct row is drawn is multinomial: most users are served alike, so there are few.
+    distinct, counts = np.unique(values, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(distinct))
     sizes = [min(rows, draws - start) for start in range(0, draws, rows)]
-    drawn = np.concatenate([rng.multinomial(len(values), counts / len(values), size) @ distinct for size in sizes])
-    low, high = np.quantile(drawn / len(values), [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    drawn = [rng.multinomial(len(values), counts / len(values), size) @ distinct for size in sizes]
+    return np.concatenate(drawn) / len(values)
+
+
+def _percentiles(mean: float, drawn: Float[np.ndarray, "draws"], level: float) -> Interval:
+    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(mean, float(low), float(high))
 
 
 def mean_ranks(scores: Float[np.ndarray, "cases methods"]) -> Float[np.ndarray, "methods"]:

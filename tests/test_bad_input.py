@@ -390,6 +390,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(trained, tiny_flags, tmp_path, ca
         ("train", {"split": "randomly"}, "leave_one_out|temporal"),
         ("recommend", {"untill": "now"}, "Unknown flag --untill. Did you mean --until?"),
         ("sweep", {"trials": 0}, "--trials=0"),
+        ("sweep", {"search": "dropout=0.1:0.3", "dropout": 0.2}, "--search and --dropout both set dropout"),
+        ("efficiency", {"item_encoder": "id"}, "--item_encoders=NAME,NAME"),
     ],
 )
 def test_bad_flags(module, flags, words, run_command, tmp_path):

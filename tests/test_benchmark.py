@@ -71,7 +71,7 @@ def test_what_cannot_run_is_not_missed_and_what_fails_is(settings, error, met):
     row = rows.measure(stub_bar("a", raising(error)), settings, {})
     assert row.met is met
     assert "no GPU here" in row.note
-    assert report.missed([row]) == ([] if met is None else ["a"])
+    assert report.missed([row], {}) == ([] if met is None else ["a"])
 
 
 def test_choice_of_rows():
@@ -104,7 +104,8 @@ def test_results_are_written_and_not_measured_again(settings):
     )
     results = report.benchmark(settings, registry=registry)
     assert [r.met for r in results] == [True, False, None]
-    assert report.missed(results) == ["b"]
+    assert report.missed(results, report.describe_machine()) == ["b"]
+    assert report.missed(results, {**report.describe_machine(), "code": "older"}) == []
     written = json.loads((settings.workdir / "benchmark.json").read_text())
     assert {"cores", "platform", "jax", "device"} <= set(written["machine"])
     first = written["rows"][0]
@@ -122,6 +123,18 @@ def test_results_are_written_and_not_measured_again(settings):
     assert calls == ["a", "b", "a"]
     report.benchmark(dataclasses.replace(settings, repeats=7), ["b"], registry=registry)
     assert calls == ["a", "b", "a", "b"]
+
+
+def test_rows_of_several_machines_name_theirs(settings):
+    machine = report.describe_machine()
+    made = [
+        rows.measure(stub_bar(name, counting([], name)), settings, {**machine, "code": code})
+        for name, code in (("a", "first"), ("b", "second"))
+    ]
+    text = report.markdown(made)
+    assert "- 1: Measured on" in text
+    assert re.search(r"\| a \|.*\| 1 \|\n\| b \|.*\| 2 \|\n", text)
+    assert "| Machine |" not in report.markdown(made[:1])
 
 
 def test_a_killed_run_keeps_what_it_has(settings):

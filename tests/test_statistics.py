@@ -101,6 +101,23 @@ def test_bootstrap_interval_is_scipys():
     assert statistics.bootstrap_interval(np.full(7, 0.25)) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def test_gain_interval_is_scipys_and_covers_large_gains():
+    """Both means are drawn: with a gain of 200 % the rival's own spread is what makes most of the interval."""
+    rng = np.random.default_rng(0)
+    theirs = (rng.random(400) < 0.1).astype(float)
+    ours = np.maximum(theirs, rng.random(400) < 0.2)
+    found = statistics.gain_interval(ours, theirs, draws=4000)
+    gain = lambda a, b: a.mean(-1) / b.mean(-1) - 1  # noqa: E731
+    expected = stats.bootstrap(
+        (ours, theirs), gain, paired=True, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found.mean == pytest.approx(gain(ours, theirs))
+    width = expected.high - expected.low
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.1 * width)
+    held = statistics.bootstrap_interval(ours - theirs)
+    assert width > 1.2 * (held.high - held.low) / theirs.mean()
+
+
 def test_mean_ranks_share_ties_and_leave_out_gaps():
     scores = np.array([[0.3, 0.2, 0.1], [0.1, 0.2, 0.2], [np.nan, 1.0, 2.0]])
     assert statistics.mean_ranks(scores).tolist() == [2.0, 1.75, 2.25]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spectran_jax.benchmarks.probe import run_probe
-from spectran_jax.benchmarks.rows import Measured, Settings, bar
+from spectran_jax.benchmarks.probe import anonymous_kib, run_probe
+from spectran_jax.benchmarks.rows import Measured, Settings, Unavailable, bar
 from spectran_jax.benchmarks.timing import alternate
 
 DIMENSION, RANK = 1024, 256
@@ -40,6 +40,8 @@ def decomposition(settings: Settings) -> Measured:
 @bar("decomposition_memory", "Peak anonymous MiB of a process that decomposes to disk", at_most=LIMIT_MIB)
 def decomposition_memory(settings: Settings) -> Measured:
     """In a process of its own."""
+    if not anonymous_kib():
+        raise Unavailable("this system does not tell a process's memory; Linux does")
     items = rows(settings)
     with embeddings(settings.workdir / "decomposition_memory", items) as (source, out):
         found = run_probe("decompose", source=str(source), out=str(out), max_rank=RANK)

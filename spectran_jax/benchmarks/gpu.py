@@ -48,7 +48,7 @@ def gpu(settings: Settings) -> Measured:
     steps = Steps(setup, 4)
     seconds = [s / 4 for s in alternate({"step": steps}, settings.repeats, calls=10).values["step"]]
     kind = jax.devices()[0].device_kind
-    peak = next((1e12 * value for name, value in PEAK_TFLOPS.items() if name in kind), None) or measured_peak()
+    peak = next((1e12 * value for name, value in PEAK_TFLOPS.items() if name in kind.split()), None) or measured_peak()
     shares = [useful / s / peak for s in seconds]
     middle = float(np.median(seconds))
     note = (

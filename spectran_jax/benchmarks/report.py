@@ -81,9 +81,9 @@ def benchmark(
     return results
 
 
-def missed(results: Sequence[Row]) -> list[str]:
-    """Names of the rows that miss their bar; those that could not run do not."""
-    return [row.name for row in results if row.met is False]
+def missed(results: Sequence[Row], machine: Mapping[str, Any]) -> list[str]:
+    """Names of the rows that miss their bar on this machine, with this code; those that could not run do not."""
+    return [row.name for row in results if row.met is False and row.machine == machine]
 
 
 def read(path: Path) -> list[Row]:
@@ -143,18 +143,22 @@ HEADINGS = ("Row", "What", "Ours", "Other", "Ratio", "Limit", "Met", "Spread", "
 
 
 def markdown(results: Sequence[Row]) -> str:
-    """The rows as a Markdown table, below the machines that they were measured on."""
+    """The rows as a Markdown table, below the machines that they were measured on; each names its own, if several."""
     machines: list[Mapping[str, Any]] = []
     for row in results:
         if row.machine not in machines:
             machines.append(row.machine)
+    several = len(machines) > 1
     lines = [
-        f"Measured on {m['processor']}, {m['cores']} cores, {m['platform']}, Python {m['python']}, JAX {m['jax']} on "
-        f"{m['devices']} x {m['device']}, code {m['code']}."
-        for m in machines
+        f"{f'- {i}: ' if several else ''}Measured on {m['processor']}, {m['cores']} cores, {m['platform']}, Python "
+        f"{m['python']}, JAX {m['jax']} on {m['devices']} x {m['device']}, code {m['code']}."
+        for i, m in enumerate(machines, 1)
     ]
-    lines += ["", "| " + " | ".join(HEADINGS) + " |", "|---|---|---:|---:|---:|---|---|---|---|"]
-    lines += ["| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells(r)) + " |" for r in results]
+    headings = [*HEADINGS, "Machine"] if several else HEADINGS
+    lines += ["", "| " + " | ".join(headings) + " |", "|---|---|---:|---:|---:|---|---|---|---|" + "---|" * several]
+    for row in results:
+        shown = [*cells(row), str(machines.index(row.machine) + 1)] if several else cells(row)
+        lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in shown) + " |")
     return "\n".join(lines) + "\n"
 
 

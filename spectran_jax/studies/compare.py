@@ -94,7 +94,7 @@ def compare(
         f"Item encoders compared on {', '.join(datasets)}{others}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
-        text=_text(budget, seeds, target, len(versus)),
+        text=_text(budget, seeds, target, sum(each.p is not None for each in versus)),
         command=command,
         data={
             "protocols": protocols,
@@ -130,11 +130,14 @@ def _text(budget: int, seeds: Sequence[int], target: str, comparisons: int) -> s
         if budget
         else "Nothing was searched: every method has the configuration's values."
     )
+    tests = (
+        " p-values are of two-sided paired sign-flip tests over users, on each user's mean over seeds, with Holm's "
+        f"correction for all {comparisons} comparisons of {target} in these tables. They say how far a difference "
+        "would carry over to other users like these; how far it would carry over to other seeds, the standard "
+        "deviations say."
+    )
     return (
         f"{searched} The chosen values were run with {len(seeds)} seeds, which read the test set once, by ranking the "
         "whole catalogue. Figures are means over seeds and their standard deviation (n - 1).\n\n"
-        f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}. p-values are of two-sided paired sign-flip "
-        "tests over users, on each user's mean over seeds, with Holm's correction for all "
-        f"{comparisons} comparisons of {target} in these tables. They say how far a difference would carry over to "
-        "other users like these; how far it would carry over to other seeds, the standard deviations say."
+        f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}.{tests if comparisons else ''}"
     )

@@ -36,8 +36,7 @@ def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus
         bold |= best_cells(rows, here, range(len(KEYS), len(KEYS) + len(METRICS)))
     failed = sum(len(each.failures) for each in cells.values())
     notes = [f"{failed} run{'s' if failed > 1 else ''} failed." if failed else "", *failures]
-    fewest = min((len(each.runs) for each in cells.values() if each.runs), default=0)
-    notes.append(statistics.too_few_seeds(fewest))
+    notes.append(_without_p(versus, target))
     notes.append(_other_seeds(cells, versus, target))
     columns = [*KEYS, *map(words.label, METRICS), f"Gain of {target}", "p (Holm)", "Seeds"]
     return Table("Test metrics", columns, rows, note=" ".join(filter(None, notes)), bold=bold)
@@ -65,11 +64,23 @@ def gains_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus],
         "p (Holm)",
     ]
     note = "The rival was chosen by validation; the interval is a bootstrap over users."
-    gains = [best.gain for place in places if (best := best_rival(cells, place, versus)) is not None]
+    chosen = [best for place in places if (best := best_rival(cells, place, versus)) is not None]
+    gains = [best.gain for best in chosen if best.gain is not None]
     if len(gains) > 1:
-        note += f" Mean gain over {len(gains)} places: {percent(float(np.mean(gains)))}."
+        note += f" Mean gain over {len(gains)} pairs of data set and backbone: {percent(float(np.mean(gains)))}."
     note = f"{note} {_other_seeds(cells, versus, target)}".rstrip()
     return Table(f"{target} over the best rival", columns, rows, note=note)
+
+
+def _without_p(versus: Sequence[Versus], target: str) -> str:
+    """Why comparisons have no p-value; empty where all have."""
+    missing = [each for each in versus if each.p is None]
+    if len(missing) == len(versus):
+        return statistics.too_few_seeds(max(each.seeds for each in versus)) if versus else ""
+    return " ".join(
+        f"No p-value for {'/'.join((*each.place, each.rival))}: {each.seeds} seeds that {target} has, too, are too few."
+        for each in missing
+    )
 
 
 def _other_seeds(cells: Cells, versus: Sequence[Versus], target: str) -> str:
@@ -111,8 +122,11 @@ def ranks_table(cells: Cells, places: Sequence[Place], encoders: Sequence[str]) 
     whole = int((~np.isnan(scores).any(axis=1)).sum())
     order = sorted(range(len(encoders)), key=lambda i: (np.isnan(means[i]), means[i]))
     rows = [[encoders[i], None if np.isnan(means[i]) else float(means[i])] for i in order]
-    note = f"By mean test {words.label(TEST_METRIC)}; 1 is best. Over {whole} of {len(places)} places: those where all "
-    return Table("Mean ranks", ["Method", "Mean rank"], rows, note=note + "methods have results.")
+    note = (
+        f"By mean test {words.label(TEST_METRIC)}; 1 is best. Over {whole} of {len(places)} pairs of data set and "
+        "backbone: those where all methods have results."
+    )
+    return Table("Mean ranks", ["Method", "Mean rank"], rows, note=note)
 
 
 def chosen_table(cells: Cells) -> Table:
@@ -147,6 +161,6 @@ def cost_table(cells: Cells) -> Table:
     return Table("Cost", columns, rows, note=note)
 
 
-def percent(share: float) -> str:
+def percent(share: float | None) -> str | None:
     """A signed share in per cent: +3.2 %."""
-    return f"{100 * share:+.1f} %"
+    return None if share is None else f"{100 * share:+.1f} %"

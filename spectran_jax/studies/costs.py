@@ -56,17 +56,20 @@ def run(
     command: str,
     results: Path | None = None,
 ) -> Result:
-    """Measures, unless the folder holds the figures of these very settings, and publishes; also to `results`, a
-    RESULTS.md.
+    """Measures, unless the folder holds the figures of these very settings, code and machine, and publishes; also to
+    `results`, a RESULTS.md.
 
     Raises:
       InputError: see `efficiency.measure`.
     """
+    from spectran_jax.benchmarks.report import describe_machine
     from spectran_jax.studies import efficiency
     from spectran_jax.training.runtime import configure_jax
     from spectran_jax.training.workdir import locked, write_json
 
+    configure_jax(config)
     settings = {
+        "machine": describe_machine(),
         "config": config.to_dict(),
         "encoders": list(encoders),
         "items": items,
@@ -78,7 +81,6 @@ def run(
     with locked(workdir):
         kept = _read(path)
         if kept is None or kept.get("settings") != settings:
-            configure_jax(config)
             kept = {
                 "settings": settings,
                 "rows": efficiency.measure(config, encoders, items=items, width=width, users=users, repeats=repeats),

@@ -79,7 +79,7 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
 
     Raises:
       InputError: no --workdir, seeds that are no whole numbers or stand twice, --jobs below 1, unknown data sets,
-        --seed or --evaluate, or a configuration out of range.
+        --seed or --evaluate, --results that is no Markdown file, or a configuration out of range.
     """
     value: dict[str, Any] = {name: flag_values[name].value for name in OWN}
     if not value["workdir"]:
@@ -103,10 +103,19 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         seeds=parse_seeds(value["seeds"]),
         parallel=value["jobs"],
         workdir=Path(value["workdir"]),
-        results=Path(value["results"]) if value["results"] else None,
+        results=results_file(value["results"]),
         command=command_line(),
         given=given,
     )
+
+
+def results_file(name: str) -> Path | None:
+    """What `--results` names; raises `InputError` where it can't be a Markdown file."""
+    if not name:
+        return None
+    if Path(name).suffix.lower() != ".md" or Path(name).is_dir():
+        raise InputError(f"--results={name}: name a Markdown file, such as RESULTS.md.")
+    return Path(name)
 
 
 def split_names(text: str) -> list[str]:

@@ -25,7 +25,7 @@ from spectran_jax.errors import InputError, Interrupted
 from spectran_jax.ranks import Ranks, read_ranks
 from spectran_jax.signals import StopRequest
 from spectran_jax.studies.board import Board
-from spectran_jax.training.workdir import is_locked, locked, refuse_other_length, write_json
+from spectran_jax.training.workdir import is_locked, locked, refuse_other_run_of_study, write_json
 
 POLL_SECONDS = 0.1
 ATTEMPTS = 3
@@ -109,7 +109,7 @@ def run_jobs(
       An outcome for each job, by name, in the order of `jobs`. A run that fails is reported, and the others go on.
 
     Raises:
-      InputError: two jobs of one name, a name that leaves the folder, a folder that holds a run of another length, or a
+      InputError: two jobs of one name, a name that leaves the folder, a folder that holds a run of other values, or a
         work directory in use.
       Interrupted: on a signal, when the children have saved.
     """
@@ -117,7 +117,7 @@ def run_jobs(
     with StopRequest() as stop, locked(workdir):
         stop.deferred = True
         for job in jobs:
-            refuse_other_length(workdir / "runs" / job.name, job.config, job.name)
+            refuse_other_run_of_study(workdir / "runs" / job.name, job.config, job.name)
         found = {job.name: finished(job, workdir / "runs" / job.name) for job in jobs}
         done = {name: outcome for name, outcome in found.items() if outcome is not None}
         todo = [job for job in jobs if job.name not in done]
@@ -132,7 +132,7 @@ def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None
 
     The results must be of this configuration (`Config.same_results`) and newer than every file that it reads; of a
     newer file, the run itself finds out whether its content has changed. Where it just has (`checked`), the results
-    count as new.
+    count as new from then on, also where the file's time lies in the future.
     """
     path = folder / "metrics.json"
     try:
@@ -140,10 +140,12 @@ def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None
         same = job.config.same_results(Config.from_dict(metrics["config"]))
         if not same or not (folder / "ranks.npz").exists():
             return None
-        if checked:
-            path.touch()
         files = (job.config.data.interactions, job.config.data.items, job.config.text.embeddings)
-        if any(Path(file).stat().st_mtime > path.stat().st_mtime for file in files if file):
+        newest = max((Path(file).stat().st_mtime_ns for file in files if file), default=0)
+        if checked:
+            as_new = max(newest, time.time_ns())
+            os.utime(path, ns=(as_new, as_new))
+        elif newest > path.stat().st_mtime_ns:
             return None
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return None
@@ -199,6 +201,8 @@ class _Child:
     folder: Path
     process: subprocess.Popen[bytes]
     cores: frozenset[int]
+    said_before: int
+    """Bytes of log.txt from earlier attempts."""
     status: int = 0
 
 
@@ -232,6 +236,7 @@ class _Children:
         cores = min(self._shares, key=in_use.count)
         launch = [sys.executable, "-P", "-S", str(LAUNCH), str(os.getpid()), ",".join(map(str, sorted(cores)))]
         with (folder / "log.txt").open("ab") as log:
+            said_before = log.tell()
             process = subprocess.Popen(
                 [*launch, *command],
                 stdin=subprocess.DEVNULL,
@@ -240,7 +245,7 @@ class _Children:
                 env=child_defaults(self._parallel) | os.environ,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which passes it on
             )
-        self.running.append(_Child(job, attempt, folder, process, cores))
+        self.running.append(_Child(job, attempt, folder, process, cores, said_before))
 
     def ended(self) -> list[_Child]:
         """The children that have ended since the last call."""
@@ -282,7 +287,8 @@ def _failure(child: _Child) -> str:
         name = signal.Signals(-child.status).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"Ended by {name}{hint}; see {child.folder / 'log.txt'}."
-    lines = (child.folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    said = (child.folder / "log.txt").read_bytes()[child.said_before :]
+    lines = said.decode("utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     if child.status == 0:
         return f"It ended without results of its configuration; see {child.folder / 'log.txt'}."

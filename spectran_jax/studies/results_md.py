@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spectran_jax.config import Config
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, RunError
 from spectran_jax.studies import tables
 from spectran_jax.studies.publish import Result, standalone, unique_names
 from spectran_jax.training.workdir import write_text
@@ -67,9 +67,10 @@ def refresh(path: Path, name: str, result: Result) -> None:
             f"--results={path}: the section {name} needs one line {begin} and one {end} after it, "
             f"found {counts[0]} and {counts[1]}; mend the file by hand."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if files:
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder if files else path.parent).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--results={path}: {error.filename} can't be made ({error.strerror}).") from None
     for file, figure in zip(files, result.figures, strict=True):
         write_text(folder / file, standalone(figure.svg))
     write_text(path, text)

@@ -26,12 +26,14 @@ class Versus:
 
     place: Place
     rival: str
-    gain: float
-    """Relative, of the mean test metric."""
+    gain: float | None
+    """Relative, of the mean test metric; None where the rival's is 0."""
     p: float | None
     """Corrected for all comparisons of the experiment; None for too few seeds."""
     interval: tuple[float, float] | None
     """95 % bootstrap interval over users of the gain."""
+    seeds: int
+    """That both have, over which gain, p and interval are."""
 
 
 def against_rivals(cells: Cells, places: Sequence[Place], encoders: Sequence[str], target: str) -> list[Versus]:
@@ -40,7 +42,7 @@ def against_rivals(cells: Cells, places: Sequence[Place], encoders: Sequence[str
     The p-values are of sign-flip tests over users on NDCG@10, each user's mean over seeds, corrected by Holm for all
     comparisons together.
     """
-    made: list[tuple[Place, str, float, float | None, tuple[float, float] | None]] = []
+    made: list[Versus] = []
     for place in places:
         ours = cells[*place, target]
         for rival in encoders:
@@ -51,23 +53,15 @@ def against_rivals(cells: Cells, places: Sequence[Place], encoders: Sequence[str
             mine, others = (
                 statistics.mean_over_seeds([each.done[seed].ranks() for seed in shared]) for each in (ours, theirs)
             )
-            p = None
-            if len(shared) >= statistics.MINIMUM_SEEDS:
-                p = statistics.sign_flip_test(mine - others)
-            level = float(others.mean())
-            if level == 0:
-                made.append((place, rival, np.nan, p, None))
-                continue
-            interval = statistics.bootstrap_interval(mine - others)
-            bounds = (interval.low / level, interval.high / level)
-            made.append((place, rival, interval.mean / level, p, bounds))
-    tested = [i for i, each in enumerate(made) if each[3] is not None]
-    corrected = dict(zip(tested, statistics.holm([made[i][3] or 0.0 for i in tested]), strict=True))
-    return [
-        Versus(place, rival, gain, corrected.get(i), interval)
-        for i, (place, rival, gain, _, interval) in enumerate(made)
-        if np.isfinite(gain)
-    ]
+            p = statistics.sign_flip_test(mine - others) if len(shared) >= statistics.MINIMUM_SEEDS else None
+            gain, bounds = None, None
+            if others.mean() > 0:
+                gain, low, high = statistics.gain_interval(mine, others)
+                bounds = (low, high)
+            made.append(Versus(place, rival, gain, p, bounds, len(shared)))
+    tested = [i for i, each in enumerate(made) if each.p is not None]
+    corrected = dict(zip(tested, statistics.holm([made[i].p or 0.0 for i in tested]), strict=True))
+    return [dataclasses.replace(each, p=corrected.get(i)) for i, each in enumerate(made)]
 
 
 def best_rival(cells: Cells, place: Place, versus: Sequence[Versus]) -> Versus | None:

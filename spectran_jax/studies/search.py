@@ -94,7 +94,7 @@ def search(
       methods: by name, which is also the folder of its runs: `NAME/trial-00`, ..., then `NAME/trial-02-seed-0`, ... of
         the chosen trial, or `NAME/seed-0`, ... without a search. So a larger budget keeps what is there.
       workdir: of the experiment.
-      trials: points tried for each method; 0 takes its configuration as it is.
+      trials: points tried for each method; 0 takes its configuration as it is, as does a method without a space.
       seeds: of the final runs, which read validation and test set; trials take the first.
       parallel: runs at a time.
       runner: makes the runs.
@@ -128,7 +128,7 @@ def search(
     for name, made in tried.items():
         best = choose(made)
         folders[name] = f"{name}/" if best is None else f"{best.outcome.name}-"
-        chosen[name] = best.values if best is not None else None if trials else {}
+        chosen[name] = best.values if best is not None else None if made else {}
     finals = {
         (name, seed): Job(
             f"{folders[name]}seed-{seed}", methods[name].config.replace(**values, seed=seed, evaluate="both")
@@ -202,7 +202,7 @@ def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, floa
             raise InputError(f"{field.name} is no field to search: a study sets it run by run.")
     check(method.config)
     points = []
-    for values in design(method.space, trials, seed) if trials else []:
+    for values in design(method.space, trials, seed) if trials and method.space else []:
         config = method.config.replace(**values, seed=seed, evaluate="valid")
         check(config)
         points.append((values, config))

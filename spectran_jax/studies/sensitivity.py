@@ -85,7 +85,7 @@ def field_plot(grid: Grid, dataset: str, config: Config, name: str, values: Sequ
 def seed_table(grid: Grid) -> Table:
     """What each seed of the unchanged configuration gave."""
     rows = [
-        [dataset, seed, outcome.metrics["test"]["ndcg@10"], outcome.metrics["test"]["hr@10"]]
+        [dataset, str(seed), outcome.metrics["test"]["ndcg@10"], outcome.metrics["test"]["hr@10"]]
         for dataset in grid.runs
         for seed, outcome in grid.ok(dataset, REFERENCE).items()
         if outcome.metrics

@@ -48,7 +48,7 @@ def parse_space(text: str) -> list[Range]:
     """
     kinds: dict[str, type] = {field.name: type(field.default) for _, field in fields()}
     space: list[Range] = []
-    for part in filter(None, text.split(",")):
+    for part in filter(None, map(str.strip, text.split(","))):
         name, _, values = part.partition("=")
         if name not in kinds:
             raise unknown_name("field in --search:", name, [n for n, k in kinds.items() if k in (float, int)])

@@ -77,7 +77,7 @@ def taylor_table(grid: Grid) -> Table:
             adapter = _adapter(outcome)
             if adapter.taylor is not None and adapter.diagonal is not None:
                 coefficients = ", ".join(f"{c:.4g}" for c in adapter.taylor)
-                rows.append([dataset, seed, coefficients, float(adapter.diagonal[0]), float(adapter.diagonal[-1])])
+                rows.append([dataset, str(seed), coefficients, float(adapter.diagonal[0]), float(adapter.diagonal[-1])])
     columns = ["Data set", "Seed", "c_0, c_1, ...", "p at σ_1", "p at σ_d"]
     return Table("Taylor map", columns, rows, note="p(σ) = c_0 + c_1 σ + c_2 σ² + ...; at the start p = 1.")
 
@@ -102,7 +102,7 @@ def _plots(dataset: str, adapter: Adapter, histories: list[list[dict[str, Any]]]
             f"energy-{dataset}",
             f"Energy of W through training, {dataset}",
             f"By component, from the largest singular value on, {energy_bin_width(rank)} a bin. Stronger is more; the "
-            "dashed line is where SVD stops. Readings follow each other evenly, whatever the steps between them.",
+            "dashed line is where SVD stops. Validations are evenly spaced, whatever the steps between them.",
             steps.tolist(),
             energy,
             energy_bin_width(rank),

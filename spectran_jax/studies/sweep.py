@@ -8,6 +8,7 @@ from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.report import words
+from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.search import SELECTION_METRIC, Found, Method, Runner, one_protocol, search, to_json
@@ -64,30 +65,21 @@ def sweep(
 
 
 def _metrics_table(name: str, found: Found) -> Table:
-    metrics = {seed: outcome.metrics["test"] for seed, outcome in found.done.items() if outcome.metrics is not None}
     rows: list[Sequence[Cell]] = [
-        [
-            words.label(metric),
-            *(words.metric(metric, values[metric]) for values in metrics.values()),
-            _spread(found, metric),
-        ]
-        for metric in words.ordered_metrics(*metrics.values())
+        [str(seed), *(outcome.metrics["test"][metric] for metric in METRICS)]
+        for seed, outcome in found.done.items()
+        if outcome.metrics is not None
     ]
+    if rows:
+        rows.append(["mean ± s.d.", *(found.spread(metric) for metric in METRICS)])
     chosen = f" of {describe(found.chosen)}" if found.chosen else ""
     failed = len(found.runs) - len(found.done)
     return Table(
         f"Test metrics on {name}{chosen}",
-        ["Metric", *(f"Seed {seed}" for seed in metrics), "Mean ± s.d."],
+        ["Seed", *map(words.label, METRICS)],
         rows,
         note=f"{failed} of {len(found.runs)} seeds failed." if failed else "",
     )
-
-
-def _spread(found: Found, metric: str) -> str:
-    made = found.spread(metric)
-    assert made is not None
-    std = "" if made.std is None else f" ± {words.metric(metric, made.std)}"
-    return words.metric(metric, made.mean) + std
 
 
 def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *, appendix: bool = False) -> Table:

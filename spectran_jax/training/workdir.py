@@ -125,19 +125,19 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
             )
 
 
-def refuse_other_length(workdir: Path, config: Config, name: str) -> None:
-    """Checks that the folder of a study's run holds none that was to end elsewhere: gone on with, it would stand in
-    one table with runs of another budget.
+def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
+    """Checks that the folder of a study's run holds none with other values, the epochs and steps that it was given
+    among them: gone on with, it would stand in one table with runs of another budget.
 
     Raises:
       InputError: naming the run and the fields that differ.
     """
     other = _run_in(workdir)
     if other is not None:
-        differences = [line for line in config.differences(other, LENGTH) if line.partition(":")[0] in LENGTH]
+        differences = config.differences(other, LENGTH)
         if differences:
             raise InputError(
-                f"The run {name} in {workdir} was given another budget ({'; '.join(differences)}; yours != its). "
+                f"The run {name} in {workdir} has other values ({'; '.join(differences)}; yours != its). "
                 "Take another --workdir, or the same values."
             )
 

@@ -64,6 +64,11 @@ def test_the_p_values_are_corrected_as_one_family(compared):
     # A rival with two seeds has too few for a test; the other three are corrected together.
     assert [each["rival"] for each in versus if each["p"] is None] == ["svd"]
     assert len(tested) == 3
+    assert "correction for all 3 comparisons of spectran" in result.text
+    assert (
+        "No p-value for ml/sasrec/svd: 2 seeds that spectran has, too, are too few."
+        in rows(result, "Test metrics")[1].note
+    )
     assert min(tested) >= 3 / (statistics.PERMUTATIONS + 1)
 
 
@@ -112,7 +117,7 @@ def test_groups_are_those_of_the_ranks(tmp_path):
 def test_the_best_rival_is_chosen_by_validation(compared):
     gains, table = rows(compared[0], "spectran over the best rival")
     assert [row["Best rival"] for row in gains] == ["svd", "svd"]  # the fake run's validation says so
-    assert "Mean gain over 2 places" in table.note
+    assert "Mean gain over 2 pairs of data set and backbone" in table.note
     ranks, _ = rows(compared[0], "Mean ranks")
     assert sorted(row["Mean rank"] for row in ranks) == [row["Mean rank"] for row in ranks]
     assert sum(row["Mean rank"] for row in ranks) == pytest.approx(6)

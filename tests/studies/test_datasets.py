@@ -156,6 +156,7 @@ def test_common_flags(toml):
         (["--workdir=w", "--seed=3"], "give --seeds=0,1,2 instead of --seed"),
         (["--workdir=w", "--evaluate=valid"], "sets --evaluate itself"),
         (["--workdir=w", "--jobs=0"], "--jobs must be at least 1"),
+        (["--workdir=w", "--results=results"], "--results=results: name a Markdown file"),
         (["--workdir=w", "--dataset=movielens"], "Did you mean 'movielens_100k'"),
     ],
 )

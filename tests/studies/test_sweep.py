@@ -121,9 +121,12 @@ def test_runs_of_two_protocols_share_no_table(tmp_path):
 def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0, 5], command="x", runner=Runner())
     metrics, trials = result.tables
-    assert metrics.columns == ["Metric", "Seed 0", "Seed 5", "Mean ± s.d."]
+    assert metrics.columns == ["Seed", "NDCG@10", "HR@10", "NDCG@20", "HR@20", "MRR"]
     assert "dropout" in metrics.title
-    assert [row[0] for row in metrics.rows] == ["NDCG@10", "NDCG@20", "HR@10", "MRR"]
+    assert [row[0] for row in metrics.rows] == ["0", "5", "mean ± s.d."]
+    values = [run["test"]["ndcg@10"] for run in result.data["sweeps"]["ml"]["runs"]]
+    assert [row[1] for row in metrics.rows[:2]] == values
+    assert metrics.rows[2][1] == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert len(trials.rows) == 2
     assert len(trials.bold) == 1
     assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
@@ -178,9 +181,15 @@ def test_ranges():
     assert describe({"heads": 4, "dropout": 0.25}) == "heads 4, dropout 0.25"
 
 
-def test_without_a_space_all_trials_are_alike():
-    assert design([], 2, seed=0) == [{}, {}]
+def test_a_method_with_nothing_to_search_has_no_trials(tmp_path):
     assert parse_space("") == []
+    found = search({"fixed": Method(Config())}, tmp_path, trials=3, seeds=[0, 1], parallel=1, runner=Runner())["fixed"]
+    assert (found.trials, found.chosen, list(found.done)) == ([], {}, [0, 1])
+    assert (tmp_path / "runs" / "fixed" / "seed-1").is_dir()
+
+
+def test_spaces_around_commas_do_not_matter():
+    assert parse_space("dropout=0.1:0.5, blocks=1:2 ,") == parse_space("dropout=0.1:0.5,blocks=1:2")
 
 
 KNOWN = {name for section in Config().to_dict().values() for name in section}
