@@ -1,9 +1,9 @@
 """Orbax checkpoints of a run: the latest states to resume from, and the best parameters to keep.
 
 A checkpoint holds the training state, and a record (JSON) with the data iterator's state, the early-stopping
-record and a checksum of the state. One whose files are torn, or whose numbers differ from the checksum, is put aside
-with a warning, and the one before it is taken; where the system can't read it, it stays, and the run ends. The frozen
-spectrum is in no checkpoint.
+record, the names of the state's arrays and a checksum of them. One whose files are torn, or whose numbers differ
+from the checksum, is put aside with a warning, and the one before it is taken; where the system can't read it, it
+stays, and the run ends. The frozen spectrum is in no checkpoint.
 
 Where several processes train, each writes and reads its own parts of the arrays, and calls every method at the same
 place. Orbax gives a checkpoint its name when the last of them has written: one that a crash tore has none. A
@@ -19,6 +19,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from spectran_jax.errors import Diverged, InputError, Interrupted, RunError, first_line
@@ -54,7 +55,8 @@ class _Series:
                 "last good checkpoint is kept."
             )
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave({**record, "checksum": checksum})
+            state=ocp.args.StandardSave(tree),
+            record=ocp.args.JsonSave({**record, "names": _names(tree), "checksum": checksum}),
         )
         try:
             self.manager.wait_until_finished()
@@ -84,6 +86,7 @@ class _Series:
 
         `abstract` gives shapes and shardings.
         """
+        wanted = _names(abstract)
         for step in self.steps() if only is None else [step for step in self.steps() if step == only]:
             try:
                 record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
@@ -92,6 +95,12 @@ class _Series:
                     raise InputError(
                         f"--workdir={self.directory.parents[1]} was trained on other data than its files hold now; "
                         "bring the old files back, or train in another folder."
+                    )
+                # Of the same configuration, so that it takes another version to have others.
+                if differing := set(record.get("names", wanted)).symmetric_difference(wanted):
+                    raise InputError(
+                        f"--workdir={self.directory.parents[1]} holds a run of another version of this library, whose "
+                        f"parameters differ ({min(differing)}); go on with that version, or train in another folder."
                     )
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 tree = self.manager.restore(step, args=args)["state"]
@@ -154,6 +163,10 @@ class _Series:
         )
 
 
+def _names(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 class Checkpoints:
     """The checkpoints of a work directory."""
 
@@ -185,7 +198,7 @@ class Checkpoints:
           data: digest of the run's inputs, which must be the record's entry "data".
 
         Raises:
-          InputError: for a checkpoint of other data; it stays where it is.
+          InputError: for a checkpoint of other data or of another version; it stays where it is.
           RunError: where all there were are damaged, or the system can't read one.
         """
         found = self._latest.restore(abstract_state, data)

@@ -148,6 +148,14 @@ def test_other_data_is_refused_and_the_checkpoint_stays(saved):
     assert steps(folder / "latest") == [3, 6]
 
 
+def test_another_version_is_refused_by_name_and_the_checkpoint_stays(saved):
+    folder, checkpoints = saved
+    renamed = {"weight": ABSTRACT["w"], "step": ABSTRACT["step"]}
+    with pytest.raises(InputError, match=r"of another version of this library.*\['w'\]"):
+        checkpoints.restore(renamed, "d")
+    assert steps(folder / "latest") == [3, 6]
+
+
 def test_a_state_that_overflowed_is_not_saved(saved):
     folder, checkpoints = saved
     with pytest.raises(Diverged, match=r"After step 9 \['w'\] is no longer finite"):
