@@ -46,16 +46,16 @@ def main() -> None:
     if not _WORKDIR.value:
         raise InputError("Name a folder for the results: --workdir=DIR.")
     for name, value in (("data", _DATA.value), ("peers", _PEERS.value)):
-        if value and not Path(value).is_dir():
+        if value and not Path(value).expanduser().is_dir():
             raise InputError(f"--{name}={value}: no such folder.")
     from spectran_jax.benchmarks import Settings, benchmark
     from spectran_jax.benchmarks.report import describe_machine, missed, table
     from spectran_jax.training.run import print_table
 
     settings = Settings(
-        workdir=Path(_WORKDIR.value),
-        data=Path(_DATA.value) if _DATA.value else None,
-        peers=Path(_PEERS.value) if _PEERS.value else None,
+        workdir=Path(_WORKDIR.value).expanduser(),
+        data=Path(_DATA.value).expanduser() if _DATA.value else None,
+        peers=Path(_PEERS.value).expanduser() if _PEERS.value else None,
         peer_python=_PEER_PYTHON.value,
         repeats=_REPEATS.value,
         full=_FULL.value,

@@ -40,7 +40,7 @@ def main() -> None:
 
     costs.run(
         config_from_flags(),
-        Path(_WORKDIR.value),
+        Path(_WORKDIR.value).expanduser(),
         check_names("item_encoders", "item encoder", split_names(_ENCODERS.value), REGISTRY),
         items=_ITEMS.value,
         width=_WIDTH.value,

@@ -37,7 +37,7 @@ def main() -> None:
     from spectran_jax.planning.plan import run as plan
 
     sizes = Sizes(_ITEMS.value, _RANK.value, _WIDTH.value)
-    plan(config, sizes, _TOPOLOGY.value, Path(_WORKDIR.value), everything=_PROGRAMS.value == "all")
+    plan(config, sizes, _TOPOLOGY.value, Path(_WORKDIR.value).expanduser(), everything=_PROGRAMS.value == "all")
 
 
 if __name__ == "__main__":

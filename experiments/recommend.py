@@ -48,14 +48,18 @@ def main() -> None:
     """Runs the experiment that the flags describe."""
     if not _WORKDIR.value:
         raise InputError("Name the run: --workdir=DIR.")
-    output = Path(_OUTPUT.value) if _OUTPUT.value else Path(_WORKDIR.value) / "recommendations.jsonl"
+    output = (
+        Path(_OUTPUT.value).expanduser()
+        if _OUTPUT.value
+        else Path(_WORKDIR.value).expanduser() / "recommendations.jsonl"
+    )
     from spectran_jax.recommend import write_recommendations
 
     count = write_recommendations(
-        Path(_WORKDIR.value),
+        Path(_WORKDIR.value).expanduser(),
         output,
         k=_K.value,
-        histories=Path(_HISTORIES.value) if _HISTORIES.value else None,
+        histories=Path(_HISTORIES.value).expanduser() if _HISTORIES.value else None,
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
         unknown_items=_UNKNOWN_ITEMS.value,

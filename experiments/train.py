@@ -26,7 +26,7 @@ def main() -> None:
     """Runs the experiment that the flags describe."""
     from spectran_jax.training.run import train_and_report
 
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else None
     train_and_report(config_from_flags(), workdir, cluster_flags.cluster_from_flags())
 
 

@@ -86,10 +86,11 @@ def check(config: Config) -> None:
         optimizer.optimizer not in ("adam", "adamw")
         or optimizer.table_optimizer != "same"
         or optimizer.table_updates != "sparse"
+        or config.objective.loss == "softmax"
     ):
         raise InputError(
             f"--table_adam={optimizer.table_adam} is for Adam on sparse rows; take --optimizer=adam, "
-            "--table_optimizer=same and --table_updates=sparse with it, or leave it out."
+            "--table_optimizer=same, --table_updates=sparse and a sampled loss with it, or leave it out."
         )
     if config.data.split != "temporal":
         for name in ("valid_time", "test_time"):

@@ -50,7 +50,7 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """
     config = Config()
     if flag_values["config"].value:
-        config = read_config(Path(flag_values["config"].value))
+        config = read_config(Path(flag_values["config"].value).expanduser())
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
     return config.replace(**given)
 

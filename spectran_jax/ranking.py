@@ -143,7 +143,7 @@ def top_k(
 
     Args:
       states: user states, ready to score.
-      table: vectors of the whole catalogue, ready to score.
+      table: vectors of the whole catalogue, ready to score; rows beyond the items of `shard` are none.
       k: number of items.
       seen: int32 ids to leave out, padded with -1, repetitions allowed.
       chunk: items scored at once; by default as many as `TOP_CHUNK_BYTES` holds.
@@ -173,7 +173,7 @@ def top_k(
         scores = jnp.einsum("bd,cd->bc", states, vectors.astype(jnp.float32), precision="highest")
         broken = carry.broken | jnp.isnan(scores).any(axis=1)
         start = first + start
-        if shard.axes:
+        if shard.axes or shard.items < len(table):  # rows that are no item
             scores = jnp.where(start + jnp.arange(len(vectors)) < shard.items, scores, -jnp.inf)
         if seen is not None:
             scores = _leave_out(scores, seen, start)

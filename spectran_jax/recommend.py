@@ -54,7 +54,7 @@ def recommend(
       table: the table of all item vectors where it is built already.
 
     Raises:
-      InputError: k or recall out of range, or an empty history.
+      InputError: k or recall out of range, no history, an empty one, or an item that the run does not have.
     """
     items = setup.dataset.num_items
     if not 1 <= k <= items:
@@ -62,6 +62,11 @@ def recommend(
     check_recall(recall, "--recall")
     if (histories.lengths == 0).any():
         raise InputError(f"History {int(np.flatnonzero(histories.lengths == 0)[0])} is empty: nothing to go on from.")
+    if not len(histories):
+        raise InputError("There is no history to go on from.")
+    if histories.items.min() < 0 or histories.items.max() >= items:
+        other = histories.items[(histories.items < 0) | (histories.items >= items)][0]
+        raise InputError(f"The histories hold item {other}; dense ids of this run lie between 0 and {items - 1}.")
     table = build_table(setup)(params, setup.place()) if table is None else table
     last_states = make_last_states(setup.model, setup.access)
 

@@ -146,6 +146,12 @@ BAD = {
     "times of a split that is not temporal": Bad(
         ("--test_time cuts a temporal split", "leave_one_out"), {"test_time": 1e6}
     ),
+    "resting moments with a dense loss": Bad(
+        ("--table_adam=lazy is for Adam on sparse rows", "a sampled loss"), {"table_adam": "lazy", "loss": "softmax"}
+    ),
+    "nothing to start from": Bad(
+        ("--id_scale=0 starts all item vectors at zero",), {"item_encoder": "id", "id_scale": 0}
+    ),
     "fusion of an encoder without two parts": Bad(
         ("--fusion=none joins", "--item_encoder=llminit has no such two"), {"item_encoder": "llminit", "fusion": "none"}
     ),

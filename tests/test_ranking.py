@@ -15,6 +15,7 @@ from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.ranking import (
     CHUNK_BYTES,
     TOP_CHUNK_BYTES,
+    Shard,
     chunk_items,
     expected_recall,
     rank_targets,
@@ -235,6 +236,15 @@ def test_where_all_items_are_seen_nothing_is_recommended():
     assert (np.sort(ids[:, :2], axis=1) == [ITEMS - 2, ITEMS - 1]).all()
     assert (ids[:, 2:] == -1).all()
     assert (scores[:, 2:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("recall", [None, 0.9])
+def test_rows_beyond_the_catalogue_are_no_items(recall):
+    """A zero row would score more than any item whose score is negative."""
+    table = jnp.concatenate([-1.0 - jnp.arange(20.0)[:, None], jnp.zeros((4, 1))])
+    scores, ids = top_k(jnp.ones((2, 1)), table, 5, recall=recall, chunk=7, shard=Shard((), 20))
+    assert ids.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert scores.tolist() == [[-1, -2, -3, -4, -5]] * 2
 
 
 def test_the_rank_is_the_place_in_the_list():

@@ -7,8 +7,10 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import without_report, write_tiny
+from conftest import TINY_MODEL, without_report, write_tiny
 
+from spectran_jax.config import Config
+from spectran_jax.data.interactions import Histories
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.recommend import recommend, write_recommendations
 from spectran_jax.training import restore
@@ -224,6 +226,26 @@ def test_users_of_unknown_items_alone_are_left_out_and_counted(write, tmp_path, 
         write(histories=path, unknown_items="drop")
 
 
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [([[1, 40]], "hold item 40"), ([[-1]], "hold item -1"), ([], "no history"), ([[]], "is empty")],
+)
+def test_histories_that_are_none_of_this_run(loaded, lists, message):
+    with pytest.raises(InputError, match=message):
+        recommend(*loaded, Histories.from_lists(lists, None), 3)
+
+
+def test_no_row_beyond_the_catalogue_is_recommended(tmp_path):
+    """Tables have more rows than 41 items; where all scores are negative, empty rows would come first."""
+    flags = write_tiny(tmp_path / "data", items=41)
+    options = {**TINY_MODEL, "item_encoder": "id", "loss": "bce", "score": "dot", "temperature": 1.0, "epochs": 4}
+    train(Config().replace(**flags, **options), tmp_path / "run")
+    setup, params = load_run(tmp_path / "run")
+    scores, ids = recommend(setup, params, setup.split.test.history, 41)
+    assert scores.min() < 0
+    assert (np.sort(ids, axis=1) == np.arange(41)).all()
+
+
 def test_damaged_parameters_are_told(loaded):
     setup, params = loaded
     broken = jax.tree.map(lambda x: x * np.nan, params)
@@ -237,6 +259,18 @@ def test_folders_without_a_trained_run(tmp_path, tiny_config):
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.to_dict()))
     with pytest.raises(InputError, match="holds no trained model yet"):
         write_recommendations(tmp_path, tmp_path / "top.jsonl", k=1)
+
+
+def test_a_run_that_is_used_from_another_folder(tmp_path, monkeypatch):
+    files = write_tiny(tmp_path / "data")
+    config = Config().replace(**{**files, "interactions": "interactions.tsv"})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict()))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"was trained on interactions.tsv, and there is no such file from .*the folder"
+    ):
+        load_run(tmp_path / "run")
 
 
 def test_a_run_is_not_used_with_other_data(tiny_config, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import json
 import math
 import re
@@ -90,7 +92,8 @@ def histories_by_user(
 def read_items(path: Path) -> Items:
     """Reads JSONL, CSV, TSV or Parquet with `item_id` and any other columns.
 
-    Lists of strings (categories) are joined by commas. A column counts as text unless all its entries are numbers.
+    Lists of strings (categories) are joined by commas. A column counts as text unless all its
+    entries are numbers, lists of numbers, times or bytes.
 
     Raises:
       InputError: for bad input, duplicate ids among it; names the file and, where there is one, the line.
@@ -192,9 +195,11 @@ def _as_text(value: Any) -> str:
 
 
 def _is_numeric(value: Any) -> bool:
-    """Whether an entry leaves a column numeric: a number, one in writing, or nothing."""
-    if value is None or isinstance(value, int | float):
+    """Whether an entry is no text: a number, one in writing, a list of numbers, a time, bytes, or nothing."""
+    if value is None or isinstance(value, int | float | decimal.Decimal | datetime.date | datetime.time | bytes):
         return True
+    if isinstance(value, list | tuple):
+        return all(not isinstance(each, str) and _is_numeric(each) for each in value)
     if not isinstance(value, str):
         return False
     try:

@@ -22,7 +22,7 @@ from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
 from spectran_jax.data.tables import require_file
 from spectran_jax.errors import InputError, RunError, unknown_name
 
-_LAYOUT_VERSION = 3
+_LAYOUT_VERSION = 4
 """Goes up whenever prepared data of the same inputs would look different."""
 _log = logging.getLogger(__name__)
 

@@ -128,7 +128,7 @@ class Table:
             except pa.ArrowInvalid:
                 numbers = column.cast(pa.float64())
             if numbers.null_count:
-                raise pa.ArrowInvalid("null")
+                self.blame(name, lambda cell: cell != "", "is empty; every row needs one")
             values = numbers.to_numpy()
             if values.dtype == np.int64:
                 if parts == 1:
@@ -328,7 +328,8 @@ def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str]
         raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
     if not len(table):
         raise NoRows(f"{path}: has columns but no rows.")
-    return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
+    columns = [c.cast(pa.string()) if pa.types.is_string_view(c.type) else c for c in table.columns]
+    return Table(path, dict(zip(table.column_names, columns, strict=True)), None)
 
 
 def _value_type(column: pa.ChunkedArray) -> pa.DataType:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from spectran_jax.config import EncoderConfig
+from spectran_jax.errors import InputError
 from spectran_jax.item_encoders.base import ItemEncoder, ItemSource, Rows
 
 
@@ -35,6 +36,8 @@ class IdEncoder(ItemEncoder, kw_only=True):
     @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """See the base class."""
+        if config.id_scale == 0:
+            raise InputError("--id_scale=0 starts all item vectors at zero, where they stay; give a number above 0.")
         return {
             "num_items": source.num_items,
             "dimension": config.dimension,

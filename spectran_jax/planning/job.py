@@ -145,7 +145,7 @@ def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
     check(config)
     mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism, devices)
     partitioning.check_batches(mesh, config.training)
-    if sizes.num_items < config.objective.negatives:
+    if config.objective.loss != "softmax" and sizes.num_items < config.objective.negatives:
         raise InputError(f"--num_items={sizes.num_items} is below --negatives={config.objective.negatives}.")
     if sizes.rank > sizes.text_dimension:
         raise InputError(f"--rank={sizes.rank} is above --text_dimension={sizes.text_dimension}.")

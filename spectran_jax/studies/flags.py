@@ -91,18 +91,18 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
     if value["jobs"] < 1:
         raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
-    base = read_config(Path(value["config"])) if value["config"] else None
+    base = read_config(Path(value["config"]).expanduser()) if value["config"] else None
     named = str(given.pop("dataset", value["dataset"] if base is None else base.data.dataset))
     return Study(
         datasets=dataset_configs(
             split_names(named),
-            Path(value["datasets"]) if value["datasets"] else None,
+            Path(value["datasets"]).expanduser() if value["datasets"] else None,
             base=base,
             given=given,
         ),
         seeds=parse_seeds(value["seeds"]),
         parallel=value["jobs"],
-        workdir=Path(value["workdir"]),
+        workdir=Path(value["workdir"]).expanduser(),
         results=results_file(value["results"]),
         command=command_line(),
         given=given,
@@ -113,9 +113,10 @@ def results_file(name: str) -> Path | None:
     """What `--results` names; raises `InputError` where it can't be a Markdown file."""
     if not name:
         return None
-    if Path(name).suffix.lower() != ".md" or Path(name).is_dir():
+    path = Path(name).expanduser()
+    if path.suffix.lower() != ".md" or path.is_dir():
         raise InputError(f"--results={name}: name a Markdown file, such as RESULTS.md.")
-    return Path(name)
+    return path
 
 
 def split_names(text: str) -> list[str]:

@@ -46,7 +46,9 @@ class Record:
     best_value: float = -1.0
     best_step: int = 0
     stale: int = 0
-    """Readings of the validation set since the best."""
+    """Validations since the best."""
+    validated_step: int = 0
+    """That of the last validation."""
     losses: list[float] = dataclasses.field(default_factory=list)
     """Losses since the last training line."""
     seconds: float = 0.0
@@ -194,6 +196,27 @@ def train(
         latest = {name: float(np.atleast_1d(value)[-1]) for name, value in fetched[-1].items()}
         return {name: value for name, value in latest.items() if math.isfinite(value)}
 
+    def validate(progress: TrainingProgress) -> None:
+        with phases("evaluation"), progress.task("Validation", len(valid)) as ranked:
+            table = programs.table(state.params, frozen)
+            phases.move()
+            read = metrics_from_ranks(programs.rank(state.params, table, valid, phases.moving(ranked)))
+            # What decides on stopping is one process's, to the last bit.
+            values = cluster.of_first(f"validation/{step}", functools.partial(dict, read))
+            watched = watch(programs, state.params, frozen, table)
+            del table
+        place = {"kind": "valid", "step": step, "epoch": step / per_epoch}
+        log.write(place | values | watched)
+        record.validated_step = step
+        better = values[SELECTION_METRIC] > record.best_value
+        if better:
+            record.best_value, record.best_step, record.stale = values[SELECTION_METRIC], step, 0
+            with phases("checkpoint"), jax.transfer_guard("allow"):
+                checkpoints.save_best(step, state.params, {"metrics": values, "data": setup.inputs_digest})
+        else:
+            record.stale += 1
+        progress.validation(values, better)
+
     # Train.
     stop.deferred = True
     vote = consensus.StopVote(cluster, stop)
@@ -203,6 +226,9 @@ def train(
     profile = Profile(workdir / "profile", training.profile if cluster.is_first else 0, after=step)
     watchdog = Watchdog(cluster, phases)
     with TrainingProgress(total, per_epoch, start=step) as progress, jax.transfer_guard("disallow"), profile, watchdog:
+        if step == total > record.validated_step:  # stopped there, when the end was further on
+            validate(progress)
+            save()
         while step < total and not record.exhausted(training.patience):
             dispatch = feed.take()
             vote.commit(step + dispatch.steps)
@@ -229,24 +255,7 @@ def train(
                 place = {"kind": "train", "step": step, "epoch": step / per_epoch}
                 log.write(place | latest | {"examples_per_second": round(speed, 1)})
             if timetable.validates(step):
-                with phases("evaluation"), progress.task("Validation", len(valid)) as ranked:
-                    table = programs.table(state.params, frozen)
-                    phases.move()
-                    read = metrics_from_ranks(programs.rank(state.params, table, valid, phases.moving(ranked)))
-                    # What decides on stopping is one process's, to the last bit.
-                    values = cluster.of_first(f"validation/{step}", functools.partial(dict, read))
-                    watched = watch(programs, state.params, frozen, table)
-                    del table
-                place = {"kind": "valid", "step": step, "epoch": step / per_epoch}
-                log.write(place | values | watched)
-                better = values[SELECTION_METRIC] > record.best_value
-                if better:
-                    record.best_value, record.best_step, record.stale = values[SELECTION_METRIC], step, 0
-                    with phases("checkpoint"), jax.transfer_guard("allow"):
-                        checkpoints.save_best(step, state.params, {"metrics": values, "data": setup.inputs_digest})
-                else:
-                    record.stale += 1
-                progress.validation(values, better)
+                validate(progress)
             if saving:
                 save()
             if stopping:

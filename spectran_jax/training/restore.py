@@ -30,6 +30,13 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     config = read_config(config_of_run(workdir)).replace(
         mesh="auto"
     )  # of the machine at hand, whatever the run was trained on
+    for path in (config.data.interactions, config.data.items, config.text.embeddings):
+        file = Path(path).expanduser()
+        if path and not file.is_absolute() and not file.exists():
+            raise InputError(
+                f"--workdir={workdir} was trained on {path}, and there is no such file from {Path.cwd()}: start "
+                "from the folder that the run was started in."
+            )
     configure_jax(config)
     if not (workdir / "checkpoints" / "best").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")

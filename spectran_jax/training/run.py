@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spectran_jax import backbones, data
+from spectran_jax import backbones, data, item_encoders
 from spectran_jax.cluster_flags import ALONE, ClusterOptions
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
@@ -145,7 +145,11 @@ def notices(setup: Setup) -> list[str]:
     lines += [f"Left out: {count:,} {reason.replace('_', ' ')}." for reason, count in dataset.dropped.items()]
     cold = int((split.item_counts == 0).sum())
     if cold:
-        lines.append(f"{cold:,} items appear in no training history: they are ranked by their text alone.")
+        encoder = item_encoders.lookup(setup.config.encoder.item_encoder)
+        known = (
+            "they are ranked by their text alone" if encoder.needs_spectrum or encoder.needs_text else "none is found"
+        )
+        lines.append(f"{cold:,} items appear in no training history: {known}.")
     name = setup.config.backbone.backbone
     if backbones.lookup(name).reads_time and not setup.timed:
         lines.append(f"The interactions have no timestamps: {name} leaves its time bias out.")

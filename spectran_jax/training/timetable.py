@@ -39,9 +39,8 @@ class Timetable:
         return self.validates(step) or step % LOG_EVERY == 0
 
     def steps_at(self, step: int) -> int:
-        """Updates of the dispatch after `step`: `--steps_per_dispatch`, halved until nothing is due in between.
-
-        Halved, and not cut to what is left, so that few programs are compiled.
+        """Updates of the dispatch after `step`: `--steps_per_dispatch`, halved until nothing is due in between, so that
+        few programs are compiled; at the end of the run, what is left.
         """
         size = min(self.training.steps_per_dispatch, self.total - step)
         while size > 1 and any(self.saves(at) or self.logs(at) for at in range(step + 1, step + size)):

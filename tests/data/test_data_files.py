@@ -1,4 +1,5 @@
 import datetime
+import decimal
 import gzip
 import json
 
@@ -269,6 +270,33 @@ def test_bad_interactions(write, message):
     assert str(path) in str(caught.value)
 
 
+def test_what_is_no_text_of_an_item(tmp_path):
+    """Vectors, images, prices and dates; lists of words are text, and so are strings of any Parquet kind."""
+    table = pa.table(
+        {
+            "item_id": pa.array(["a", "b"], pa.string_view()),
+            "vector": [[0.1, 0.2], [0.3, 0.4]],
+            "image": [b"\xff", None],
+            "price": [decimal.Decimal("9.99"), None],
+            "since": [datetime.date(2024, 1, 1), None],
+            "tags": [["red", "blue"], []],
+            "title": ["One", None],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "items.parquet")
+    items = read_items(tmp_path / "items.parquet")
+    assert items.ids == ["a", "b"]
+    assert items.text_columns == ("tags", "title")
+
+
+def test_a_missing_time_is_told_with_its_row(tmp_path):
+    path = tmp_path / "i.parquet"
+    times = pa.array([datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 2), None], pa.timestamp("us"))
+    pyarrow.parquet.write_table(pa.table({"user_id": [1, 1, 1], "item_id": [1, 2, 3], "timestamp": times}), path)
+    with pytest.raises(InputError, match="row 3: timestamp is empty"):
+        read_interactions(path)
+
+
 def test_missing_file_folder_and_unknown_kind(tmp_path, write):
     with pytest.raises(InputError, match=r"nowhere\.tsv: no such file"):
         read_interactions(tmp_path / "nowhere.tsv")
@@ -295,7 +323,7 @@ def test_bad_parquet(write, tmp_path):
     with pytest.raises(InputError, match="row 2: item_id is empty"):
         read_interactions(path)
     put(timestamp=[None, 6])
-    with pytest.raises(InputError, match="row 1: timestamp is not a number"):
+    with pytest.raises(InputError, match="row 1: timestamp is empty"):
         read_interactions(path)
     put(timestamp=[5.0, float("inf")])
     with pytest.raises(InputError, match="row 2: timestamp 'inf' is not a number"):

@@ -73,6 +73,14 @@ def test_slurm_requeues_what_was_saved(stand_in, status, restarts, requeued):
     assert rest == ([["scontrol", "requeue", "17"]] if requeued else [])
 
 
+def test_slurm_keeps_the_status_of_a_first_start_that_may_not_start_again(stand_in):
+    """Slurm counts restarts only where there were some."""
+    job = {"SLURM_SUBMIT_DIR": REPO, "SLURM_JOB_ID": 17, "RESTARTS": 0}
+    left, calls, told = stand_in("slurm.sbatch", "--workdir=w", answers={"srun": [75]}, **job)
+    assert (left, len(calls)) == (75, 1)
+    assert "started again 0 times already, so it ends here" in told
+
+
 SLICE = {"ZONE": "z", "TPU": "v5litepod-16", "RUNTIME": "r", "IMAGE": "host/p/i:tpu", "NFS": "10.0.0.2:/s", "POLL": 0}
 
 

@@ -12,6 +12,8 @@ import pytest
 from conftest import REPO, command, cut_short, without_report
 
 from spectran_jax.config import Config
+from spectran_jax.errors import Interrupted
+from spectran_jax.training.consensus import StopVote
 from spectran_jax.training.run import train_and_report
 
 FLAGS = {"epochs": 12, "eval_every": 3, "checkpoint_every": 3, "patience": 0, "semantic_scale": 0.3}
@@ -104,3 +106,18 @@ def test_a_longer_run_goes_on_from_a_shorter_one(flags, uninterrupted, tmp_path)
     longer = outcome(tmp_path)
     assert longer["metrics"]["digest"] == uninterrupted["metrics"]["digest"]
     assert longer["metrics"]["test"] == uninterrupted["metrics"]["test"]
+
+
+def test_stopped_where_a_shorter_run_ends(flags, tmp_path, monkeypatch):
+    """Nothing is left to train, and all to validate: it ends as the run that was that short from the start."""
+    short = {**flags, "max_steps": 2, "checkpoint_every": 1000}
+    train_here(short, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(StopVote, "reached", lambda self, step: "SIGTERM" if step == 2 else None)
+        with pytest.raises(Interrupted, match="saved step 2"):
+            train_here({**short, "max_steps": 0}, tmp_path / "stopped")
+    train_here(short, tmp_path / "stopped")
+    assert outcome(tmp_path / "stopped")["metrics"] == outcome(tmp_path / "straight")["metrics"]
+    kinds = [[line["kind"] for line in outcome(tmp_path / name)["lines"]] for name in ("stopped", "straight")]
+    assert "valid" in kinds[0]
+    assert kinds[0].count("valid") == kinds[1].count("valid")
