@@ -48,11 +48,7 @@ def main() -> None:
     """Runs the experiment that the flags describe."""
     if not _WORKDIR.value:
         raise InputError("Name the run: --workdir=DIR.")
-    output = (
-        Path(_OUTPUT.value).expanduser()
-        if _OUTPUT.value
-        else Path(_WORKDIR.value).expanduser() / "recommendations.jsonl"
-    )
+    output = Path(_OUTPUT.value or f"{_WORKDIR.value}/recommendations.jsonl").expanduser()
     from spectran_jax.recommend import write_recommendations
 
     count = write_recommendations(

@@ -92,8 +92,8 @@ def histories_by_user(
 def read_items(path: Path) -> Items:
     """Reads JSONL, CSV, TSV or Parquet with `item_id` and any other columns.
 
-    Lists of strings (categories) are joined by commas. A column counts as text unless all its
-    entries are numbers, lists of numbers, times or bytes.
+    Lists of strings (categories) are joined by commas. A column counts as text unless all its entries are
+    numbers, lists of numbers, times or bytes.
 
     Raises:
       InputError: for bad input, duplicate ids among it; names the file and, where there is one, the line.
