@@ -27,9 +27,8 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     Raises:
       InputError: where the folder holds no trained run, or its data can no longer be read or has changed.
     """
-    config = read_config(config_of_run(workdir)).replace(
-        mesh="auto"
-    )  # of the machine at hand, whatever the run was trained on
+    # The mesh is that of the machine at hand, whatever the run was trained on.
+    config = read_config(config_of_run(workdir)).replace(mesh="auto")
     for path in (config.data.interactions, config.data.items, config.text.embeddings):
         file = Path(path).expanduser()
         if path and not file.is_absolute() and not file.exists():

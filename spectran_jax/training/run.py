@@ -147,7 +147,9 @@ def notices(setup: Setup) -> list[str]:
     if cold:
         encoder = item_encoders.lookup(setup.config.encoder.item_encoder)
         known = (
-            "they are ranked by their text alone" if encoder.needs_spectrum or encoder.needs_text else "none is found"
+            "they are ranked by their text alone"
+            if encoder.needs_spectrum or encoder.needs_text
+            else "nothing is known of them"
         )
         lines.append(f"{cold:,} items appear in no training history: {known}.")
     name = setup.config.backbone.backbone
