@@ -1,11 +1,9 @@
 """Measures the library's performance bars and says which of them it meets."""
 
-from pathlib import Path
-
 from absl import flags
 
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.flags import run
+from spectran_jax.flags import define_path, run
 
 SYNOPSIS = """
 Measures every performance bar of the library as one row: ours, the other, their ratio, the limit, and whether it is
@@ -27,13 +25,12 @@ quality_sparse, quality_packed, quality_int8, quality_bfloat16, quality_precisio
 of four processes).
 """
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the results; also holds caches and, for a while, data.")
-_DATA = flags.DEFINE_string(
+_WORKDIR = define_path("workdir", "Folder of the results; also holds caches and, for a while, data.")
+_DATA = define_path(
     "data",
-    "",
     "Folder of beauty/ and office/, each with interactions.tsv, items.jsonl and embeddings.minilm.npy.",
 )
-_PEERS = flags.DEFINE_string("peers", "", "Folder of the peers' scripts, peer_rectools.py and torch_spectran.py.")
+_PEERS = define_path("peers", "Folder of the peers' scripts, peer_rectools.py and torch_spectran.py.")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", "", "Python that has the peers' packages (torch, rectools).")
 _ROWS = flags.DEFINE_list("rows", [], "Names of the rows to measure, comma-separated; all quick ones if empty.")
 _FULL = flags.DEFINE_bool("full", False, "Measure all rows, and the largest sizes.")
@@ -46,16 +43,16 @@ def main() -> None:
     if not _WORKDIR.value:
         raise InputError("Name a folder for the results: --workdir=DIR.")
     for name, value in (("data", _DATA.value), ("peers", _PEERS.value)):
-        if value and not Path(value).expanduser().is_dir():
+        if value and not value.is_dir():
             raise InputError(f"--{name}={value}: no such folder.")
     from spectran_jax.benchmarks import Settings, benchmark
     from spectran_jax.benchmarks.report import describe_machine, missed, table
     from spectran_jax.training.run import print_table
 
     settings = Settings(
-        workdir=Path(_WORKDIR.value).expanduser(),
-        data=Path(_DATA.value).expanduser() if _DATA.value else None,
-        peers=Path(_PEERS.value).expanduser() if _PEERS.value else None,
+        workdir=_WORKDIR.value,
+        data=_DATA.value,
+        peers=_PEERS.value,
         peer_python=_PEER_PYTHON.value,
         repeats=_REPEATS.value,
         full=_FULL.value,

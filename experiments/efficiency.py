@@ -1,12 +1,10 @@
 """What each item encoder costs: parameters, FLOPs, memory and time."""
 
-from pathlib import Path
-
 from absl import flags
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import config_from_flags, define_config_flags, run
-from spectran_jax.studies.flags import command_line, results_file, split_names
+from spectran_jax.flags import config_from_flags, define_config_flags, define_path, run
+from spectran_jax.studies.flags import command_line, define_results_flag, results_file, split_names
 
 SYNOPSIS = """
 Counts parameters, FLOPs and bytes of each encoder's training step by the compiler's account, and times steps and
@@ -17,15 +15,13 @@ this machine and this code that are in --workdir already are not measured again.
 """
 
 define_config_flags()
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the experiment: tables/, index.html, result.json.")
+_WORKDIR = define_path("workdir", "Folder of the experiment: tables/, index.html, result.json.")
 _ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders, comma-separated; all if empty.")
 _ITEMS = flags.DEFINE_integer("num_items", 10_000, "Items N.", lower_bound=2)
 _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
 _USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Figures of each encoder, of which the median counts.", lower_bound=1)
-_RESULTS = flags.DEFINE_string(
-    "results", "", "Markdown file, such as RESULTS.md, whose section of this experiment is written again."
-)
+_RESULTS = define_results_flag()
 
 
 def main() -> None:
@@ -40,7 +36,7 @@ def main() -> None:
 
     costs.run(
         config_from_flags(),
-        Path(_WORKDIR.value).expanduser(),
+        _WORKDIR.value,
         check_names("item_encoders", "item encoder", split_names(_ENCODERS.value), REGISTRY),
         items=_ITEMS.value,
         width=_WIDTH.value,

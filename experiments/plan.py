@@ -1,11 +1,9 @@
 """What a job takes on a TPU slice, by the real compiler and without a TPU."""
 
-from pathlib import Path
-
 from absl import flags
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import config_from_flags, define_config_flags, run
+from spectran_jax.flags import config_from_flags, define_config_flags, define_path, run
 
 SYNOPSIS = """
 Compiles the train step, the evaluation and the decomposition of a job for a TPU slice, on a CPU, and says per chip what
@@ -21,7 +19,7 @@ With several slices the sizes are those of the largest; the others get their sha
 
 define_config_flags()
 _TOPOLOGY = flags.DEFINE_list("topology", [], "Slice as KIND:SHAPE, such as v5e:16x16; or several of one kind.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder for plan.json and, for several slices, plan.png.")
+_WORKDIR = define_path("workdir", "Folder for plan.json and, for several slices, plan.png.")
 _ITEMS = flags.DEFINE_integer("num_items", 1_000_000, "Items N.", lower_bound=1)
 _RANK = flags.DEFINE_integer("rank", 256, "Components r of the spectrum.", lower_bound=1)
 _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
@@ -37,7 +35,7 @@ def main() -> None:
     from spectran_jax.planning.plan import run as plan
 
     sizes = Sizes(_ITEMS.value, _RANK.value, _WIDTH.value)
-    plan(config, sizes, _TOPOLOGY.value, Path(_WORKDIR.value).expanduser(), everything=_PROGRAMS.value == "all")
+    plan(config, sizes, _TOPOLOGY.value, _WORKDIR.value, everything=_PROGRAMS.value == "all")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Writes the top items of a trained run as JSONL."""
 
-from pathlib import Path
-
 from absl import flags
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import run
+from spectran_jax.flags import define_path, run
 
 SYNOPSIS = """
 Writes the k best items for each user of a trained run, or for histories of your own, one JSON object a line:
@@ -15,11 +13,10 @@ Writes the k best items for each user of a trained run, or for histories of your
   python -m experiments.recommend --workdir=runs/demo --k=10 --histories=new.jsonl --output=top.jsonl
 """
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a trained run.")
+_WORKDIR = define_path("workdir", "Folder of a trained run.")
 _K = flags.DEFINE_integer("k", 10, "Items for each user.")
-_HISTORIES = flags.DEFINE_string(
+_HISTORIES = define_path(
     "histories",
-    "",
     'Histories of your own: JSONL of {"user_id": ..., "items": [oldest, ..., newest]}, or a TSV, CSV or Parquet file '
     "with user_id, item_id and timestamp or position. The users of the run if empty.",
 )
@@ -41,21 +38,21 @@ _RECALL = flags.DEFINE_float(
     "Expected share of the true k best that suffices, up to 1, for a quicker search where the hardware has one (TPU); "
     "0 is exact.",
 )
-_OUTPUT = flags.DEFINE_string("output", "", "JSONL file to write; recommendations.jsonl in --workdir if empty.")
+_OUTPUT = define_path("output", "JSONL file to write; recommendations.jsonl in --workdir if empty.")
 
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
     if not _WORKDIR.value:
         raise InputError("Name the run: --workdir=DIR.")
-    output = Path(_OUTPUT.value or f"{_WORKDIR.value}/recommendations.jsonl").expanduser()
+    output = _OUTPUT.value or _WORKDIR.value / "recommendations.jsonl"
     from spectran_jax.recommend import write_recommendations
 
     count = write_recommendations(
-        Path(_WORKDIR.value).expanduser(),
+        _WORKDIR.value,
         output,
         k=_K.value,
-        histories=Path(_HISTORIES.value).expanduser() if _HISTORIES.value else None,
+        histories=_HISTORIES.value,
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
         unknown_items=_UNKNOWN_ITEMS.value,

@@ -1,11 +1,7 @@
 """Trains one model, evaluates it and writes its metrics and report."""
 
-from pathlib import Path
-
-from absl import flags
-
 from spectran_jax import cluster_flags
-from spectran_jax.flags import config_from_flags, define_config_flags, run
+from spectran_jax.flags import config_from_flags, define_config_flags, define_path, run
 
 SYNOPSIS = """
 Trains one model, evaluates it by full ranking, and writes metrics.json and report.html to --workdir.
@@ -19,15 +15,14 @@ each; --workdir must be a folder that all of them share.
 
 define_config_flags()
 cluster_flags.define_cluster_flags()
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of this run: configuration, checkpoints, metrics and report.")
+_WORKDIR = define_path("workdir", "Folder of this run: configuration, checkpoints, metrics and report.")
 
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
     from spectran_jax.training.run import train_and_report
 
-    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else None
-    train_and_report(config_from_flags(), workdir, cluster_flags.cluster_from_flags())
+    train_and_report(config_from_flags(), _WORKDIR.value, cluster_flags.cluster_from_flags())
 
 
 if __name__ == "__main__":

@@ -31,15 +31,28 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 
 def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines one flag for each field of `Config`, and `--config`."""
-    flags.DEFINE_string(
-        "config", "", "Read the configuration from this config.json; other flags override it.", flag_values=flag_values
-    )
+    define_path("config", "Read the configuration from this config.json; other flags override it.", flag_values)
     for _, field in fields():
         choices, default = field.metadata["choices"], cast(Any, field.default)
         if choices:
             flags.DEFINE_enum(field.name, default, choices, field.metadata["help"], flag_values=flag_values)
         else:
             _DEFINE[type(default)](field.name, default, field.metadata["help"], flag_values=flag_values)
+
+
+class _PathParser(flags.ArgumentParser[Path | None]):
+    """A file or folder, whose `~` is the home folder: shells leave it alone behind `--name=`."""
+
+    def parse(self, argument: str) -> Path | None:
+        return Path(argument).expanduser() if argument else None
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+def define_path(name: str, help: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[Path | None]:
+    """Defines a flag that names a file or folder; its value is a `Path`, None where the flag is not given or empty."""
+    return flags.DEFINE(_PathParser(), name, None, help, flag_values, flags.ArgumentSerializer())
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
@@ -50,7 +63,7 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """
     config = Config()
     if flag_values["config"].value:
-        config = read_config(Path(flag_values["config"].value).expanduser())
+        config = read_config(flag_values["config"].value)
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
     return config.replace(**given)
 
@@ -82,7 +95,7 @@ def help_text(synopsis: str, own: Sequence[str], with_config: bool, flag_values:
         kind = "|".join(choices) if choices else ("" if flag.boolean else flag.flag_type().upper())
         value = flag.default
         if isinstance(value, list):
-            kind, value = "A,B,...", ",".join(value)
+            kind, value = "STRING" if isinstance(flag, flags.MultiFlag) else "A,B,...", ",".join(value)
         default = "" if value in (None, "", False) else f" (default {value})"
         head = f"--[no]{name}" if flag.boolean else f"--{name}={kind}"
         if flag.boolean and flag.default:

@@ -1,10 +1,10 @@
-"""The top items of a trained model for histories: those of the data set, or ones never seen before."""
+"""What a trained model says of histories, of the data set's users or ones never seen before: top items, user states."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,49 @@ def recommend(
     if not 1 <= k <= items:
         raise InputError(f"--k must be between 1 and the {items} items of the catalogue, got {k}.")
     check_recall(recall, "--recall")
+    last_states = make_last_states(setup.model, setup.access)
+
+    def best(params: Params, table: ItemTable, batch: Any) -> Any:
+        seen = batch.seen if filter_seen else None
+        return setup.access.top_k(table, last_states(params, table, batch), k, seen, recall)
+
+    scores, ids = _of_histories(setup, best, params, histories, table, filter_seen=filter_seen)
+    _check_finite(scores)
+    return scores, ids
+
+
+def user_states(
+    setup: Setup, params: Params, histories: Histories, *, table: ItemTable | None = None
+) -> Float[np.ndarray, "U d"]:
+    """The state after each history, float32: its inner products with the vectors of the item table are the scores.
+
+    For a vector index of one's own; `recommend` gives the lists themselves.
+
+    Args:
+      setup: the run's set-up.
+      params: its parameters, on the devices.
+      histories: none may be empty.
+      table: the table of all item vectors where it is built already.
+
+    Raises:
+      InputError: no history, an empty one, or an item that the run does not have.
+    """
+    states = _of_histories(setup, make_last_states(setup.model, setup.access), params, histories, table)
+    _check_finite(states)
+    return states
+
+
+def _of_histories(
+    setup: Setup,
+    step: Callable[[Params, ItemTable, Any], Any],
+    params: Params,
+    histories: Histories,
+    table: ItemTable | None,
+    *,
+    filter_seen: bool = False,
+) -> Any:
+    """What `step(params, table, batch)` gives of each history, as NumPy."""
+    items = setup.dataset.num_items
     if (histories.lengths == 0).any():
         raise InputError(f"History {int(np.flatnonzero(histories.lengths == 0)[0])} is empty: nothing to go on from.")
     if not len(histories):
@@ -68,13 +111,7 @@ def recommend(
         other = histories.items[(histories.items < 0) | (histories.items >= items)][0]
         raise InputError(f"The histories hold item {other}; dense ids of this run lie between 0 and {items - 1}.")
     table = build_table(setup)(params, setup.place()) if table is None else table
-    last_states = make_last_states(setup.model, setup.access)
-
-    @functools.partial(jax.jit, out_shardings=partitioning.replicated(setup.mesh))
-    def best(params: Params, table: ItemTable, batch: Any) -> Any:
-        seen = batch.seen if filter_seen else None
-        return setup.access.top_k(table, last_states(params, table, batch), k, seen, recall)
-
+    step = jax.jit(step, out_shardings=partitioning.replicated(setup.mesh))
     if not setup.timed:  # a model that was trained without times has no use for them
         histories = dataclasses.replace(histories, timestamps=None)
     users = np.arange(len(histories), dtype=np.int32)
@@ -90,18 +127,21 @@ def recommend(
         process_count=shares,
         masked=setup.masked,
     )
-    with task("Recommending", len(batches)) as progress:
-        _, (scores, ids) = evaluation.per_user(
-            lambda batch: best(params, table, batch),
+    with task("Going through the histories", len(batches)) as progress:
+        _, found = evaluation.per_user(
+            lambda batch: step(params, table, batch),
             batches,
             put=lambda batch: partitioning.put_batch(setup.mesh, batch),
             progress=progress,
             fetch_every=FETCH_EVERY,
             users=batches.users(),
         )
-    if np.isnan(scores).any():
+    return found
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if np.isnan(values).any():
         raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
-    return scores, ids
 
 
 def write_recommendations(

@@ -12,8 +12,9 @@ from conftest import TINY_MODEL, without_report, write_tiny
 from spectran_jax.config import Config
 from spectran_jax.data.interactions import Histories
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.recommend import recommend, write_recommendations
+from spectran_jax.recommend import recommend, user_states, write_recommendations
 from spectran_jax.training import restore
+from spectran_jax.training.programs import build_table
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import train_and_report
 
@@ -233,6 +234,23 @@ def test_users_of_unknown_items_alone_are_left_out_and_counted(write, tmp_path, 
 def test_histories_that_are_none_of_this_run(loaded, lists, message):
     with pytest.raises(InputError, match=message):
         recommend(*loaded, Histories.from_lists(lists, None), 3)
+
+
+def test_user_states_and_item_vectors_give_the_same_lists(loaded):
+    """What an index of one's own does: inner products, and the largest of them."""
+    setup, params = loaded
+    histories, table = setup.split.test.history, build_table(setup)(params, setup.place())
+    states = user_states(setup, params, histories)
+    assert states.shape == (len(histories), TINY_MODEL["dimension"])
+    products = states @ np.asarray(table.vectors)[:ITEMS].T
+    scores, ids = recommend(setup, params, histories, 5)
+    np.testing.assert_allclose(-np.sort(-products, axis=1)[:, :5], scores, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(products, ids, axis=1), scores, atol=1e-6)
+    np.testing.assert_array_equal(user_states(setup, params, histories, table=table), states)
+    with pytest.raises(InputError, match="hold item 40"):
+        user_states(setup, params, Histories.from_lists([[40]], None))
+    with pytest.raises(RunError, match="not finite"):
+        user_states(setup, jax.tree.map(lambda x: x * np.nan, params), histories)
 
 
 def test_no_row_beyond_the_catalogue_is_recommended(tmp_path):

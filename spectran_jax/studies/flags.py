@@ -14,7 +14,7 @@ from absl import flags
 
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError
-from spectran_jax.flags import define_config_flags, read_config
+from spectran_jax.flags import define_config_flags, define_path, read_config
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs
 
 OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "config")
@@ -47,17 +47,17 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
         f"--items name. movielens_100k brings fields of its own: {suits}."
     )
 
-    def text(name: str, help: str) -> None:
-        flags.DEFINE_string(name, "", help, flag_values=flag_values)
-
-    text("workdir", "Folder of the experiment: its runs, tables/, figures/, index.html, result.json.")
-    text(
+    define_path(
+        "workdir", "Folder of the experiment: its runs, tables/, figures/, index.html, result.json.", flag_values
+    )
+    define_path(
         "datasets",
         "TOML file of data sets, a table each: [beauty], then interactions, items, embeddings (relative to the file) "
         "and any other configuration field, such as max_length. What the command line says overrules them; of "
         "interactions and items, it says it of the data set files alone, of embeddings of a single data set too.",
+        flag_values,
     )
-    text("results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.")
+    define_results_flag(flag_values)
     flags.DEFINE_list(
         "seeds",
         [str(seed) for seed in seeds],
@@ -91,31 +91,30 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
     if value["jobs"] < 1:
         raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
-    base = read_config(Path(value["config"]).expanduser()) if value["config"] else None
+    base = read_config(value["config"]) if value["config"] else None
     named = str(given.pop("dataset", value["dataset"] if base is None else base.data.dataset))
     return Study(
-        datasets=dataset_configs(
-            split_names(named),
-            Path(value["datasets"]).expanduser() if value["datasets"] else None,
-            base=base,
-            given=given,
-        ),
+        datasets=dataset_configs(split_names(named), value["datasets"], base=base, given=given),
         seeds=parse_seeds(value["seeds"]),
         parallel=value["jobs"],
-        workdir=Path(value["workdir"]).expanduser(),
+        workdir=value["workdir"],
         results=results_file(value["results"]),
         command=command_line(),
         given=given,
     )
 
 
-def results_file(name: str) -> Path | None:
+def define_results_flag(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[Path | None]:
+    """Defines `--results`; `results_file` checks it."""
+    return define_path(
+        "results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.", flag_values
+    )
+
+
+def results_file(path: Path | None) -> Path | None:
     """What `--results` names; raises `InputError` where it can't be a Markdown file."""
-    if not name:
-        return None
-    path = Path(name).expanduser()
-    if path.suffix.lower() != ".md" or path.is_dir():
-        raise InputError(f"--results={name}: name a Markdown file, such as RESULTS.md.")
+    if path is not None and (path.suffix.lower() != ".md" or path.is_dir()):
+        raise InputError(f"--results={path}: name a Markdown file, such as RESULTS.md.")
     return path
 
 
