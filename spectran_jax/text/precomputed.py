@@ -86,7 +86,11 @@ def _open(path: Path) -> np.ndarray:
             f"got {matrix.shape}."
         )
     if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
-        raise InputError(f"{path}: text embeddings must be float16, float32 or float64, got dtype {matrix.dtype}.")
+        unnamed = matrix.dtype.kind == "V" and matrix.dtype.itemsize == 2
+        hint = "; a .npy file has no name for bfloat16: save it .astype('float32')" if unnamed else ""
+        raise InputError(
+            f"{path}: text embeddings must be float16, float32 or float64, got dtype {matrix.dtype}{hint}."
+        )
     return matrix
 
 

@@ -143,6 +143,11 @@ def notices(setup: Setup) -> list[str]:
         f"{dataset.num_interactions:,} interactions."
     ]
     lines += [f"Left out: {count:,} {reason.replace('_', ' ')}." for reason, count in dataset.dropped.items()]
+    if setup.embeddings is not None:
+        made = f"{', '.join(dataset.text_columns)}, by {setup.embeddings.name}"
+        source, width = setup.config.text.embeddings or made, setup.embeddings.matrix.shape[1]
+        kept = "" if setup.spectrum is None else f", of which {len(setup.spectrum.sigma):,} components are kept"
+        lines.append(f"Text of the items: {source}; {width:,} dimensions{kept}.")
     cold = int((split.item_counts == 0).sum())
     if cold:
         encoder = item_encoders.lookup(setup.config.encoder.item_encoder)

@@ -4,6 +4,8 @@ import pytest
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.text import embeddings, encoders, item_embeddings
+from spectran_jax.training.run import notices
+from spectran_jax.training.setup import prepare
 
 TEXTS = ["red pen", "", "blue pen", "   ", "paper"]
 IDS = ["a", "b", 3, 4, "e"]
@@ -141,3 +143,11 @@ def test_wordllama_end_to_end(tmp_path):
     result = item_embeddings(Config(), item_ids=IDS, item_text=TEXTS, items_row=rows, cache_dir=tmp_path)
     assert result.name == "wordllama"
     np.testing.assert_array_equal(result.matrix[2], encoders.build("wordllama").encode(["blue pen"])[0])
+
+
+def test_a_run_says_what_text_it_reads(tiny_config, tiny_flags):
+    own = [line for line in notices(prepare(tiny_config)) if line.startswith("Text of the items")]
+    assert own == [f"Text of the items: {tiny_flags['embeddings']}; 24 dimensions, of which 24 components are kept."]
+    hashed = notices(prepare(tiny_config.replace(embeddings="", item_encoder="mlp")))
+    assert any(line.startswith("Text of the items: title, by wordllama; ") for line in hashed)
+    assert not any(line.startswith("Text") for line in notices(prepare(tiny_config.replace(item_encoder="id"))))

@@ -1,5 +1,6 @@
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -140,6 +141,7 @@ UNREADABLE = {
     "one column": (lambda p: np.save(p, np.ones((6, 1))), "dimension of at least 2"),
     "integers": (lambda p: np.save(p, np.ones((6, 4), np.int8)), "got dtype int8"),
     "complex": (lambda p: np.save(p, np.ones((6, 4), complex)), "got dtype complex128"),
+    "bfloat16": (lambda p: np.save(p, np.ones((6, 4), ml_dtypes.bfloat16)), "no name for bfloat16"),
     "long double": (lambda p: np.save(p, np.ones((6, 4), np.longdouble)), "float16, float32 or float64"),
     "zeros": (lambda p: np.save(p, np.zeros((6, 4))), "all 6 rows are zero"),
 }
