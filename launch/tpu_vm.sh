@@ -65,8 +65,17 @@ workers() { # COMMAND: on every worker at once (in batches, the first would wait
   queue ssh "$name" --node=all --worker=all --batch-size=all --command="$1"
 }
 
+refuse() { # gcloud may be out of reach for a moment; what it refuses again and again is an error
+  refused=$((refused + 1))
+  if ((refused >= 5)); then
+    tell "gcloud failed $refused times, see above; the same command tries again"
+    exit 1
+  fi
+  sleep "$poll"
+}
+
 acquire() { # Returns once the slice is there.
-  local now before='' asked=''
+  local now before='' asked='' refused=0
   while :; do
     now=$(state)
     [[ $now == "$before" ]] || tell "$name is $now"
@@ -74,15 +83,18 @@ acquire() { # Returns once the slice is there.
     case $now in
       ACTIVE) return ;;
       NONE)
-        create
-        asked=1
+        if create; then
+          asked=1
+        else
+          refuse
+        fi
         ;;
       FAILED | SUSPENDED)
         if [[ $now == FAILED && -n $asked ]]; then
           tell "the request failed: gcloud compute tpus queued-resources describe $name --zone=$ZONE says why"
           exit 1
         fi
-        queue delete "$name" --force
+        queue delete "$name" --force || refuse
         ;;
       *) sleep "$poll" ;;
     esac
@@ -104,13 +116,16 @@ flags=''
 if (($# > 0)); then
   flags=$(printf ' %q' "$@")
 fi
+made=$(printf '%s' "$IMAGE$flags" | sha256sum | cut -c 1-16)
 start="set -eu
 command -v mount.nfs >/dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y nfs-common; }
 sudo mkdir -p $mount
 mountpoint -q $mount || sudo mount -t nfs $NFS $mount
-if ! sudo docker inspect $name >/dev/null 2>&1; then
+if found=\$(sudo docker inspect --format '{{index .Config.Labels \"made\"}}' $name 2>/dev/null); then
+  [ \"\$found\" = $made ] || exit 78
+else
   sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet
-  sudo docker run --detach --name $name --privileged --net=host --stop-timeout 60 \
+  sudo docker run --detach --name $name --label made=$made --privileged --net=host --stop-timeout 60 \
     --volume $mount:$mount $IMAGE$flags >/dev/null
 fi
 sudo docker logs --follow --tail 100 $name &
@@ -124,12 +139,17 @@ for ((left = restarts; ; left--)); do
   status=0
   workers "$start" || status=$?
   now=ACTIVE
-  if [[ $status != 0 && $status != 2 && $status != 75 ]]; then
+  if [[ $status != 0 && $status != 2 && $status != 75 && $status != 78 ]]; then
     sleep "$poll" # a preemption takes a moment to show
     now=$(state)
   fi
   case $status:$now in
     0:* | 2:*) finish "$status" ;;
+    78:*)
+      tell "$name is at work for another image or other flags: give that command to attach to it, stop it" \
+        "(launch/README.md), or set another NAME"
+      exit 2
+      ;;
     75:*) why="saved, or lost a worker" ;;
     137:ACTIVE) why="lost a container" ;;
     255:ACTIVE | *:UNKNOWN) why="lost the connection" ;;

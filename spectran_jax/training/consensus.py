@@ -99,34 +99,36 @@ class StopVote:
     The processes run ahead of each other, since none waits for its devices at every step. So the first that is asked to
     stop says so; a thread of each process answers with the step that it is committed to, and all go on to the furthest
     of these, which needs no step that some process will not make. Between the answer and the count nobody commits to
-    more. This is what `multihost_utils.reached_preemption_sync_point` does, for signals that Python handles.
+    more: to ask whether to stop and to commit to what follows is one act. This is what
+    `multihost_utils.reached_preemption_sync_point` does, for signals that Python handles.
+
+    Args:
+      cluster: the processes.
+      stop: what asks this process to stop.
+      committed: the step at which the first work ends that this process hands to the devices.
     """
 
-    def __init__(self, cluster: Cluster, stop: StopRequest) -> None:
+    def __init__(self, cluster: Cluster, stop: StopRequest, committed: int) -> None:
         self._cluster, self._stop = cluster, stop
         self._changed = threading.Condition()
-        self._committed = 0
+        self._committed = committed
         self._asked = self._answered = False
         self._target: int | None = None
         self._reason: str | None = None
         if not cluster.alone:
             cluster.on_news.append(self._listen)
 
-    def commit(self, step: int) -> None:
-        """To be called before the work that ends at `step` is handed to the devices."""
-        with self._changed:
-            while self._answered and self._target is None:
-                self._changed.wait(0.1)
-            self._committed = step
-
-    def reached(self, step: int) -> str | None:
-        """Why all processes stop after this step; None where they go on."""
+    def reached(self, step: int, following: int) -> str | None:
+        """Why all processes stop after this step; None where they go on, each by the `following` steps at least."""
         if self._cluster.alone:
             return self._stop.requested
         with self._changed:
             while self._answered and self._target is None:
                 self._changed.wait(0.1)
-            return self._reason if self._target is not None and step >= self._target else None
+            if self._target is not None and step >= self._target:
+                return self._reason
+            self._committed = step + following
+        return None
 
     def _listen(self, news: dict[str, str]) -> None:
         """Called by the cluster's thread with the news, twice a second."""

@@ -219,7 +219,7 @@ def train(
 
     # Train.
     stop.deferred = True
-    vote = consensus.StopVote(cluster, stop)
+    vote = consensus.StopVote(cluster, stop, step + timetable.steps_at(step))
     started, resumed_at = time.perf_counter() - record.seconds, step
     pending: list[dict[str, jax.Array]] = []
     feed = Feed(batches, mesh, phases, step=step, steps_at=timetable.steps_at)
@@ -231,7 +231,6 @@ def train(
             save()
         while step < total and not record.exhausted(training.patience):
             dispatch = feed.take()
-            vote.commit(step + dispatch.steps)
             with phases("step"):
                 run = programs.train_step if dispatch.steps == 1 else programs.train_steps
                 state, metrics = run(state, frozen, dispatch.batch)
@@ -242,7 +241,8 @@ def train(
             feed.read_ahead()
             profile.at(step, state)
 
-            stopping = vote.reached(step)  # read once: a signal that comes later waits for the next step
+            # Read once: a signal that comes later waits for the next step.
+            stopping = vote.reached(step, timetable.steps_at(step))
             saving = timetable.saves(step) or stopping is not None
             if timetable.logs(step) or saving:
                 latest = fetch(pending)

@@ -104,6 +104,7 @@ def test_a_slice_is_queued_for_used_and_deleted(stand_in):
     assert {"--node=all", "--worker=all", "--batch-size=all"} <= set(ssh)
     (command,) = [word for word in ssh if word.startswith("--command=")]
     assert r"host/p/i:tpu --workdir=/mnt/spectran/a\ b" in command
+    assert "--label made=" in command
     subprocess.run(["bash", "-n", "-c", command.removeprefix("--command=")], check=True)
 
 
@@ -125,6 +126,15 @@ def test_a_slice_is_queued_for_used_and_deleted(stand_in):
         ({"describe": ["ACTIVE"], "ssh": [2]}, ["ssh", "rm", "delete"], 2),
         # The request itself is refused: asking for ever would not help.
         ({"describe": ["NONE", "FAILED"]}, ["create"], 1),
+        # gcloud out of reach for a moment, and for good.
+        (
+            {"describe": ["SUSPENDED", "SUSPENDED", "NONE", "NONE", "ACTIVE"], "delete": [1], "create": [1], "ssh": [0]},
+            ["delete", "delete", "create", "create", "ssh", "rm", "delete"],
+            0,
+        ),
+        ({"describe": ["NONE"] * 9, "create": [1] * 9}, ["create"] * 5, 1),
+        # Its containers were started by another command: they go on.
+        ({"describe": ["ACTIVE"], "ssh": [78]}, ["ssh"], 2),
     ],
 )
 def test_what_goes_on_and_what_ends(stand_in, answers, expected, status):

@@ -129,7 +129,9 @@ def test_the_dockerfile_is_sound():
     for target in ("gpu", "tpu"):
         stage = text.split(f"FROM base AS {target}")[1].split("FROM")[0]
         assert [f'"{requirement}"' in stage for requirement in extras[target]] == [True]
+        assert f"JAX_PLATFORMS={dict(gpu='cuda', tpu='tpu')[target]},cpu" in stage  # never silently on the CPU
         assert 'ENTRYPOINT ["python", "-m", "experiments.train"]' in stage  # a list: SIGTERM reaches Python
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in text  # where GKE mounts the driver
     kept = {line[1:] for line in (REPO / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {"requirements.txt", "spectran_jax", "experiments"} == kept
     assert all((REPO / name).exists() for name in kept)

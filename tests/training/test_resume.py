@@ -113,7 +113,7 @@ def test_stopped_where_a_shorter_run_ends(flags, tmp_path, monkeypatch):
     short = {**flags, "max_steps": 2, "checkpoint_every": 1000}
     train_here(short, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr(StopVote, "reached", lambda self, step: "SIGTERM" if step == 2 else None)
+        patch.setattr(StopVote, "reached", lambda self, step, following: "SIGTERM" if step == 2 else None)
         with pytest.raises(Interrupted, match="saved step 2"):
             train_here({**short, "max_steps": 0}, tmp_path / "stopped")
     train_here(short, tmp_path / "stopped")
