@@ -24,7 +24,7 @@ from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Params
-from spectran_jax.training.workdir import write_text
+from spectran_jax.writing import write_text
 
 FETCH_EVERY = 4
 """Batches whose lists are fetched together: few, since over millions of items each takes seconds."""

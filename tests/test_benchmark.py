@@ -176,18 +176,18 @@ def test_exit_status(tmp_path, monkeypatch, capsys):
     )
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(workdir=str(tmp_path / "w")):
+    with flagsaver.flagsaver(workdir=tmp_path / "w"):
         command.main()
         assert "what a is" in re.sub(r"\s+", " ", capsys.readouterr().out)
     with (
-        flagsaver.flagsaver(workdir=str(tmp_path / "w"), again=True),
+        flagsaver.flagsaver(workdir=tmp_path / "w", again=True),
         pytest.raises(RunError, match="1 of 1 rows miss their bar: a") as error,
     ):
         command.main()
     assert error.value.exit_status == 1
-    with flagsaver.flagsaver(workdir=""), pytest.raises(InputError, match="--workdir"):
+    with flagsaver.flagsaver(workdir=None), pytest.raises(InputError, match="--workdir"):
         command.main()
-    with flagsaver.flagsaver(workdir=str(tmp_path), data="/nowhere"), pytest.raises(InputError, match="--data"):
+    with flagsaver.flagsaver(workdir=tmp_path, data=tmp_path / "nowhere"), pytest.raises(InputError, match="--data"):
         command.main()
 
 

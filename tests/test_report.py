@@ -220,6 +220,7 @@ def test_long_commands_are_folded_so_that_a_shell_reads_the_same():
 
 def test_writing_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "new" / "report.html"
+    path.parent.mkdir()
     write_report(without_plots(), path)
     before = path.read_bytes()
     assert os.listdir(path.parent) == ["report.html"]

@@ -63,16 +63,18 @@ def run(tmp_path_factory):
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "tests/sharded_decomposition.py", str(folder), address, str(PROCESSES)]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
-    started = [
-        subprocess.Popen([*command, str(i)], cwd=REPO, env=env, stderr=subprocess.PIPE, text=True)
-        for i in range(PROCESSES)
-    ]
+    said = [folder / f"{i}.err" for i in range(PROCESSES)]  # a pipe that nobody reads yet would hold one up
+    started = []
     try:
-        said = [process.communicate(timeout=120)[1] for process in started]
+        for i, path in enumerate(said):
+            with path.open("w") as err:
+                started.append(subprocess.Popen([*command, str(i)], cwd=REPO, env=env, stderr=err))
+        left = [process.wait(timeout=120) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * PROCESSES, "\n".join(text[-3000:] for text in said)
+            process.wait()
+    assert left == [0] * PROCESSES, "\n".join(path.read_text()[-3000:] for path in said)
     return folder, [json.loads((folder / f"report-{i}.json").read_text()) for i in range(PROCESSES)]
 
 

@@ -17,7 +17,7 @@ from spectran_jax.benchmarks.local_run import POLL_SECONDS, LocalRun, latest_ste
 from spectran_jax.benchmarks.rows import Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import dataset_config
 from spectran_jax.errors import Interrupted, RunError
-from spectran_jax.training.workdir import write_json
+from spectran_jax.writing import write_json
 
 CRASHES = 20
 PROCESSES, DEVICES = 4, 2

@@ -11,7 +11,7 @@ from typing import Any
 from spectran_jax.benchmarks.rows import Settings
 from spectran_jax.digest import json_digest
 from spectran_jax.errors import RunError
-from spectran_jax.training.workdir import write_json
+from spectran_jax.writing import write_json
 
 FIGURES = ("examples_per_second", "ndcg@10")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,27 +39,30 @@ def run_probes(name: str, each: Sequence[dict[str, Any]], **environment: str) ->
     Raises:
       RunError: where one fails; the others are ended.
     """
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "spectran_jax.benchmarks.probe", json.dumps({"name": name, "options": options})],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=child_environment(**environment),
-        )
-        for options in each
-    ]
-    found = []
-    try:
-        for process in running:
-            out, err = process.communicate()
+    found: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        # To files: a pipe that nobody reads yet would hold up a process on which the others wait.
+        told = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in each]
+        running = []
+        for options, err in zip(each, told, strict=True):
+            asked = json.dumps({"name": name, "options": options})
+            process = subprocess.Popen(
+                [sys.executable, "-m", "spectran_jax.benchmarks.probe", asked],
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                env=child_environment(**environment),
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            running.append(process)
+        for process, err in zip(running, told, strict=True):
+            out, _ = process.communicate()
             if process.returncode:
-                last = (err.strip().splitlines() or ["no message"])[-1]
+                err.seek(0)
+                last = (err.read().strip().splitlines() or ["no message"])[-1]
                 raise RunError(f"The process that measures {name} ended with status {process.returncode}: {last}")
             found.append(dict(json.loads(out.splitlines()[-1])))
-    finally:
-        for process in running:
-            process.kill()
     return found
 
 

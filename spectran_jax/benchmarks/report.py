@@ -22,7 +22,8 @@ from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
 from spectran_jax.progress import stderr_console
 from spectran_jax.training.runtime import configure_jax
-from spectran_jax.training.workdir import locked, write_json, write_text
+from spectran_jax.training.workdir import locked
+from spectran_jax.writing import write_json, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

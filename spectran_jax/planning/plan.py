@@ -15,7 +15,7 @@ from spectran_jax.planning.roofline import Roofline
 from spectran_jax.planning.topologies import Topology
 from spectran_jax.progress import stderr_console
 from spectran_jax.training.run import print_table
-from spectran_jax.training.workdir import write_json
+from spectran_jax.writing import write_json
 
 
 def share(config: Config, sizes: Sizes, part: Topology, whole: Topology) -> tuple[Config, Sizes]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-from spectran_jax.errors import RunError
 from spectran_jax.report import appendix, sections
 from spectran_jax.report.data import ReportData
 from spectran_jax.report.html import text
 from spectran_jax.report.stylesheet import CSS
+from spectran_jax.writing import write_text
 
 SECTIONS = (
     sections.results,
@@ -53,18 +52,4 @@ def write_report(data: ReportData, path: Path) -> None:
     Raises:
       RunError: where the file can't be written (disk full, no permission); an older page stays.
     """
-    path = Path(path)
-    page = render(data).encode("utf-8")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"Could not write the report {path}: {error.strerror}. Free some space or name another folder."
-        ) from error
+    write_text(path, render(data))

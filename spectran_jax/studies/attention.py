@@ -11,7 +11,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
 from spectran_jax.report.statistics import energy_beyond
 from spectran_jax.training.adapter_parts import Adapter, adapter_of
-from spectran_jax.training.workdir import write_arrays
+from spectran_jax.writing import write_arrays
 
 FILE = "adapter.npz"
 

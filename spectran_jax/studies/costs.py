@@ -65,7 +65,8 @@ def run(
     from spectran_jax.benchmarks.report import describe_machine
     from spectran_jax.studies import efficiency
     from spectran_jax.training.runtime import configure_jax
-    from spectran_jax.training.workdir import locked, write_json
+    from spectran_jax.training.workdir import locked
+    from spectran_jax.writing import write_json
 
     configure_jax(config)
     settings = {

@@ -25,7 +25,8 @@ from spectran_jax.errors import InputError, Interrupted
 from spectran_jax.ranks import Ranks, read_ranks
 from spectran_jax.signals import StopRequest
 from spectran_jax.studies.board import Board
-from spectran_jax.training.workdir import is_locked, locked, refuse_other_run_of_study, write_json
+from spectran_jax.training.workdir import is_locked, locked, refuse_other_run_of_study
+from spectran_jax.writing import write_json
 
 POLL_SECONDS = 0.1
 ATTEMPTS = 3

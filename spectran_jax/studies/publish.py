@@ -15,7 +15,7 @@ from spectran_jax.report.figures import HALF, Plot
 from spectran_jax.report.stylesheet import CSS
 from spectran_jax.studies import tables
 from spectran_jax.studies.tables import Table
-from spectran_jax.training.workdir import write_json, write_text
+from spectran_jax.writing import write_json, write_text
 
 COLOURS = {
     "--ink": "#1a2230", "--muted": "#5a6576", "--line": "#e1e5eb", "--blue": "#2173c6", "--orange": "#d5690a",

@@ -18,7 +18,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.studies import tables
 from spectran_jax.studies.publish import Result, standalone, unique_names
-from spectran_jax.training.workdir import write_text
+from spectran_jax.writing import write_text
 
 
 def section(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -123,6 +125,7 @@ def _encoded(
         "encoder": encoder.name,
         "version": encoder.version,
     }
+    _require_same(identity)
     names = ["embeddings", "has_text"]
     folder = cache_dir / "text" / digest_of(identity.values())[:32]
     stored = store.open_sealed(folder, identity, names)
@@ -138,6 +141,18 @@ def _encoded(
         stored = store.reopen(folder, identity, names)
     has_text = np.array(stored.arrays["has_text"])
     return TextEmbeddings(stored.arrays["embeddings"], has_text, stored.digest, encoder.name)
+
+
+def _require_same(identity: store.Identity) -> None:
+    """Refuses processes that would encode other items, other text or with another encoder (collective)."""
+    for index, data in enumerate(processes.gathered_bytes(json.dumps(dict(identity)).encode())):
+        for name, theirs in json.loads(data).items():
+            if theirs != identity[name]:
+                raise InputError(
+                    f"The processes disagree on the {name} of the text encoding: {identity[name]} for process "
+                    f"{jax.process_index()}, {theirs} for process {index}. Give all of them the same model, packages "
+                    "and input files."
+                )
 
 
 def _blocks(

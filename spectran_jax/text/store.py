@@ -191,9 +191,18 @@ def open_sealed(folder: Path, identity: Identity, names: Sequence[str], optional
 
 
 def reopen(folder: Path, identity: Identity, names: Sequence[str], optional: Sequence[str] = ()) -> Sealed:
-    """The arrays of a folder that has just been sealed: no second look at their checksums."""
+    """The arrays of a folder that has just been sealed: no second look at their checksums.
+
+    Raises:
+      InputError: where this process does not see it in time.
+    """
     deadline = time.monotonic() + _SEEN_SECONDS
-    while not folder.exists() and time.monotonic() < deadline:
+    while not folder.exists():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"Process {jax.process_index()} does not see {folder}, which process 0 has written: --data_dir must "
+                "lie on a file system that all processes share."
+            )
         time.sleep(0.2)
     return _open(folder, identity, names, optional)[0]
 

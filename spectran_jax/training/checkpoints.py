@@ -121,6 +121,10 @@ class _Series:
                 if put_aside:
                     self._put_aside(step)
                 if not self._cluster.alone:  # the others may have read their parts, and wait for this one
+                    if not put_aside:  # it would be found again at each start
+                        raise RunError(
+                            f"Checkpoint {self.directory / str(step)} is damaged ({reason}); train in a new folder."
+                        ) from None
                     raise Interrupted(f"Checkpoint {self.directory / str(step)} is damaged; start again.") from None
                 continue
             return step, tree, record

@@ -173,6 +173,8 @@ class Cluster:
             except jax.errors.JaxRuntimeError as error:
                 self._service_failed(error)
                 return
+            except Exception as error:  # a thread that is gone would hear of no failure any more
+                self.fail(error)
             time.sleep(_POLL)
 
     def _heed(self, news: dict[str, str]) -> None:

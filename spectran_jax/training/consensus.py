@@ -17,7 +17,7 @@ from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
 from spectran_jax.signals import StopRequest
 from spectran_jax.training.cluster import Cluster
-from spectran_jax.training.workdir import write_text
+from spectran_jax.writing import write_text
 
 _OWN = ("data_dir", "movielens")
 """Fields that may differ between hosts: where each of them keeps copies of the same data."""

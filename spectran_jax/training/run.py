@@ -27,7 +27,8 @@ from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
-from spectran_jax.training.workdir import locked, refuse_other_run, write_arrays, write_json
+from spectran_jax.training.workdir import locked, refuse_other_run
+from spectran_jax.writing import write_arrays, write_json
 
 _REPEATS = 0.01
 """Share of training interactions above which negatives from a user's own history deserve a word."""

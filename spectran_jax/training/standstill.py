@@ -28,9 +28,10 @@ class Watchdog:
     """Ends the run, status 75, where this process stays in one phase for longer than `cluster.hang_timeout`.
 
     To be entered and left by the main thread, around the loop. It looks from the end of the first step on: before,
-    every process compiles, which may take any time. The others pass on the message of the first to leave. That is
-    the one to look at where it hangs in its input; in what all do together each waits for the others, and any may be
-    first. Code that hangs with Python's lock in its hands can't be noticed from within.
+    every process compiles the step, which may take any time; `hang_timeout` must allow for compiling what comes later
+    (the first validation, another number of steps in one dispatch). The others pass on the message of the first to
+    leave. That is the one to look at where it hangs in its input; in what all do together each waits for the others,
+    and any may be first. Code that hangs with Python's lock in its hands can't be noticed from within.
     """
 
     def __init__(self, cluster: Cluster, phases: Phases) -> None:

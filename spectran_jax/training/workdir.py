@@ -5,54 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from spectran_jax.config import LENGTH, Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.flags import read_config
 from spectran_jax.training.tensorboard import Summaries
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of the text as UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all (temporary file, fsync, rename).
-
-    Raises:
-      RunError: where the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"Could not write {path}: {error.strerror}.") from None
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_text` of indented JSON; NaN is refused, for JSON has none."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """`write_bytes` of a compressed .npz of arrays by name."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **cast(Any, dict(arrays)))
-    write_bytes(path, buffer.getvalue())
+from spectran_jax.writing import write_text
 
 
 @contextlib.contextmanager

@@ -128,7 +128,12 @@ def test_a_slice_is_queued_for_used_and_deleted(stand_in):
         ({"describe": ["NONE", "FAILED"]}, ["create"], 1),
         # gcloud out of reach for a moment, and for good.
         (
-            {"describe": ["SUSPENDED", "SUSPENDED", "NONE", "NONE", "ACTIVE"], "delete": [1], "create": [1], "ssh": [0]},
+            {
+                "describe": ["SUSPENDED", "SUSPENDED", "NONE", "NONE", "ACTIVE"],
+                "delete": [1],
+                "create": [1],
+                "ssh": [0],
+            },
             ["delete", "delete", "create", "create", "ssh", "rm", "delete"],
             0,
         ),

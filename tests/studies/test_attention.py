@@ -11,7 +11,7 @@ from spectran_jax.studies.attention import FILE, Adapter, reach, read_adapter
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import prepare
-from spectran_jax.training.workdir import write_json
+from spectran_jax.writing import write_json
 
 SIGMA = np.linspace(1, 0.1, 10).astype(np.float32)
 

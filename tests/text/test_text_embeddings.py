@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -151,3 +153,12 @@ def test_a_run_says_what_text_it_reads(tiny_config, tiny_flags):
     hashed = notices(prepare(tiny_config.replace(embeddings="", item_encoder="mlp")))
     assert any(line.startswith("Text of the items: title, by wordllama; ") for line in hashed)
     assert not any(line.startswith("Text") for line in notices(prepare(tiny_config.replace(item_encoder="id"))))
+
+
+def test_processes_that_would_encode_something_else_are_refused(encode, monkeypatch):
+    def another(data):
+        return [data, json.dumps(json.loads(data) | {"version": "2"}).encode()]
+
+    monkeypatch.setattr(embeddings.processes, "gathered_bytes", another)
+    with pytest.raises(InputError, match=r"disagree on the version of the text encoding: 1 for process 0, 2 for proc"):
+        encode(Counting())

@@ -1,6 +1,7 @@
 """Checkpoints: verified on reading, never lost to a signal, a poisoned state or a reader."""
 
 import errno
+from types import SimpleNamespace
 from typing import ClassVar
 
 import jax
@@ -55,6 +56,16 @@ def test_bytes_that_changed_are_noticed_and_put_aside(saved, monkeypatch, caplog
     assert "its numbers do not match its checksum" in caplog.text
     assert steps(folder / "latest") == [3]
     assert (folder / "damaged-latest-6").is_dir()
+
+
+def test_damaged_best_parameters_end_several_processes_for_good(saved, monkeypatch):
+    """They are not put aside, so that a start of all would find them again, and again."""
+    _, checkpoints = saved
+    monkeypatch.setattr(module, "inspect", lambda tree: ("other", None))
+    cluster = SimpleNamespace(alone=False, settle=lambda: None, of_first=lambda key, value: value())
+    monkeypatch.setattr(checkpoints._best, "_cluster", cluster)
+    with pytest.raises(RunError, match=r"best/6 is damaged \(its numbers .*train in a new folder"):
+        checkpoints.restore_best({"w": ABSTRACT["w"]}, "d")
 
 
 def test_where_all_are_damaged_nothing_starts_over(saved, monkeypatch):

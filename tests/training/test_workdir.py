@@ -14,7 +14,8 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.training.run import finished
 from spectran_jax.training.tensorboard import Summaries
-from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_run, write_json, write_text
+from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_run
+from spectran_jax.writing import write_json, write_text
 
 
 def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
