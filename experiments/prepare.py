@@ -68,8 +68,12 @@ def main() -> None:
         options=_BEAM.value,
         progress=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
-    for name, count in counts.items():
-        print(f"{name}: {count:,}")
+    for name in ("files", "users", "interactions"):
+        print(f"{name}: {counts.pop(name):,}")
+    if tied := counts.pop("placed_by_file_order", 0):
+        print(f"placed by file order: {tied:,}")
+    for reason, count in counts.items():
+        print(f"left out: {count:,} {reason.replace('_', ' ')}")
     print(f"output: {_OUTPUT.value}")
 
 

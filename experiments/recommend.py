@@ -45,6 +45,8 @@ def main() -> None:
     """Runs the experiment that the flags describe."""
     if not _WORKDIR.value:
         raise InputError("Name the run: --workdir=DIR.")
+    if _HISTORIES.value and flags.FLAGS["until"].present:
+        raise InputError("--until is about the run's own users; --histories holds what is known, leave one out.")
     output = _OUTPUT.value or _WORKDIR.value / "recommendations.jsonl"
     from spectran_jax.recommend import write_recommendations
 

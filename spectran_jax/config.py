@@ -128,7 +128,10 @@ class EncoderConfig:
         "How the semantic and the ID vector are joined; none leaves the ID table out, so that an item is its text.",
         choices=("sum", "concat", "gate", "none"),
     )
-    semantic_scale: float = _field(0.2, "Standard deviation of each dimension of the semantic vectors at start.")
+    semantic_scale: float = _field(
+        0.2,
+        "Root mean square of the semantic vectors' entries at start; of each dimension alone at --spectral_power=0.",
+    )
     id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.")
     learn_scale: bool = _field(False, "Let training change the semantic scale.")
     spectral_power: float = _field(
@@ -233,7 +236,7 @@ class ObjectiveConfig:
     )
     mask_negatives: str = _field(
         "positive",
-        "Negatives that don't count for a position: its own target (positive), or all items of its user within "
+        "Sampled negatives that don't count for a position: its own target (positive), or all items of its user within "
         "--max_length (history).",
         choices=("positive", "history"),
     )
@@ -384,6 +387,12 @@ class Config:
         flat: dict[str, Any] = {}
         known = {(section, field.name): field for section, field in fields()}
         for section, entries in values.items():
+            if section not in {name for name, _ in known}:
+                sections = ", ".join(dict.fromkeys(name for name, _ in known))
+                raise InputError(
+                    f"{source}: unknown section {section!r}; a configuration has {sections}. That of a run is the file "
+                    "config.json in its --workdir."
+                )
             if not isinstance(entries, Mapping):
                 raise InputError(f"{source}: section {section!r} must be an object of fields.")
             for name, value in entries.items():

@@ -54,6 +54,10 @@ def check(config: Config) -> None:
     """Raises an `InputError` that names the flag for any value out of its range or choices."""
     for section, field in fields():
         value = getattr(getattr(config, section), field.name)
+        kind = type(field.default)
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise InputError(f"{field.name} must be of type {kind.__name__}, got {value!r}.")
         choices = field.metadata["choices"]
         if choices and value not in choices:
             raise InputError(f"--{field.name} must be one of {', '.join(choices)}, got {value!r}.")
@@ -67,6 +71,12 @@ def check(config: Config) -> None:
                 raise InputError(f"--{field.name} must be {bound}, got {value}.")
     if not 0 <= config.backbone.dropout < 1:
         raise InputError(f"--dropout must be at least 0 and below 1, got {config.backbone.dropout}.")
+    dimension, heads = config.encoder.dimension, config.backbone.heads
+    if dimension % heads:
+        raise InputError(
+            f"--dimension={dimension} is not divisible by --heads={heads}; "
+            f"take one of {', '.join(str(h) for h in range(1, dimension + 1) if dimension % h == 0)} heads."
+        )
     if not 0 < config.backbone.mask_ratio < 1:
         raise InputError(f"--mask_ratio must lie between 0 and 1, got {config.backbone.mask_ratio}.")
     if not config.objective.temperature > 0:
@@ -77,6 +87,10 @@ def check(config: Config) -> None:
             raise InputError(f"--{name} must lie between 0 and 1, got {share}.")
     if not config.encoder.alignment_temperature > 0:
         raise InputError(f"--alignment_temperature must be above 0, got {config.encoder.alignment_temperature}.")
+    if config.objective.loss == "softmax" and config.objective.mask_negatives == "history":
+        raise InputError(
+            "--mask_negatives=history is about sampled negatives, and --loss=softmax has none; leave it out."
+        )
     if config.spectrum.decomposition == "randomized" and not config.spectrum.max_rank:
         raise InputError(
             "--decomposition=randomized finds the leading components only: give their number with --max_rank."

@@ -64,8 +64,9 @@ def evaluate(
     broken = numbers[ranks < 0]
     if len(broken):
         raise RunError(
-            f"The scores of {len(broken)} of {len(numbers)} users are not finite, the first of them user {broken[0]}; "
-            "there is no rank to give. Train with a lower --learning_rate, or look for NaN and inf in the item vectors."
+            f"The scores of {len(broken)} of {len(numbers)} users are not finite, the first of them user number "
+            f"{broken[0]} of the data set; there is no rank to give. Train with a lower --learning_rate, or look for "
+            "NaN and inf in the item vectors."
         )
     return ranks
 

@@ -225,7 +225,7 @@ class TrainingProgress:
         self._start = self._step = start
         self._interval = interval
         self._clock = clock
-        self._began = clock()
+        self._paced_from: tuple[int, float] | None = None
         self._pace = _Pace(interval, clock)
         self._loss: float | None = None
         self._speed: float | None = None
@@ -235,7 +235,6 @@ class TrainingProgress:
         self._row: TaskID | None = None
 
     def __enter__(self) -> TrainingProgress:
-        self._began = self._clock()
         if self.console.is_terminal:
             bar = _bar(self.console, _TrainingBar)
             assert isinstance(bar, _TrainingBar)
@@ -258,6 +257,8 @@ class TrainingProgress:
 
     def update(self, step: int, *, loss: float | None = None, examples_per_second: float | None = None) -> None:
         """`step` updates are done; a number left out keeps its last value."""
+        if self._paced_from is None and step > self._start:
+            self._paced_from = step, self._clock()
         self._step = step
         self._loss = self._loss if loss is None else loss
         self._speed = self._speed if examples_per_second is None else examples_per_second
@@ -312,11 +313,12 @@ class TrainingProgress:
         return f"step {self._step:,}/{self._total:,}, epoch {epoch:.1f}/{self._total / self._steps_per_epoch:.0f}"
 
     def _left(self) -> str:
-        """The time to the last step at this run's average pace, validation included."""
-        done = self._step - self._start
-        if done <= 0:
+        """The time to the last step at the average pace, validation included, since the first update: before it,
+        programs are compiled."""
+        if self._paced_from is None or self._step <= self._paced_from[0]:
             return duration(math.nan)
-        return duration((self._clock() - self._began) / done * max(0, self._total - self._step))
+        step, began = self._paced_from
+        return duration((self._clock() - began) / (self._step - step) * max(0, self._total - self._step))
 
     def _loss_text(self, before: str = "") -> str:
         return "" if self._loss is None else f"{before}loss {self._loss:.4f}"

@@ -183,6 +183,9 @@ def write_recommendations(
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file in it.")
     setup, params = load_run(workdir)
+    if not (workdir / "metrics.json").exists():
+        note = f"--workdir={workdir} has not come to its end: these are its best parameters so far."
+        stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
     dataset = setup.dataset
     if histories is not None:
         user_ids, known, left_out = read_histories(histories, dataset, unknown_items)

@@ -324,6 +324,3 @@ def test_diagnostics_leave_out_what_does_not_exist():
     assert not {"attention_energy", "diagonal_row_energy", "taylor"} & set(
         apply(bare, start(bare), sigma, method=bare.diagnostics)
     )
-
-
-# The scale at start; docs/scale.md states these bounds.

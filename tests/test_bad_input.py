@@ -112,6 +112,10 @@ BAD = {
         ("interactions.tsv: no column item_id; columns found: user_id, item, timestamp",),
         interactions=replace("item_id", "item", 1),
     ),
+    "another separator": Bad(
+        ("columns found: user_id;item_id;timestamp. It looks separated by ';'; a file of this name must be by tabs.",),
+        interactions=replace("\t", ";"),
+    ),
     "nothing to order by": Bad(
         ("no column timestamp or position", "columns found: user_id, item_id, when"),
         interactions=replace("timestamp", "when", 1),
@@ -152,6 +156,13 @@ BAD = {
     "nothing to start from": Bad(
         ("--id_scale=0 starts all item vectors at zero",), {"item_encoder": "id", "id_scale": 0}
     ),
+    "nothing of an item": Bad(("--semantic_scale=0 with --fusion=none",), {"fusion": "none", "semantic_scale": 0}),
+    "a scale that is not there": Bad(
+        ("--learn_scale is of no use", "--item_encoder=llminit"), {"item_encoder": "llminit", "learn_scale": True}
+    ),
+    "masks of negatives that are not drawn": Bad(
+        ("--mask_negatives=history is about sampled negatives",), {"mask_negatives": "history", "loss": "softmax"}
+    ),
     "fusion of an encoder without two parts": Bad(
         ("--fusion=none joins", "--item_encoder=llminit has no such two"), {"item_encoder": "llminit", "fusion": "none"}
     ),
@@ -187,7 +198,7 @@ BAD = {
     "integers": Bad(("got dtype int64",), embeddings=lambda x: x.astype(np.int64)),
     "pickled objects": Bad(("it holds pickled Python objects",), embeddings=lambda x: x.astype(object)),
     "all rows zero": Bad(("all 40 rows are zero",), embeddings=np.zeros_like),
-    "all rows alike": Bad(("all rows with text are the same",), embeddings=np.ones_like),
+    "all rows alike": Bad(("all items with text have the same embedding",), embeddings=np.ones_like),
     # What does not fit together.
     "rank below d, spectran": Bad(
         ("rank 24, below --dimension=32 of --item_encoder=spectran", "--dimension=24 or less, or --pad_rank"),
@@ -199,7 +210,10 @@ BAD = {
     ),
     "heads": Bad(("--dimension=16 is not divisible by --heads=3; take one of 1, 2, 4, 8, 16 heads",), {"heads": 3}),
     "mesh": Bad(("--mesh=data:64 asks for 64 devices, there are",), {"mesh": "data:64"}),
-    "negatives": Bad(("--negatives must lie between 1 and the number of items in training, 38",), {"negatives": 39}),
+    "negatives": Bad(
+        ("must lie between 1 and the number of items in training, 38", "--negatives=38 or fewer, or --loss=softmax"),
+        {"negatives": 39},
+    ),
     "dead attention": Bad(("leaves nothing of the text",), {"attention": "none", "position_encoding": False}),
     "value out of range": Bad(("--dropout must be at least 0 and below 1, got 1.0",), {"dropout": 1.0}),
     # Names.

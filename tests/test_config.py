@@ -76,6 +76,7 @@ def test_config_file_round_trip_and_overrides(tmp_path):
             '{"encoder": {"spectral_norm": true}}',
             r"encoder.spectral_norm must be one of orthonormal, rows, none, got True",
         ),
+        ('{"dataset": {"name": 1}}', "unknown section 'dataset'; a configuration has data, text.*config.json"),
         ('{"training": 3}', "section 'training' must be an object"),
     ],
 )

@@ -219,7 +219,7 @@ def test_batches_are_under_way_while_results_are_fetched(model, monkeypatch, eve
 
 def test_nan_scores_are_an_error_that_names_the_user(model):
     model.states[[4, 9]] = np.nan
-    with pytest.raises(RunError, match=r"The scores of 2 of 45 users are not finite, the first of them user 22"):
+    with pytest.raises(RunError, match=r"The scores of 2 of 45 users are not finite, the first of them user number 22"):
         evaluation.evaluate(rank_step(model), batches(model), put=jax.device_put)
 
 

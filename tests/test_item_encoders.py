@@ -57,11 +57,6 @@ def encoder(name, dtype=jnp.float32, **options):
     return module, frozen, variables.get("params", {})
 
 
-@functools.cache
-def _table(module):
-    return jax.jit(lambda variables: module.apply(variables, method=module.table))
-
-
 def table(module, frozen, params):
     return np.asarray(
         jax.jit(lambda p, f: module.apply({"params": p, "frozen": f}, method=module.table))(params, frozen)

@@ -60,10 +60,13 @@ def test_a_number_left_out_keeps_its_last_value():
 def test_a_resumed_run_counts_its_own_time_only():
     clock, console = Clock(), log_file()
     with TrainingProgress(1000, 100, console, start=900, interval=0, clock=clock) as progress:
+        clock.now += 100  # compiling
+        progress.update(910)
         clock.now += 10
         progress.update(950)
     assert lines(console)[0].startswith("Training: step 900")
-    assert "at most 0:00:10 left" in lines(console)[1]
+    assert "at most -:--:-- left" in lines(console)[1]  # nothing is known of the pace yet
+    assert "at most 0:00:12 left" in lines(console)[2]
 
 
 def test_validation_is_always_printed_and_remembers_the_best():

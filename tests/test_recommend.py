@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -257,11 +258,29 @@ def test_no_row_beyond_the_catalogue_is_recommended(tmp_path):
     """Tables have more rows than 41 items; where all scores are negative, empty rows would come first."""
     flags = write_tiny(tmp_path / "data", items=41)
     options = {**TINY_MODEL, "item_encoder": "id", "loss": "bce", "score": "dot", "temperature": 1.0, "epochs": 4}
-    train(Config().replace(**flags, **options), tmp_path / "run")
+    metrics = train(Config().replace(**flags, **options), tmp_path / "run")
+    assert metrics["parameters"]["item_encoder"] == 41 * TINY_MODEL["dimension"]
     setup, params = load_run(tmp_path / "run")
     scores, ids = recommend(setup, params, setup.split.test.history, 41)
     assert scores.min() < 0
     assert (np.sort(ids, axis=1) == np.arange(41)).all()
+
+
+def test_a_run_that_has_not_ended_says_so(run, loaded, tmp_path, monkeypatch, capsys):
+    shutil.copy(run / "config.json", tmp_path)
+    monkeypatch.setattr(restore, "load_run", lambda workdir: loaded)
+    for folder, told in ((tmp_path, 1), (run, 0)):
+        write_recommendations(folder, tmp_path / "top.jsonl", k=1)
+        assert capsys.readouterr().err.count("has not come to its end") == told
+
+
+def test_two_lines_of_one_user_are_refused(write, tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"user_id": 1, "items": ["item-3"]}\n{"user_id": "1", "items": ["item-3"]}\n')
+    assert len(write(histories=path)) == 2  # 1 and "1" are two
+    path.write_text('{"user_id": 1, "items": ["item-3"]}\n\n{"user_id": 1, "items": ["item-4"]}\n')
+    with pytest.raises(InputError, match=r"twice.jsonl, line 3: user 1 stands in line 1, too"):
+        write(histories=path)
 
 
 def test_damaged_parameters_are_told(loaded):
@@ -330,6 +349,12 @@ def test_the_command(run, run_command, tmp_path):
     assert f"60 users: {output}" in done.stdout
     write_recommendations(run, tmp_path / "same.jsonl", k=3)
     assert output.read_text() == (tmp_path / "same.jsonl").read_text()
+
+
+def test_until_is_not_for_histories_of_ones_own(run, run_command):
+    done = run_command("recommend", {"workdir": run, "histories": "new.jsonl", "until": "now"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --until is about the run's own users")
 
 
 def test_the_command_says_what_is_missing(run_command):

@@ -18,7 +18,7 @@ from spectran_jax.backbones.bert4rec import BERT4Rec
 from spectran_jax.backbones.hstu import HSTU
 from spectran_jax.backbones.sasrec import SASRec
 from spectran_jax.config import BackboneConfig
-from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.errors import unknown_name
 from spectran_jax.layout import SequenceLayout
 
 
@@ -67,14 +67,9 @@ def build(config: BackboneConfig, *, dimension: int, max_length: int, dtype: Any
       dtype: compute dtype; parameters are float32.
 
     Raises:
-      InputError: for an unknown name, or heads that do not divide d.
+      InputError: for an unknown name.
     """
     backbone = lookup(config.backbone)
-    if dimension % config.heads:
-        raise InputError(
-            f"--dimension={dimension} is not divisible by --heads={config.heads}; "
-            f"take one of {', '.join(str(h) for h in range(1, dimension + 1) if dimension % h == 0)} heads."
-        )
     known = {field.name for field in dataclasses.fields(config)}
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(backbone) if f.name in known}
     row_length = max_length + is_masked(config)

@@ -55,7 +55,9 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
 
 def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
     tables.require_file(path)
-    users, rows = [], []
+    users: list[Any] = []
+    rows: list[list[Any]] = []
+    lines: dict[Any, int] = {}
     for number, line in tables.text_lines(path):
         if not line.strip():
             continue
@@ -69,6 +71,10 @@ def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
         if not isinstance(items, list) or not items or not all(isinstance(item, str | int | float) for item in items):
             raise InputError(
                 f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with an item or more.'
+            )
+        if user is not None and lines.setdefault((type(user), user), number) != number:
+            raise InputError(
+                f"{path}, line {number}: user {user!r} stands in line {lines[type(user), user]}, too; one line a user."
             )
         users.append(user)
         rows.append(items)

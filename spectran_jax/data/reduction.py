@@ -116,7 +116,7 @@ def reduce_interactions(
         if not counts.get("interactions"):
             raise nothing_left(", ".join(interactions), filters.k_core, filters.unknown_items)
         work.publish()
-    left_out |= {"older": counts["older"], "placed_by_file_order": counts.get("tied", 0)}
+    left_out |= {"older_interactions": counts["older"], "placed_by_file_order": counts.get("tied", 0)}
     found = {"files": len(sources), "users": counts["users"], "interactions": counts["interactions"]}
     return found | {reason: count for reason, count in left_out.items() if count}
 

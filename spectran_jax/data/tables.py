@@ -8,7 +8,7 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -257,6 +257,16 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
+def _separated_otherwise(names: Sequence[str], path: Path) -> str:
+    """A hint where the one column of a text file looks like several, separated by another character."""
+    marks = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
+    own = _DELIMITERS.get(content_suffix(path))
+    if own is None or len(names) != 1:
+        return ""
+    found = next((words for mark, words in marks.items() if mark != own and mark in names[0]), None)
+    return f" It looks separated by {found}; a file of this name must be by {marks[own]}." if found else ""
+
+
 def _plain(name: str) -> str:
     return name.partition(":")[0].strip()
 
@@ -299,7 +309,10 @@ def _lines(path: Path, delimiter: str) -> tuple[list[str], Iterator[tuple[int, l
 def _require_columns(path: Path, names: list[str], required: Collection[str]) -> None:
     missing = [name for name in required if name not in names]
     if missing:
-        raise InputError(f"{path}: no column {' and no column '.join(missing)}; columns found: {', '.join(names)}.")
+        raise InputError(
+            f"{path}: no column {' and no column '.join(missing)}; columns found: {', '.join(names)}."
+            f"{_separated_otherwise(names, path)}"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")

@@ -79,6 +79,11 @@ class ItemEncoder(nn.Module, kw_only=True):
     """Whether `ItemSource.text` must be there."""
 
     @classmethod
+    def knows_cold_items(cls) -> bool:
+        """Whether an item that no training history holds has a vector all the same, from its text."""
+        return cls.needs_spectrum or cls.needs_text
+
+    @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """The fields of the module that `config` asks for; raises `InputError` where the source does not fit it."""
         raise NotImplementedError

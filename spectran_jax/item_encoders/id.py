@@ -20,8 +20,8 @@ class IdEncoder(ItemEncoder, kw_only=True):
     `id_embedding [N, d]` starts normal with standard deviation `id_scale`. A cosine score does not see the
     scale, but an optimiser with steps of fixed size (Adam) does: a vector turns by about learning rate / id_scale
     a step. 0.02 is the field's habit and stands well above a step of 1e-3; it is one flag for all encoders, so
-    that ID parts compare. `sasrec` and `hstu` see the vectors against position embeddings of the same scale;
-    `bert4rec` takes vectors of any length as equally long.
+    that ID parts compare. `sasrec` and `hstu` multiply the vectors by sqrt(d) before they add position embeddings of
+    scale 0.02; `bert4rec` takes vectors of any length as equally long.
 
     Items that appear in no training sequence have a zero ID part: training would only push them away.
     """
@@ -36,7 +36,7 @@ class IdEncoder(ItemEncoder, kw_only=True):
     @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """See the base class."""
-        if config.id_scale == 0:
+        if config.id_scale == 0 and not cls.knows_cold_items():  # nothing stands beside the ID part
             raise InputError("--id_scale=0 starts all item vectors at zero, where they stay; give a number above 0.")
         return {
             "num_items": source.num_items,

@@ -192,9 +192,9 @@ def distillation(
 ) -> Float[Array, ""]:
     """Mean over the users present of |state - mean state of the most similar others|^2, gradients to the former alone.
 
-    Similar by the cosine of their texts. A user alone has no teacher: 0.
+    Similar by the cosine of their texts, so that users without any are left out. A user alone has no teacher: 0.
     """
-    unit = normalize(texts)
+    unit, present = normalize(texts), present & jnp.any(texts != 0, axis=-1)
     others = present & ~jnp.eye(len(present), dtype=bool)
     similar, who = jax.lax.top_k(jnp.where(others, unit @ unit.T, -jnp.inf), min(_TEACHERS, len(present)))
     chosen = jnp.isfinite(similar).astype(states.dtype)

@@ -57,6 +57,11 @@ class RlmRecEncoder(IdEncoder, kw_only=True):
     needs_spectrum: ClassVar[bool] = True
 
     @classmethod
+    def knows_cold_items(cls) -> bool:
+        """Never: text teaches the ID vectors, and is no part of a vector."""
+        return False
+
+    @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """See the base class."""
         return {

@@ -33,6 +33,11 @@ class SemanticEncoder(IdEncoder, kw_only=True):
     @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """See the base class."""
+        if config.fusion == "none" and config.semantic_scale == 0:
+            raise InputError(
+                "--semantic_scale=0 with --fusion=none leaves nothing of an item; give a scale above 0, or a fusion "
+                "with an ID part."
+            )
         return {
             **super().options(config, source, dtype),
             "fusion": config.fusion,
@@ -67,7 +72,7 @@ class SemanticEncoder(IdEncoder, kw_only=True):
         return self._frozen("u_scale") if self.has_variable("frozen", "u_scale") else 1.0
 
     def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
-        """E_s before the scale, float32: mean square 1 at start over the items with text."""
+        """E_s before the scale, float32: mean square near 1 at start over the items with text."""
         raise NotImplementedError
 
     def semantic_rms(self) -> Float[Array, ""]:

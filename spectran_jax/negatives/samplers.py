@@ -160,7 +160,8 @@ def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Sampler:
     trained = int(np.count_nonzero(checked_counts(counts)))
     if config.sampling == "uniform" and not 1 <= config.negatives <= trained:
         raise InputError(
-            f"--negatives must lie between 1 and the number of items in training, {trained}, got {config.negatives}."
+            f"--negatives must lie between 1 and the number of items in training, {trained}, got {config.negatives}. "
+            f"Take --negatives={trained} or fewer, or --loss=softmax, which takes all items."
         )
     if config.negatives < 1:
         raise InputError(f"--negatives must be at least 1, got {config.negatives}.")

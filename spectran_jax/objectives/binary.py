@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from spectran_jax.errors import InputError
 from spectran_jax.objectives.base import Aux, History, Negatives, supervised, weighted_mean
-from spectran_jax.objectives.sampled import SampledLoss, check_shapes
+from spectran_jax.objectives.sampled import SampledLoss, check_shapes, history_that_counts
 
 
 def binary_cross_entropy(
@@ -68,7 +68,8 @@ def binary_cross_entropy(
     others = jnp.sum(jnp.where(excluded, 0.0, jax.nn.softplus(scores / temperature)), axis=1)
     others = others * (count / jnp.maximum(jnp.sum(~excluded, axis=1), 1))
     if history is not None:
-        others += jnp.sum(jnp.where(history.counts, jax.nn.softplus(history.scores / temperature), 0.0), axis=1)
+        counts, seen = history_that_counts(history, weight)
+        others += jnp.sum(jnp.where(counts, jax.nn.softplus(seen / temperature), 0.0), axis=1)
     losses = (beta * jax.nn.softplus(-positive / temperature) + others) / (count + 1)
     return weighted_mean(losses, weight), {
         "positive_score": weighted_mean(positive, weight),

@@ -124,6 +124,14 @@ def check_shapes(
     expect("weight", weight, (tokens,))
 
 
+def history_that_counts(
+    history: History, weight: Float[jax.Array, "T"]
+) -> tuple[Bool[jax.Array, "T h"], Float[jax.Array, "T h"]]:
+    """Which of a history's items count, and their scores, 0 where they don't: not even NaN in a gradient is left."""
+    counts = history.counts & (weight > 0)[:, None]
+    return counts, jnp.where(counts, history.scores, 0)
+
+
 def _contrast(
     states: Float[jax.Array, "T d"],
     positives: Float[jax.Array, "T d"],
@@ -144,7 +152,8 @@ def _contrast(
     scores = jnp.einsum("td,nd->tn", states, negatives, preferred_element_type=jnp.float32)
     others = jax.nn.logsumexp(jnp.where(excluded, _MASKED, scores / temperature - correction), axis=1)
     if history is not None:
-        seen = jax.nn.logsumexp(jnp.where(history.counts, history.scores / temperature, _MASKED), axis=1)
+        counts, scores = history_that_counts(history, weight)
+        seen = jax.nn.logsumexp(jnp.where(counts, scores / temperature, _MASKED), axis=1)
         others = jnp.logaddexp(others, seen)
     # log(1 + exp(others - positive)) is the negative log of the softmax, without the cancellation near zero.
     loss = weighted_mean(jax.nn.softplus(others - positive / temperature), weight)

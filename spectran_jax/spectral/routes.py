@@ -65,8 +65,8 @@ class Options:
         """How many of the descending singular values are kept."""
         if singular[0] <= noise:
             raise InputError(
-                "Text embeddings have no spectrum: all rows with text are the same. Give embeddings that tell items "
-                "apart."
+                "The text has no spectrum: all items with text have the same embedding. Give --text_columns or "
+                "--embeddings that tell items apart."
             )
         r = int(np.count_nonzero(singular >= max(self.rtol * singular[0], noise)))
         return min(r, self.max_rank) if self.max_rank else r

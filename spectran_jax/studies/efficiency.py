@@ -19,6 +19,7 @@ from spectran_jax.studies.synthetic import synthetic_inputs, synthetic_setup
 from spectran_jax.training import catalogue, partitioning
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup
+from spectran_jax.training.summary import parameter_counts
 
 PAPER_WIDTH, PAPER_DIMENSION, PAPER_ATTENTION = 4096, 128, 512
 """m of LLaMA-3-8B, the d at which the paper counts its parameters, and the k that gives its number."""
@@ -37,16 +38,16 @@ class Counts(NamedTuple):
     """Of the item encoder, without what has one row an item."""
 
 
-def count_parameters(params: Mapping[str, Any], item_params: Sequence[str]) -> Counts:
+def count_parameters(params: Mapping[str, Any], item_params: Sequence[str], num_items: int) -> Counts:
     """Elements of arrays, or of their shapes, in all and of the adapter."""
-    leaves = jax.tree_util.tree_leaves_with_path(dict(params))
-    size = lambda leaf: int(np.prod(leaf.shape))  # noqa: E731
-    adapter = sum(
-        size(leaf)
-        for path, leaf in leaves
-        if str(getattr(path[0], "key", "")) == "item_encoder" and not catalogue.has_item_rows(path, item_params)
-    )
-    return Counts(sum(size(leaf) for _, leaf in leaves), adapter)
+    counts = parameter_counts(params, item_params, num_items)
+    by_item = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(params))
+        if catalogue.has_item_rows(path, item_params)
+    ]
+    tables = sum(num_items * int(np.prod(leaf.shape[1:])) for leaf in by_item)
+    return Counts(counts["total"], counts["item_encoder"] - tables)
 
 
 def adapter_parameters(config: Config, *, items: int, width: int) -> int:
@@ -74,7 +75,7 @@ def adapter_parameters(config: Config, *, items: int, width: int) -> int:
         )
         return made["params"]
 
-    return count_parameters({"item_encoder": jax.eval_shape(init)}, encoder.item_params).adapter
+    return count_parameters({"item_encoder": jax.eval_shape(init)}, encoder.item_params, items).adapter
 
 
 def paper_adapters(config: Config) -> list[dict[str, int]]:
@@ -150,7 +151,7 @@ class Session:
     def account(self) -> dict[str, float]:
         """Parameters, FLOPs and bytes; all but the seconds of a row."""
         params, memory = self.programs.state.params, self.compiled.memory_analysis()
-        counts = count_parameters(params, self.setup.model.item_encoder.item_params)
+        counts = count_parameters(params, self.setup.model.item_encoder.item_params, self.setup.dataset.num_items)
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return {
             "parameters": counts.total,

@@ -112,9 +112,11 @@ def define_results_flag(flag_values: flags.FlagValues = flags.FLAGS) -> flags.Fl
 
 
 def results_file(path: Path | None) -> Path | None:
-    """What `--results` names; raises `InputError` where it can't be a Markdown file."""
+    """What `--results` names; raises `InputError` where it can't be a Markdown file, or its folder does not exist."""
     if path is not None and (path.suffix.lower() != ".md" or path.is_dir()):
         raise InputError(f"--results={path}: name a Markdown file, such as RESULTS.md.")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"--results={path}: the folder {path.parent} does not exist.")
     return path
 
 

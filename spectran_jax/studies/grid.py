@@ -19,7 +19,7 @@ from spectran_jax.studies.datasets import SET_BY_STUDIES
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.publish import Result, publish
-from spectran_jax.studies.search import some_came_to_an_end, spread
+from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, spread
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells
 from spectran_jax.studies.variants import Variant
 
@@ -106,9 +106,7 @@ def run_grid(
         }
     )
     for dataset, some in grid.runs.items():
-        protocols = {o.metrics["protocol"] for seeds in some.values() for o in seeds.values() if o.metrics}
-        if len(protocols) > 1:
-            raise InputError(f"The runs on {dataset} follow {len(protocols)} protocols and can't share a table.")
+        shared_protocol([outcome for seeds in some.values() for outcome in seeds.values()], dataset)
     return grid
 
 

@@ -7,7 +7,7 @@ Every method is given as many trials as any other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,18 +159,30 @@ def one_protocol(found: Mapping[str, Found], what: str) -> str:
     Raises:
       InputError: where they follow several: their numbers can't stand in one table.
     """
-    protocols = {
-        outcome.metrics["protocol"]
-        for each in found.values()
-        for outcome in (*(trial.outcome for trial in each.trials), *each.runs.values())
-        if outcome.metrics is not None
-    }
-    if len(protocols) > 1:
+    return shared_protocol(
+        [
+            outcome
+            for each in found.values()
+            for outcome in (*(trial.outcome for trial in each.trials), *each.runs.values())
+        ],
+        what,
+    )
+
+
+def shared_protocol(outcomes: Iterable[Outcome], what: str) -> str:
+    """As `one_protocol`, of outcomes."""
+    by_protocol: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.metrics is not None:
+            by_protocol.setdefault(outcome.metrics["protocol"], []).append(outcome)
+    if len(by_protocol) > 1:
+        fewest = min(by_protocol.values(), key=len)
         raise InputError(
-            f"{what}: its runs follow {len(protocols)} protocols and can't share a table: the data, the split or what "
-            "is ranked has changed since the first of them. Start a new --workdir."
+            f"{what}: its runs follow {len(by_protocol)} protocols and can't share a table: the data, the split or "
+            f"what is ranked was another for {len(fewest)} of them, such as {fewest[0].folder}. Delete these folders "
+            "and start again, or start a new --workdir."
         )
-    return str(protocols.pop()) if protocols else ""
+    return next(iter(by_protocol), "")
 
 
 def spread(values: Sequence[float]) -> Spread | None:

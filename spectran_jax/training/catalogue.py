@@ -12,7 +12,7 @@ let it drift along the old ones (see `row_optimizers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ def place(distinct_ids: Int[Array, "U"], ids: Int[Array, "*b"]) -> Int[Array, "*
     return jnp.minimum(jnp.searchsorted(distinct_ids, ids), len(distinct_ids) - 1).astype(jnp.int32)
 
 
-def has_item_rows(path: Sequence[Any], item_params: Sequence[str]) -> bool:
+def has_item_rows(path: Sequence[Any], item_params: Collection[str]) -> bool:
     """Whether the leaf at this path, of parameters or of an optimiser's state, has one row an item."""
     return leaf_name(path) in item_params and any(leaf_name((key,)) == "item_encoder" for key in path)
 

@@ -151,12 +151,8 @@ def notices(setup: Setup) -> list[str]:
         lines.append(f"Text of the items: {source}; {width:,} dimensions{kept}.")
     cold = int((split.item_counts == 0).sum())
     if cold:
-        encoder = item_encoders.lookup(setup.config.encoder.item_encoder)
-        known = (
-            "they are ranked by their text alone"
-            if encoder.needs_spectrum or encoder.needs_text
-            else "nothing is known of them"
-        )
+        by_text = item_encoders.lookup(setup.config.encoder.item_encoder).knows_cold_items()
+        known = "they are ranked by their text alone" if by_text else "nothing is known of them"
         lines.append(f"{cold:,} items appear in no training history: {known}.")
     name = setup.config.backbone.backbone
     if backbones.lookup(name).reads_time and not setup.timed:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from spectran_jax import data, evaluation
 from spectran_jax.digest import params_digest
 from spectran_jax.recommend import recommend
-from spectran_jax.training import loop
+from spectran_jax.training import catalogue, loop
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.shares import rows_of_process
 
@@ -67,7 +68,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
             "examples_per_second": trained.examples_per_second,
             "seconds": trained.seconds,
         },
-        "parameters": parameter_counts(trained.params),
+        "parameters": parameter_counts(trained.params, setup.model.item_encoder.item_params, setup.dataset.num_items),
         "digest": params_digest(trained.params),
         "protocol": protocol(setup),
         "inputs": setup.inputs_digest,
@@ -130,9 +131,12 @@ def dataset_summary(setup: Setup) -> dict[str, Any]:
     return summary
 
 
-def parameter_counts(params: Mapping[str, Any]) -> dict[str, int]:
-    """Elements in all, of the item encoder and of the backbone."""
-    counts = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for name, part in params.items()}
+def parameter_counts(params: Mapping[str, Any], item_params: Collection[str], num_items: int) -> dict[str, int]:
+    """Elements in all, of the item encoder and of the backbone; of item tables, without the rows that are no item."""
+    counts: Counter[str] = Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(params)):
+        rows = (num_items,) if catalogue.has_item_rows(path, item_params) else leaf.shape[:1]
+        counts[str(path[0].key)] += int(np.prod((*rows, *leaf.shape[1:])))
     return {"total": sum(counts.values()), **{name: counts.get(name, 0) for name in ("item_encoder", "backbone")}}
 
 

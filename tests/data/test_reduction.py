@@ -92,7 +92,7 @@ def test_the_newest_of_each_user(logs):
     (logs / "out.parquet").write_text("what was there before")
     counts = reduced(logs, newest=7, unknown_items="drop")
     assert histories(loaded(logs, "out.parquet")) == {user: history[-7:] for user, history in before.items()}
-    assert counts["older"] == sum(max(len(history) - 7, 0) for history in before.values())
+    assert counts["older_interactions"] == sum(max(len(history) - 7, 0) for history in before.values())
 
 
 def test_positions_without_times_and_without_a_catalogue(tmp_path):

@@ -128,6 +128,18 @@ def test_distillation_draws_to_the_ten_most_similar_users():
     assert gradient[3, 2] == pytest.approx((held(states + step) - held(states - step)) / 2e-4, rel=1e-2, abs=1e-5)
 
 
+def test_users_without_text_neither_teach_nor_learn():
+    rng = np.random.default_rng(3)
+    states = unit(rng.normal(size=(16, D)))
+    texts = rng.normal(size=(16, 4))
+    texts[[2, 9]] = 0
+    some = np.delete(np.arange(16), [2, 9])
+    value, gradient = jax.value_and_grad(distillation)(jnp.float32(states), jnp.float32(texts), np.ones(16, bool))
+    assert value == pytest.approx(numpy_distillation(states[some], texts[some]), rel=1e-5)
+    np.testing.assert_array_equal(gradient[np.array([2, 9])], 0)
+    assert distillation(jnp.float32(states), jnp.zeros((16, 4)), np.ones(16, bool)) == 0
+
+
 @pytest.mark.parametrize("present", [0, 1, 3])
 def test_distillation_of_few_users(present):
     """None has no loss, one has no teacher, three have two each."""

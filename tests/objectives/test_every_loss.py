@@ -30,6 +30,26 @@ def test_padding_changes_nothing_and_no_supervision_is_zero(case, name):
     np.testing.assert_allclose(doubled, loss, rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [objectives.infonce, objectives.binary_cross_entropy])
+def test_nan_on_padding_reaches_no_gradient_through_the_history(case, loss):
+    """Scores of the history are made of the states, too."""
+    states, weight = case["states"].copy(), jnp.float32(case["weight"])
+    states[-2:] = np.nan
+    positives, negatives = (jnp.float32(case["table"][case[name]]) for name in ("positive_ids", "negative_ids"))
+    excluded = case["positive_ids"][:, None] == case["negative_ids"]
+    seen = jnp.float32(case["table"][:3])
+
+    def value(states):
+        history = objectives.History(states @ seen.T, jnp.ones((len(states), 3), bool))
+        return loss(states, positives, negatives, excluded, weight, temperature=0.5, history=history)[0]
+
+    found, gradient = jax.jit(jax.value_and_grad(value))(jnp.float32(states))
+    clean, wanted = jax.jit(jax.value_and_grad(value))(jnp.float32(case["states"]))
+    assert found == clean
+    np.testing.assert_array_equal(gradient, wanted)
+    assert not np.asarray(wanted[-2:]).any()
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_gradients_are_finite_differences(case, name):
     value, (states, table) = gradients(name, case)

@@ -184,7 +184,8 @@ def test_sampled_softmax_converges_to_the_full_softmax(sampling, masking):
     near = errors(ids, log_q)
     assert max(near) < 0.02
     assert near[0] < errors(ids[:100], log_q[:100])[0]
-    assert min(errors(ids, log_q, "infonce")[:1]) > 0.1, "more negatives alone do not come nearer"
+    uncorrected = errors(ids, log_q, "infonce")[1]
+    assert uncorrected > max(0.05, 10 * near[1]), "more negatives alone do not come nearer"
     if sampling != "uniform":
         flat = jnp.full(count, -np.log(np.count_nonzero(CATALOGUE)), jnp.float32)
         assert max(errors(ids, flat)) > 0.1, "nor does a correction for another sampler"

@@ -29,7 +29,8 @@ def test_parameters_with_one_row_an_item_are_no_adapter():
         "item_encoder": {"table": np.zeros((7, 3)), "adapter": {"query": np.zeros((3, 2)), "threshold": np.zeros(())}},
         "backbone": {"table": np.zeros((5, 5))},
     }
-    assert count_parameters(params, ("table",)) == (21 + 6 + 1 + 25, 7)
+    assert count_parameters(params, ("table",), 7) == (21 + 6 + 1 + 25, 7)
+    assert count_parameters(params, ("table",), 5) == (15 + 6 + 1 + 25, 7)  # two rows fill the table up
 
 
 def test_an_item_of_spectran_costs_its_product_with_w():
