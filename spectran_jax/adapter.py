@@ -122,8 +122,9 @@ def spectral_weights(
     u has the identity for its covariance, so the covariance of the output dimensions is W W^T.
 
     - "orthonormal": W is replaced by the nearest matrix with orthonormal rows, and then weighted. For power 0 the
-      output is whitened, as the head of the spectrum is, whatever is learned: training chooses a d-dimensional subspace
-      of the whole spectrum, and can't collapse it into the few directions that lower the loss fastest.
+      output is whitened, as the head of the spectrum is: training chooses a d-dimensional subspace of the whole
+      spectrum, and can't collapse it into the few directions that lower the loss fastest. Within 1e-3, as long as the
+      condition number of W is below 50 (see `orthonormal_rows`); runs on Office and MovieLens-100K end at 2 to 6.
     - "rows": each row has its length held, and may turn towards others.
     - "none": the rows are free, and may shrink.
 
