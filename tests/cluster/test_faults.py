@@ -7,10 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import cut_short
+from conftest import cut_short, without_report
 
 from spectran_jax.benchmarks.local_run import latest_step, started
+from spectran_jax.config import Config
 from spectran_jax.errors import Interrupted
+from spectran_jax.training.run import train_and_report
 
 FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 3, "patience": 0, "item_encoder": "svd", "dropout": 0.1}
 TEMPORARY = Interrupted.exit_status
@@ -23,11 +25,11 @@ def flags(tiny_flags):
 
 @pytest.fixture(scope="module")
 def alone(flags, tmp_path_factory):
-    """Left alone, on one process of one device."""
+    """Left alone, on the one device of this process."""
     folder = tmp_path_factory.mktemp("alone")
-    with started(folder / "log", 1, {**flags, "workdir": folder / "run", "checkpoint_every": 1000}, devices=1) as run:
-        assert run.wait() == [0], run.err(0)
-    return folder / "run"
+    with without_report():
+        train_and_report(Config().replace(**{**flags, "checkpoint_every": 1000}), folder)
+    return folder
 
 
 def lines(workdir):
@@ -65,7 +67,7 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
     assert [path.name for path in (workdir / "checkpoints").glob("damaged-*")] == [f"damaged-latest-{step}"]
     # A preemption notice on one of them: all save one step.
     before = latest_step(workdir)
-    with started(tmp_path / "stopped", 4, flags) as run:
+    with started(tmp_path / "stopped", 4, flags, devices=1) as run:
         run.wait_for_step(workdir, before + 1)
         run.each[1].send_signal(signal.SIGTERM)
         assert run.wait() == [TEMPORARY] * 4, [run.err(index)[-1000:] for index in range(4)]

@@ -4,12 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from spectran_jax.ranking import Shard, rank_targets, top_k
 from spectran_jax.training.partitioning import AXES
 
 USERS, ITEMS, ROWS, D = 6, 101, 104, 5
+
+
+@pytest.fixture(params=[(8, 1), (2, 4)], ids=["8x1", "2x4"])
+def mesh(request):
+    """Two of the shapes: a table is cut over all devices, in the order of both axes."""
+    return Mesh(np.asarray(jax.devices()).reshape(request.param), AXES)
 
 
 @pytest.fixture(scope="module")

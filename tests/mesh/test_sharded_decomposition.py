@@ -5,12 +5,19 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from spectran_jax.errors import InputError
 from spectran_jax.spectral import decompose, sharded, sharded_route
 from spectran_jax.spectral.routes import Options
 
 N, M = 203, 12  # not divisible by the devices
+
+
+@pytest.fixture
+def mesh():
+    """As `decompose` makes it."""
+    return Mesh(np.asarray(jax.devices()), ("row",))
 
 
 @pytest.fixture(scope="module")

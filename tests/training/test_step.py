@@ -1,5 +1,7 @@
 """One update: on the touched items or on all, packed or padded, from the device or the host, one at a time or many."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,13 +31,11 @@ def wide_config(tmp_path_factory):
 
 
 class Run:
-    """Some updates of a configuration, by hand."""
+    """Some updates of a configuration, by hand. Arrays are there once they are asked for: not every test does."""
 
     def __init__(self, config):
         self.setup = prepare(config)
         self.programs = build_programs(self.setup, 100)
-        self.frozen = self.setup.place()
-        self.state = self.programs.init()
         self.batches = data.train_iterator(
             self.setup.split.train,
             config.data,
@@ -45,6 +45,14 @@ class Run:
             plan=self.setup.plan,
             extend=row_reader(self.setup),
         )
+
+    @functools.cached_property
+    def frozen(self):
+        return self.setup.place()
+
+    @functools.cached_property
+    def state(self):
+        return self.programs.init()
 
     def steps(self, count):
         metrics = []
@@ -242,7 +250,8 @@ def test_gradients_are_not_summed_in_bfloat16(tiny_config, model):
     """Such a sum stops growing at 256 times its terms, and a popular item stands thousands of times in a batch."""
     run = Run(tiny_config.replace(precision="bfloat16", **model))
     batch = partitioning.put_batch(run.setup.mesh, next(run.batches))
-    traced = jax.make_jaxpr(lambda *given: run.programs.train_step(*given))(run.state, run.frozen, batch)
+    shapes = run.programs.state, run.setup.abstract(), batch
+    traced = jax.make_jaxpr(lambda *given: run.programs.train_step(*given))(*shapes)
     sums = [each.invars[0].aval.dtype for each in equations(traced.jaxpr) if each.primitive.name == "scatter-add"]
     assert sums
     assert jnp.bfloat16 not in sums
