@@ -71,7 +71,7 @@ def test_a_bad_row_is_named(mesh, case, monkeypatch):
         sharded_route.gram_over_mesh(x, np.arange(N) == 9, options, mesh)
     alike = np.ones((N, M), np.float32) / 3
     for precision in ("float64", "float32"):
-        with pytest.raises(InputError, match="all rows with text are the same"):
+        with pytest.raises(InputError, match="all items with text have the same embedding"):
             sharded_route.gram_over_mesh(alike, part, Options(method="gram", precision=precision), mesh)
 
 
