@@ -133,3 +133,69 @@ ENTRY %m (l: f32[6,8,4], r: f32[6,4,5]) -> f32[6,8,5] {
 """  # noqa: E501
     module = hlo.parse(text)
     assert costs.product_flops(module, module.entry, module.entry.root) == 6 * 2 * 6 * 8 * 4 * 5
+
+
+ASYNC = """HloModule tpu, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%begin (x: f32[16,4]) -> f32[16,4] {
+  %x = f32[16,4]{1,0} parameter(0)
+  %r = f32[16,4]{1,0} all-reduce(%x), channel_id=5, replica_groups=[1,8]<=[8], to_apply=%sum
+  ROOT %s = f32[16,4]{1,0} custom-call(%r), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (x: f32[16,4], y: f32[4,32]) -> f32[16,32] {
+  %x = f32[16,4]{1,0} parameter(0)
+  %y = f32[4,32]{1,0} parameter(1)
+  %r = f32[16,4]{1,0} all-reduce(%x), channel_id=5, replica_groups=[1,8]<=[8], to_apply=%sum, CONFIG
+  ROOT %d = f32[16,32]{1,0} dot(%x, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%end (x: f32[16,4]) -> f32[16,4] {
+  %x = f32[16,4]{1,0} parameter(0)
+  %r = f32[16,4]{1,0} all-reduce(%x), channel_id=5, replica_groups=[1,8]<=[8], to_apply=%sum
+  ROOT %s = f32[16,4]{1,0} custom-call(%r), custom_call_target="AsyncCollectiveDone"
+}
+
+%part (x: f32[16,4], at: s32[]) -> f32[2,4] {
+  %x = f32[16,4]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %r = f32[16,4]{1,0} all-reduce(%x), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%sum
+  ROOT %s = f32[2,4]{1,0} dynamic-slice(%r, %at, %at), dynamic_slice_sizes={2,4}
+}
+
+ENTRY %main (x: f32[16,4], y: f32[4,32], at: s32[]) -> f32[2,4] {
+  %x = f32[16,4]{1,0} parameter(0)
+  %y = f32[4,32]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %start = f32[16,4]{1,0} fusion(%x), kind=kCustom, calls=%begin
+  %d = f32[16,32]{1,0} fusion(%start, %y), kind=kOutput, calls=%beside
+  %done = f32[16,4]{1,0} fusion(%start), kind=kCustom, calls=%end
+  ROOT %cut = f32[2,4]{1,0} fusion(%done, %at), kind=kCustom, calls=%part
+}
+""".replace("CONFIG", 'backend_config={"async_collective_fusion_config":{}}')
+
+
+def test_fusions_of_a_tpu_that_run_beside_a_collective():
+    """As libtpu writes them: the collective stands in three fusions, and is one that runs while the second computes."""
+    begun, beside, ended, cut = [
+        event
+        for event in schedule.schedule(hlo.parse(ASYNC), 8)
+        if not isinstance(event, schedule.Compute) or event.cost.bytes
+    ]
+    assert isinstance(begun, schedule.Issue)
+    assert isinstance(ended, schedule.Await)
+    assert begun.key == ended.key
+    assert not begun.blocks
+    assert (begun.collective.kind, begun.collective.bytes) == ("all-reduce", 16 * 4 * 4)
+    assert isinstance(beside, schedule.Compute)
+    assert beside.cost.flops == 2 * 16 * 32 * 4
+    # An all-reduce of which each device keeps its part.
+    assert isinstance(cut, schedule.Issue)
+    assert cut.blocks
+    assert (cut.collective.kind, cut.collective.bytes) == ("reduce-scatter", 16 * 4 * 4)

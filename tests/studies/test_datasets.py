@@ -157,6 +157,7 @@ def test_common_flags(toml):
         (["--workdir=w", "--evaluate=valid"], "sets --evaluate itself"),
         (["--workdir=w", "--jobs=0"], "--jobs must be at least 1"),
         (["--workdir=w", "--results=results"], "--results=results: name a Markdown file"),
+        (["--workdir=w", "--results=none/RESULTS.md"], "--results=none/RESULTS.md: the folder none does not exist"),
         (["--workdir=w", "--dataset=movielens"], "Did you mean 'movielens_100k'"),
     ],
 )

@@ -102,6 +102,12 @@ def test_ablation_changes_one_thing_at_a_time(study, trained):
     assert "<!-- begin ablation-one-two -->" in study.results.read_text()
 
 
+def test_a_variant_that_can_not_run_is_refused_before_any_runs(study, trained):
+    with pytest.raises(InputError, match=f"--dimension={D} is not divisible by --heads=3"):
+        ablation.run(study, "heads=3")
+    assert not trained
+
+
 def test_what_is_tried_by_default_is_in_range():
     for text in (ablation.DEFAULT, sensitivity.DEFAULT):
         changes = parse_changes(text, "changes")
@@ -272,7 +278,7 @@ def test_runs_of_two_protocols_share_no_table(study, monkeypatch):
         return {job.name: Outcome(job.name, workdir, {"protocol": str(job.config.training.seed)}) for job in jobs}
 
     monkeypatch.setattr(grid, "run_jobs", run_jobs)
-    with pytest.raises(InputError, match="follow 2 protocols"):
+    with pytest.raises(InputError, match=r"follow 2 protocols .* for 2 of them, such as "):
         ablation.run(study, "attention=none")
 
 
