@@ -18,6 +18,9 @@ where they are rings. The slowest axis decides:
 which is k V / 8 B on a k x k torus; and nobody sends faster than by all its links at once. Routing axis by axis, each
 message the shorter way around, reaches the bound, because every link of an axis then carries the same.
 
+**Several devices a chip** (two cores, on tpu7x) share its links, each its part. Of what is gathered or reduced, a chip
+whose cores are all in the group needs one copy, over all its links.
+
 **Permutation.** Messages of V bytes are routed axis by axis; the link with most of them decides.
 
 Where a group takes every s-th chip of an axis, s groups share its links. A first byte needs `HOP_SECONDS` a link, to
@@ -36,6 +39,9 @@ from jaxtyping import Int
 from spectran_jax.planning.costs import Cost
 from spectran_jax.planning.schedule import Await, Collective, Compute, Event, Issue, Loop, total
 from spectran_jax.planning.topologies import HOP_SECONDS, Chip, Topology
+
+EXCHANGES = ("all-to-all", "ragged-all-to-all")
+"""Kinds in which every device has something else for every other."""
 
 
 class Side(NamedTuple):
@@ -83,7 +89,11 @@ class Roofline:
         if collective.kind == "collective-permute":
             load, hops = self._permutation(collective.groups)
             return max(hops * HOP_SECONDS, load * collective.bytes / link)
-        return box_seconds(collective.kind, collective.bytes, self.box(collective.groups[0]), link)
+        group = collective.groups[0]
+        if collective.kind not in EXCHANGES:
+            places = self.coordinates[group][:, : len(self.topology.shape)]
+            link *= len(group) // len(np.unique(places, axis=0))
+        return box_seconds(collective.kind, collective.bytes, self.box(group), link)
 
     def box(self, group: Int[np.ndarray, "n"]) -> list[Side]:
         """The box of a group; of a group that is none, the box around it."""
@@ -123,7 +133,7 @@ def box_seconds(kind: str, size: float, sides: list[Side], link: float) -> float
     if not links:  # both devices on one chip
         return 0.0
     received = size * (devices - 1) / devices / links / link
-    if kind in ("all-to-all", "ragged-all-to-all"):
+    if kind in EXCHANGES:
         across = [size * (e // 2) * (e - e // 2) / e / (side.links * link) for side in sides if (e := side.size) > 1]
         return max(received, hops * HOP_SECONDS, *across)
     return max(received, hops * HOP_SECONDS) * (2 if kind == "all-reduce" else 1)

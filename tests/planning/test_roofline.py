@@ -58,6 +58,19 @@ def test_groups_along_an_axis_and_strided():
     assert bound.seconds(sent("all-gather", V, apart)) == pytest.approx(V * 7 / 8 / 50e9)
 
 
+def test_two_cores_of_a_chip_need_one_copy():
+    topology = topologies.parse("tpu7x:4x4x4")
+    places = np.stack(np.unravel_index(np.arange(64), topology.shape), axis=-1)
+    bound = Roofline(topology, np.column_stack([np.repeat(places, 2, axis=0), np.tile([0, 1], 64)]))
+    both, one = np.arange(128)[None], np.arange(128).reshape(64, 2).T
+    assert bound.seconds(sent("all-gather", V, both)) == pytest.approx(V * 63 / 64 / 600e9)
+    assert bound.seconds(sent("all-reduce", V, both)) == pytest.approx(2 * V * 63 / 64 / 600e9)
+    # Two groups, a core of each chip: each has its own copy, over half of the links' time.
+    assert bound.seconds(sent("all-gather", V, one)) == pytest.approx(V * 63 / 64 / 300e9)
+    # Across the middle of a ring of 4: 64 cores send V / 128 to each of 64 others, over 16 lines with two links each.
+    assert bound.seconds(sent("all-to-all", V, both)) == pytest.approx(64 * 64 * V / 128 / (16 * 2) / 100e9)
+
+
 def test_permutations_and_latency():
     bound = roofline("v5e:16x16")
     ring = [[i, (i + 1) % 16] for i in range(16)]  # the last axis, around
