@@ -220,7 +220,7 @@ class ObjectiveConfig:
     score: str = _field(
         "cosine", "Score of a user state and an item vector; training and ranking share it.", choices=("cosine", "dot")
     )
-    temperature: float = _field(0.07, "Scores are divided by this before the softmax.")
+    temperature: float = _field(0.1, "Scores are divided by this before the softmax (and before the logistic function of bce and gbce).")
     negatives: int = _field(512, "Negatives per step, shared by all positions of the batch.")
     sampling: str = _field(
         "uniform",

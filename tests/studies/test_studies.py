@@ -177,7 +177,7 @@ def test_spectrum_shows_reach_and_maps(study, trained):
 
 
 def test_sensitivity_has_the_configured_value_in_every_plot(study, trained):
-    result = sensitivity.run(study, "temperature=0.05:0.07:0.1,negatives=64,fusion=*")
+    result = sensitivity.run(study, f"temperature=0.05:{Config().objective.temperature}:0.2,negatives=64,fusion=*")
     assert [figure.title for figure in result.figures] == [
         "Temperature, one", "Negatives, one", "Temperature, two", "Negatives, two",
     ]  # fmt: skip
