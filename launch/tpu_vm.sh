@@ -22,7 +22,7 @@
 #
 # This script waits here while the containers run there: interrupt it, or lose the connection, and they go on; the same
 # command attaches to them again. To stop the run for good, see launch/README.md.
-# Exit status, that of the run: 0 done, 2 bad input, 75 saved but RESTARTS used up, 1 any other failure.
+# Exit status, that of the run: 0 done, 2 bad input or NAME is another command's, 75 saved but RESTARTS used up, 1 any other failure.
 set -euo pipefail
 
 for variable in ZONE TPU RUNTIME IMAGE NFS; do
@@ -84,7 +84,7 @@ acquire() { # Returns once the slice is there.
       ACTIVE) return ;;
       NONE)
         if create; then
-          asked=1
+          asked=1 refused=0
         else
           refuse
         fi
@@ -94,7 +94,11 @@ acquire() { # Returns once the slice is there.
           tell "the request failed: gcloud compute tpus queued-resources describe $name --zone=$ZONE says why"
           exit 1
         fi
-        queue delete "$name" --force || refuse
+        if queue delete "$name" --force; then
+          refused=0
+        else
+          refuse
+        fi
         ;;
       *) sleep "$poll" ;;
     esac
@@ -121,9 +125,14 @@ start="set -eu
 command -v mount.nfs >/dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y nfs-common; }
 sudo mkdir -p $mount
 mountpoint -q $mount || sudo mount -t nfs $NFS $mount
-if found=\$(sudo docker inspect --format '{{index .Config.Labels \"made\"}}' $name 2>/dev/null); then
-  [ \"\$found\" = $made ] || exit 78
-else
+if found=\$(sudo docker inspect --format '{{.State.Running}} {{index .Config.Labels \"made\"}}' $name 2>/dev/null); then
+  case \"\$found\" in
+    *' $made') ;;
+    true*) exit 78 ;;
+    *) sudo docker rm $name >/dev/null; found='' ;;
+  esac
+fi
+if [ -z \"\$found\" ]; then
   sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet
   sudo docker run --detach --name $name --label made=$made --privileged --net=host --stop-timeout 60 \
     --volume $mount:$mount $IMAGE$flags >/dev/null
@@ -146,8 +155,8 @@ for ((left = restarts; ; left--)); do
   case $status:$now in
     0:* | 2:*) finish "$status" ;;
     78:*)
-      tell "$name is at work for another image or other flags: give that command to attach to it, stop it" \
-        "(launch/README.md), or set another NAME"
+      tell "$name is at work for another image or other flags, and costs money: give that command to attach to it," \
+        "stop it (launch/README.md), or set another NAME"
       exit 2
       ;;
     75:*) why="saved, or lost a worker" ;;

@@ -133,7 +133,9 @@ class EncoderConfig:
         "Root mean square of the semantic vectors' entries at start; of each dimension alone at --spectral_power=0.",
     )
     id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.")
-    learn_scale: bool = _field(False, "Let training change the semantic scale.")
+    learn_scale: bool = _field(
+        False, "Let training change the semantic scale of spectran, svd, mlp, moe and whiten; others have a fixed one."
+    )
     spectral_power: float = _field(
         0.5, "Weight components by sigma to this power: 0 is whitened (all count alike), 1 is PCA (as in the text)."
     )
@@ -220,7 +222,9 @@ class ObjectiveConfig:
     score: str = _field(
         "cosine", "Score of a user state and an item vector; training and ranking share it.", choices=("cosine", "dot")
     )
-    temperature: float = _field(0.1, "Scores are divided by this before the softmax (and before the logistic function of bce and gbce).")
+    temperature: float = _field(
+        0.1, "Scores are divided by this before the softmax (and before the logistic function of bce and gbce)."
+    )
     negatives: int = _field(512, "Negatives per step, shared by all positions of the batch.")
     sampling: str = _field(
         "uniform",

@@ -57,7 +57,7 @@ def check(config: Config) -> None:
         kind = type(field.default)
         fits = isinstance(value, (int, float) if kind is float else kind)
         if not fits or (isinstance(value, bool) and kind is not bool):
-            raise InputError(f"{field.name} must be of type {kind.__name__}, got {value!r}.")
+            raise InputError(f"--{field.name} must be of type {kind.__name__}, got {value!r}.")
         choices = field.metadata["choices"]
         if choices and value not in choices:
             raise InputError(f"--{field.name} must be one of {', '.join(choices)}, got {value!r}.")
@@ -87,10 +87,6 @@ def check(config: Config) -> None:
             raise InputError(f"--{name} must lie between 0 and 1, got {share}.")
     if not config.encoder.alignment_temperature > 0:
         raise InputError(f"--alignment_temperature must be above 0, got {config.encoder.alignment_temperature}.")
-    if config.objective.loss == "softmax" and config.objective.mask_negatives == "history":
-        raise InputError(
-            "--mask_negatives=history is about sampled negatives, and --loss=softmax has none; leave it out."
-        )
     if config.spectrum.decomposition == "randomized" and not config.spectrum.max_rank:
         raise InputError(
             "--decomposition=randomized finds the leading components only: give their number with --max_rank."

@@ -44,7 +44,10 @@ class _PathParser(flags.ArgumentParser[Path | None]):
     """A file or folder, whose `~` is the home folder: shells leave it alone behind `--name=`."""
 
     def parse(self, argument: str) -> Path | None:
-        return Path(argument).expanduser() if argument else None
+        try:
+            return Path(argument).expanduser() if argument else None
+        except RuntimeError as error:  # ~NAME of nobody
+            raise ValueError(f"{argument}: {error}") from None
 
     def flag_type(self) -> str:
         return "path"

@@ -113,7 +113,7 @@ BAD = {
         interactions=replace("item_id", "item", 1),
     ),
     "another separator": Bad(
-        ("columns found: user_id;item_id;timestamp. It looks separated by ';'; a file of this name must be by tabs.",),
+        ("found: user_id;item_id;timestamp. It looks separated by ';'; columns of a .tsv file are separated by tabs.",),
         interactions=replace("\t", ";"),
     ),
     "nothing to order by": Bad(
@@ -156,13 +156,8 @@ BAD = {
     "nothing to start from": Bad(
         ("--id_scale=0 starts all item vectors at zero",), {"item_encoder": "id", "id_scale": 0}
     ),
+    "nothing of text and IDs": Bad(("--id_scale=0 starts all",), {"id_scale": 0, "semantic_scale": 0}),
     "nothing of an item": Bad(("--semantic_scale=0 with --fusion=none",), {"fusion": "none", "semantic_scale": 0}),
-    "a scale that is not there": Bad(
-        ("--learn_scale is of no use", "--item_encoder=llminit"), {"item_encoder": "llminit", "learn_scale": True}
-    ),
-    "masks of negatives that are not drawn": Bad(
-        ("--mask_negatives=history is about sampled negatives",), {"mask_negatives": "history", "loss": "softmax"}
-    ),
     "fusion of an encoder without two parts": Bad(
         ("--fusion=none joins", "--item_encoder=llminit has no such two"), {"item_encoder": "llminit", "fusion": "none"}
     ),

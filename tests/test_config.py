@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -9,7 +10,7 @@ from absl import flags
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
-from spectran_jax.flags import config_from_flags, define_config_flags, help_text, read_config
+from spectran_jax.flags import config_from_flags, define_config_flags, define_path, help_text, read_config
 
 
 def parsed(*arguments: str) -> Config:
@@ -140,3 +141,18 @@ def test_values_out_of_range(values, message):
 
 def test_defaults_pass_the_checks():
     check(Config())
+
+
+@pytest.mark.parametrize(("given", "value"), [("~/a b", Path.home() / "a b"), ("a/~", Path("a/~")), ("", None)])
+def test_flags_that_name_files_know_the_home_folder(given, value):
+    values = flags.FlagValues()
+    holder = define_path("output", "A file.", values)
+    values(["program", f"--output={given}"])
+    assert holder.value == value
+
+
+def test_the_home_folder_of_nobody_is_told():
+    values = flags.FlagValues()
+    define_path("output", "A file.", values)
+    with pytest.raises(flags.IllegalFlagValueError, match="~nobody-here/x"):
+        values(["program", "--output=~nobody-here/x"])

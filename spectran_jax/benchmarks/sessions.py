@@ -40,6 +40,7 @@ def dataset_config(settings: Settings, name: str, **options: Any) -> Config:
         "learning_rate": 3e-3,
         "dropout": 0.2,
         "semantic_scale": 0.4,
+        "temperature": 0.07,  # the peers'
         "history_negatives": False,  # the peers' loss has none
     }
     return Config().replace(**(values | options))

@@ -68,7 +68,7 @@ def torch(settings: Settings, name: str) -> Measured:
     script, data_flag = "torch_spectran.py", ["--data", str(settings.dataset(name))]
     mode, note = peers.best_mode(settings, script, [*data_flag, "--epochs", "2"], TORCH_MODES)
     note = f"their best mode is {mode or 'default'} of: {note}"
-    options: dict[str, Any] = {"loss": "infonce", "negatives": 512, "temperature": 0.07}
+    options: dict[str, Any] = {"loss": "infonce", "negatives": 512}
     return against_peer(settings, script, name, mode.split(), 3, note, **options)
 
 

@@ -264,7 +264,8 @@ def _separated_otherwise(names: Sequence[str], path: Path) -> str:
     if own is None or len(names) != 1:
         return ""
     found = next((words for mark, words in marks.items() if mark != own and mark in names[0]), None)
-    return f" It looks separated by {found}; a file of this name must be by {marks[own]}." if found else ""
+    kind = content_suffix(path)
+    return f" It looks separated by {found}; columns of a {kind} file are separated by {marks[own]}." if found else ""
 
 
 def _plain(name: str) -> str:

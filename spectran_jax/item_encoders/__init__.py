@@ -62,8 +62,8 @@ def build(
       The module and a dict of NumPy arrays for its collection "frozen".
 
     Raises:
-      InputError: unknown name, text missing, a fusion or a learned scale that the encoder does not have, or fewer
-        spectral components than dimensions without `pad_rank`.
+      InputError: unknown name, text missing, a fusion that the encoder does not have, or fewer spectral
+        components than dimensions without `pad_rank`.
     """
     encoder = lookup(config.item_encoder)
     if len(source.counts) != source.num_items:
@@ -76,6 +76,4 @@ def build(
             f"--fusion={config.fusion} joins a part of text and an ID part, and --item_encoder={config.item_encoder} "
             "has no such two; leave the flag out."
         )
-    if config.learn_scale and "learn_scale" not in options:
-        raise InputError(f"--learn_scale is of no use: --item_encoder={config.item_encoder} has no scale of the text.")
     return encoder(**options), encoder.frozen(source, config)

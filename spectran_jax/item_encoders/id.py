@@ -36,8 +36,11 @@ class IdEncoder(ItemEncoder, kw_only=True):
     @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """See the base class."""
-        if config.id_scale == 0 and not cls.knows_cold_items():  # nothing stands beside the ID part
-            raise InputError("--id_scale=0 starts all item vectors at zero, where they stay; give a number above 0.")
+        if config.id_scale == 0 and (config.semantic_scale == 0 or not cls.knows_cold_items()):
+            raise InputError(
+                "--id_scale=0 starts all item vectors at zero, where they stay, unless there is text beside the IDs; "
+                "give a number above 0."
+            )
         return {
             "num_items": source.num_items,
             "dimension": config.dimension,

@@ -152,9 +152,9 @@ def _contrast(
     scores = jnp.einsum("td,nd->tn", states, negatives, preferred_element_type=jnp.float32)
     others = jax.nn.logsumexp(jnp.where(excluded, _MASKED, scores / temperature - correction), axis=1)
     if history is not None:
-        counts, scores = history_that_counts(history, weight)
-        seen = jax.nn.logsumexp(jnp.where(counts, scores / temperature, _MASKED), axis=1)
-        others = jnp.logaddexp(others, seen)
+        counts, seen = history_that_counts(history, weight)
+        of_history = jax.nn.logsumexp(jnp.where(counts, seen / temperature, _MASKED), axis=1)
+        others = jnp.logaddexp(others, of_history)
     # log(1 + exp(others - positive)) is the negative log of the softmax, without the cancellation near zero.
     loss = weighted_mean(jax.nn.softplus(others - positive / temperature), weight)
     return loss, {

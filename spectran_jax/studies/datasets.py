@@ -5,7 +5,7 @@ interactions = "beauty/interactions.tsv"     # relative to the TOML file
 items = "beauty/items.jsonl"
 embeddings = "beauty/embeddings.minilm.npy"
 max_length = 20                              # any field of the configuration
-temperature = 0.07
+temperature = 0.05
 """
 
 from __future__ import annotations

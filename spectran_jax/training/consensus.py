@@ -119,7 +119,7 @@ class StopVote:
             cluster.on_news.append(self._listen)
 
     def reached(self, step: int, following: int) -> str | None:
-        """Why all processes stop after this step; None where they go on, each by the `following` steps at least."""
+        """Why all processes stop after this step; None where they go on, by the `following` steps if by any."""
         if self._cluster.alone:
             return self._stop.requested
         with self._changed:

@@ -147,7 +147,7 @@ def notices(setup: Setup) -> list[str]:
     if setup.embeddings is not None:
         made = f"{', '.join(dataset.text_columns)}, by {setup.embeddings.name}"
         source, width = setup.config.text.embeddings or made, setup.embeddings.matrix.shape[1]
-        kept = "" if setup.spectrum is None else f", of which {len(setup.spectrum.sigma):,} components are kept"
+        kept = "" if setup.spectrum is None else f", {len(setup.spectrum.sigma):,} spectral components"
         lines.append(f"Text of the items: {source}; {width:,} dimensions{kept}.")
     cold = int((split.item_counts == 0).sum())
     if cold:

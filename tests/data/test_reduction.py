@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -326,6 +327,7 @@ def test_the_command(logs, run_command):
     done = run_command("prepare", {**flags, "unknown_items": "drop", "beam": "--runner=DirectRunner"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("files: 3\nusers: 40\n")
+    assert re.search(r"^left out: \d+ unknown items$", done.stdout, re.MULTILINE)
     assert done.stderr.splitlines() == ["Reading 3 files of interactions ...", "Ordering histories ..."]
     done = run_command("prepare", {**flags, "beam": "--runner=DataflowRunner"})  # all that it wants is one line
     assert (done.returncode, done.stdout) == (2, "")

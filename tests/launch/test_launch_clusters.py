@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -106,6 +107,40 @@ def test_a_slice_is_queued_for_used_and_deleted(stand_in):
     assert r"host/p/i:tpu --workdir=/mnt/spectran/a\ b" in command
     assert "--label made=" in command
     subprocess.run(["bash", "-n", "-c", command.removeprefix("--command=")], check=True)
+
+
+SUDO = """#!/bin/bash
+[[ $1 == docker ]] || exit 0
+echo "$2" >> {folder}/asked
+case $2 in
+  inspect) [[ -n '{found}' ]] && echo '{found}' ;;
+  wait) echo 0 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "status"),
+    [
+        ("", ["inspect", "run", "logs", "wait"], 0),
+        ("true MADE", ["inspect", "logs", "wait"], 0),
+        ("false MADE", ["inspect", "logs", "wait"], 0),  # it ended while nobody looked: its status is told
+        ("true another", ["inspect"], 78),
+        ("false another", ["inspect", "rm", "run", "logs", "wait"], 0),
+    ],
+)
+def test_a_worker_starts_attaches_or_refuses(stand_in, tmp_path, found, asked, status):
+    _, calls, _ = stand_in("tpu_vm.sh", "--workdir=w", answers={"describe": ["ACTIVE"], "ssh": [0]}, **SLICE)
+    (command,) = [word for call in calls if call[4] == "ssh" for word in call if "docker run" in word]
+    (made,) = set(re.findall(r"made=(\w{16})", command))
+    for name, text in (("sudo", SUDO), ("mount.nfs", "#!/bin/bash"), ("mountpoint", "#!/bin/bash")):
+        text = text.replace("{folder}", str(tmp_path)).replace("{found}", found.replace("MADE", made))
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command.removeprefix("--command=")], env=environment, check=False, timeout=60)
+    told = (tmp_path / "asked").read_text().split()
+    assert (sorted(told), told[0], done.returncode) == (sorted(asked), "inspect", status)
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,14 @@ def test_wordllama_end_to_end(tmp_path):
     np.testing.assert_array_equal(result.matrix[2], encoders.build("wordllama").encode(["blue pen"])[0])
 
 
+def test_only_encoders_with_text_in_their_vectors_know_cold_items(tiny_config):
+    for encoder, words in (("rlmrec", "nothing is known of them"), ("svd", "they are ranked by their text alone")):
+        assert any(words in line for line in notices(prepare(tiny_config.replace(item_encoder=encoder))))
+
+
 def test_a_run_says_what_text_it_reads(tiny_config, tiny_flags):
     own = [line for line in notices(prepare(tiny_config)) if line.startswith("Text of the items")]
-    assert own == [f"Text of the items: {tiny_flags['embeddings']}; 24 dimensions, of which 24 components are kept."]
+    assert own == [f"Text of the items: {tiny_flags['embeddings']}; 24 dimensions, 24 spectral components."]
     hashed = notices(prepare(tiny_config.replace(embeddings="", item_encoder="mlp")))
     assert any(line.startswith("Text of the items: title, by wordllama; ") for line in hashed)
     assert not any(line.startswith("Text") for line in notices(prepare(tiny_config.replace(item_encoder="id"))))

@@ -1,3 +1,4 @@
+import os
 import sys
 import types
 from importlib import metadata
@@ -110,11 +111,18 @@ def test_sentence_transformers():
 
 @pytest.mark.usefixtures("library")
 def test_sentence_transformers_folder_has_a_version(tmp_path):
-    (tmp_path / "weights").write_text("one")
-    before = encoders.build(f"sentence-transformers:{tmp_path}").version
-    assert encoders.build(f"sentence-transformers:{tmp_path}").version == before
-    (tmp_path / "weights").write_text("other")
-    assert encoders.build(f"sentence-transformers:{tmp_path}").version != before
+    version = lambda: encoders.build(f"sentence-transformers:{tmp_path}").version  # noqa: E731
+    weights, content = tmp_path / "weights", np.random.default_rng(0).bytes(3 * 2**20)
+    weights.write_bytes(content)
+    before = version()
+    os.utime(weights, (1, 1))  # a copy on another host
+    assert version() == before
+    for at in (5, len(content) - 5):
+        weights.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert version() != before
+    weights.write_bytes(content)
+    weights.rename(tmp_path / "other")
+    assert version() != before
 
 
 @pytest.mark.usefixtures("library")

@@ -197,3 +197,9 @@ def test_scan_knows_every_special_number(dtype):
     found = digests.scan(x)
     np.testing.assert_array_equal(found.finite, np.isfinite(x).all(axis=1))
     np.testing.assert_array_equal(found.nonzero, x.any(axis=1))
+
+
+def test_a_folder_that_never_appears_is_an_error_for_people(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_SEEN_SECONDS", 0.0)
+    with pytest.raises(InputError, match=r"Process 0 does not see .*gone, which process 0 has written: --data_dir"):
+        store.reopen(tmp_path / "gone", IDENTITY, ["x"])

@@ -93,7 +93,8 @@ def test_all_stop_after_the_same_step(count, size):
 
 
 def test_nobody_stops_unasked():
-    process, other = (Process({}, index, 2, lambda step: 1) for index in range(2))
+    store = {}
+    process, other = (Process(store, index, 2, lambda step: 1) for index in range(2))
     for _ in range(50):
         for each in (process, other):
             each.train()
