@@ -293,6 +293,7 @@ def test_batches_that_devices_can_not_share(name, size, near):
     partitioning.check_batches(mesh, TrainingConfig())
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_corrected_command_works_in_the_same_folder(refused, tiny_flags, tmp_path, caplog):
     """After failures at every stage, the last of them rank < d: --pad_rank mends it. What is odd is told."""
     workdir = tmp_path / "run"
@@ -375,6 +376,7 @@ def test_a_full_disk_while_data_are_prepared(refused, tiny_flags, tmp_path):
     assert not list((cache / "prepared").iterdir())
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_full_disk_keeps_the_last_checkpoint(trained, tiny_flags, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
