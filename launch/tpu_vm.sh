@@ -22,7 +22,8 @@
 #
 # This script waits here while the containers run there: interrupt it, or lose the connection, and they go on; the same
 # command attaches to them again. To stop the run for good, see launch/README.md.
-# Exit status, that of the run: 0 done, 2 bad input or NAME is another command's, 75 saved but RESTARTS used up, 1 any other failure.
+# Exit status, that of the run: 0 done, 2 bad input or NAME is another command's, 75 saved but RESTARTS used up, 1 any
+# other failure.
 set -euo pipefail
 
 for variable in ZONE TPU RUNTIME IMAGE NFS; do

@@ -390,12 +390,12 @@ class Config:
         """Reads what `to_dict` wrote; names `source` and the field in every complaint."""
         flat: dict[str, Any] = {}
         known = {(section, field.name): field for section, field in fields()}
+        sections = [section.name for section in dataclasses.fields(cls)]
         for section, entries in values.items():
-            if section not in {name for name, _ in known}:
-                sections = ", ".join(dict.fromkeys(name for name, _ in known))
+            if section not in sections:
                 raise InputError(
-                    f"{source}: unknown section {section!r}; a configuration has {sections}. That of a run is the file "
-                    "config.json in its --workdir."
+                    f"{source}: unknown section {section!r}; a configuration has {', '.join(sections)}. That of a run is "
+                    "the file config.json in its --workdir."
                 )
             if not isinstance(entries, Mapping):
                 raise InputError(f"{source}: section {section!r} must be an object of fields.")

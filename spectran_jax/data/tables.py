@@ -260,11 +260,11 @@ def _open(path: Path) -> IO[bytes]:
 def _separated_otherwise(names: Sequence[str], path: Path) -> str:
     """A hint where the one column of a text file looks like several, separated by another character."""
     marks = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
-    own = _DELIMITERS.get(content_suffix(path))
+    kind = content_suffix(path)
+    own = _DELIMITERS.get(kind)
     if own is None or len(names) != 1:
         return ""
     found = next((words for mark, words in marks.items() if mark != own and mark in names[0]), None)
-    kind = content_suffix(path)
     return f" It looks separated by {found}; columns of a {kind} file are separated by {marks[own]}." if found else ""
 
 

@@ -40,14 +40,8 @@ class Counts(NamedTuple):
 
 def count_parameters(params: Mapping[str, Any], item_params: Sequence[str], num_items: int) -> Counts:
     """Elements of arrays, or of their shapes, in all and of the adapter."""
-    counts = parameter_counts(params, item_params, num_items)
-    by_item = [
-        leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(params))
-        if catalogue.has_item_rows(path, item_params)
-    ]
-    tables = sum(num_items * int(np.prod(leaf.shape[1:])) for leaf in by_item)
-    return Counts(counts["total"], counts["item_encoder"] - tables)
+    total, without_items = (parameter_counts(params, item_params, items) for items in (num_items, 0))
+    return Counts(total["total"], without_items["item_encoder"])
 
 
 def adapter_parameters(config: Config, *, items: int, width: int) -> int:
