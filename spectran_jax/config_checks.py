@@ -71,12 +71,7 @@ def check(config: Config) -> None:
                 raise InputError(f"--{field.name} must be {bound}, got {value}.")
     if not 0 <= config.backbone.dropout < 1:
         raise InputError(f"--dropout must be at least 0 and below 1, got {config.backbone.dropout}.")
-    dimension, heads = config.encoder.dimension, config.backbone.heads
-    if dimension % heads:
-        raise InputError(
-            f"--dimension={dimension} is not divisible by --heads={heads}; "
-            f"take one of {', '.join(str(h) for h in range(1, dimension + 1) if dimension % h == 0)} heads."
-        )
+    check_heads(config.encoder.dimension, config.backbone.heads)
     if not 0 < config.backbone.mask_ratio < 1:
         raise InputError(f"--mask_ratio must lie between 0 and 1, got {config.backbone.mask_ratio}.")
     if not config.objective.temperature > 0:
@@ -114,3 +109,12 @@ def check(config: Config) -> None:
             raise InputError(f"--dataset=files needs --{name}=FILE.")
         if value and not files:
             raise InputError(f"--{name} goes with --dataset=files, got --dataset={config.data.dataset}.")
+
+
+def check_heads(dimension: int, heads: int) -> None:
+    """Raises an `InputError` for heads that do not divide the dimension."""
+    if dimension % heads:
+        raise InputError(
+            f"--dimension={dimension} is not divisible by --heads={heads}; "
+            f"take one of {', '.join(str(h) for h in range(1, dimension + 1) if dimension % h == 0)} heads."
+        )

@@ -18,6 +18,7 @@ from spectran_jax.backbones.bert4rec import BERT4Rec
 from spectran_jax.backbones.hstu import HSTU
 from spectran_jax.backbones.sasrec import SASRec
 from spectran_jax.config import BackboneConfig
+from spectran_jax.config_checks import check_heads
 from spectran_jax.errors import unknown_name
 from spectran_jax.layout import SequenceLayout
 
@@ -67,9 +68,10 @@ def build(config: BackboneConfig, *, dimension: int, max_length: int, dtype: Any
       dtype: compute dtype; parameters are float32.
 
     Raises:
-      InputError: for an unknown name.
+      InputError: for an unknown name, or heads that do not divide d.
     """
     backbone = lookup(config.backbone)
+    check_heads(dimension, config.heads)
     known = {field.name for field in dataclasses.fields(config)}
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(backbone) if f.name in known}
     row_length = max_length + is_masked(config)
