@@ -83,8 +83,8 @@ def design(space: Sequence[Range], trials: int, seed: int) -> list[dict[str, flo
     return [{r.name: r.at(p) for r, p in zip(space, point, strict=False)} for point in points.tolist()]
 
 
-COMMON = "learning_rate=log:5e-4:4e-3,dropout=0.1:0.5,weight_decay=log:1e-4:0.3"
-"""What every method is searched over."""
+COMMON = "learning_rate=log:5e-4:4e-3,dropout=0.1:0.5,weight_decay=log:1e-4:0.3,temperature=log:0.05:0.2"
+"""What every method is searched over. The best temperature is not the same for all (RESULTS.md, "The temperature")."""
 
 SEMANTIC = "semantic_scale=log:0.04:0.5"
 """How much the text counts against the IDs: of every method whose item vectors hold text."""

@@ -165,7 +165,7 @@ def test_a_real_comparison(tiny_flags, tmp_path, run_command):
     flags = {
         **tiny_flags,
         # What is compiled into a step is fixed, and runs follow each other, so that a method compiles once.
-        **{"dropout": 0.1, "weight_decay": 0.0, "semantic_scale": 0.3, "spectral_power": 0.0},
+        **{"dropout": 0.1, "weight_decay": 0.0, "temperature": 0.1, "semantic_scale": 0.3, "spectral_power": 0.0},
         "dataset": "files",
         "item_encoders": "id,svd",
         "backbones": "sasrec",

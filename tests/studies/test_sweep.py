@@ -200,9 +200,9 @@ def test_every_method_has_a_space_that_begins_alike():
 
     for name in REGISTRY:
         names = [r.name for r in space_of(name)]
-        assert names[:3] == ["learning_rate", "dropout", "weight_decay"]
+        assert names[:4] == ["learning_rate", "dropout", "weight_decay", "temperature"]
         # How large item vectors start, against steps of one size: of the text where they hold it, else of the IDs.
-        assert names[3] == ("id_scale" if name in ("id", "rlmrec") else "semantic_scale")
+        assert names[4] == ("id_scale" if name in ("id", "rlmrec") else "semantic_scale")
     assert "dropout" not in [r.name for r in space_of("id", given=["dropout"])]
     for text in OWN.values():  # whatever this version knows of it, it parses
         parse_space(",".join(part for part in text.split(",") if part.split("=")[0] in KNOWN))
