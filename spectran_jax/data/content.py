@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -140,8 +141,7 @@ def to_dataset(content: Content, *, name: str, digest: str, text_columns: str = 
         if column not in content.columns:
             found = ", ".join(content.columns) or "none"
             raise InputError(f"--text_columns names {column!r}, which the items do not have; columns found: {found}.")
-    parts = [content.columns[column] for column in chosen]
-    text = [join_text(entry) for entry in zip(*parts, strict=True)] if parts else [""] * len(content.item_ids)
+    text = text_of(content.columns, chosen) if chosen else [""] * len(content.item_ids)
     return Dataset(
         name=name,
         digest=digest,
@@ -154,6 +154,11 @@ def to_dataset(content: Content, *, name: str, digest: str, text_columns: str = 
         items_row=content.items_row,
         dropped=dict(content.dropped),
     )
+
+
+def text_of(columns: Mapping[str, list[str]], chosen: Sequence[str]) -> list[str]:
+    """What an encoder reads of each item: the chosen columns, at least one, in the order chosen."""
+    return [join_text(entry) for entry in zip(*(columns[column] for column in chosen), strict=True)]
 
 
 def join_text(parts: tuple[str, ...]) -> str:

@@ -93,6 +93,16 @@ class ItemEncoder(nn.Module, kw_only=True):
         """The arrays of the collection "frozen"."""
         raise NotImplementedError
 
+    @classmethod
+    def new_rows(cls, new: ItemSource, catalogue: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
+        """The arrays of `item_arrays` for items beyond the catalogue, known by their text alone.
+
+        All else that `frozen` makes stays the catalogue's. Here for encoders whose rows depend on nothing but the item
+        and the spectrum, that of `new`: the catalogue's, with the new items' coordinates for its u.
+        """
+        made = cls.frozen(new, config)
+        return {name: made[name] for name in cls.item_arrays}
+
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
         """The rows of parameters and frozen arrays that `encode` needs: of `ids`, or of all items for None.
 

@@ -72,6 +72,12 @@ class MoeEncoder(TextEncoder, kw_only=True):
         return {**super().frozen(source, config), "number": np.arange(source.num_items, dtype=np.int32)}
 
     @classmethod
+    def new_rows(cls, new: ItemSource, catalogue: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
+        """See the base class; numbers go on from the catalogue's."""
+        number = catalogue.num_items + np.arange(new.num_items, dtype=np.int32)
+        return {**super().new_rows(new, catalogue, config), "number": number}
+
+    @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
         """See the base class."""
         return {**super().options(config, source, dtype), "experts": config.experts}

@@ -110,6 +110,12 @@ class TextEncoder(SemanticEncoder, kw_only=True):
             **super().frozen(source, config),
         }
 
+    @classmethod
+    def new_rows(cls, new: ItemSource, catalogue: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
+        """The text as it is stored: what it is measured by is the catalogue's."""
+        assert new.text is not None
+        return {"text": as_matrix(new.text), **super().frozen(new, config)}
+
     def adapt(self, x: Float[Array, "*b m"], rows: ItemRows) -> Float[Array, "*b d"]:
         """E_s, float32, of text of unit mean square."""
         raise NotImplementedError

@@ -14,6 +14,8 @@ from spectran_jax.errors import InputError
 from spectran_jax.item_encoders.base import ItemSource, Rows
 from spectran_jax.item_encoders.semantic import SemanticEncoder
 from spectran_jax.item_encoders.text import TwoLayers, sample, survey_text
+from spectran_jax.spectral.rows import Rows as TextRows
+from spectran_jax.spectral.rows import Survey, as_matrix
 
 _RTOL = 1e-4
 """Standard deviations below this share of the largest are dropped and not blown up, as the spectrum's are."""
@@ -58,19 +60,7 @@ class WhitenEncoder(SemanticEncoder, kw_only=True):
           InputError: see `survey_text`; or for more groups than dimensions.
         """
         rows = survey_text(config, dataclasses.replace(source, center=True))
-        items, m = rows.x.shape
-        if config.whiten_groups > m:
-            raise InputError(
-                f"--whiten_groups={config.whiten_groups} is more than the {m} dimensions of the text embeddings."
-            )
-        gram = np.zeros((m, m))
-        for _, _, chunk in rows.chunks():
-            gram += chunk.T @ chunk
-        views = whitenings(gram / rows.count, config.whiten_groups)
-        whitened = np.zeros((items, len(views), m), np.float32)
-        for where, part, chunk in rows.chunks():
-            made = [np.concatenate([chunk[:, at] @ matrix for at, matrix in view], axis=1) for view in views]
-            whitened[np.flatnonzero(part) + where.start] = np.stack(made, axis=1)
+        whitened = _whitened(rows, _views(rows, config))
         chosen = whitened[sample(rows.part)]
         view_scale = 1 / np.sqrt(np.mean(chosen.astype(np.float64) ** 2, axis=(0, 2)))
         return {
@@ -80,6 +70,16 @@ class WhitenEncoder(SemanticEncoder, kw_only=True):
             "sample": chosen,
             **super().frozen(source, config),
         }
+
+    @classmethod
+    def new_rows(cls, new: ItemSource, catalogue: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:
+        """The new text by the catalogue's mean and covariance, which are taken again: one pass over its text."""
+        rows = survey_text(config, dataclasses.replace(catalogue, center=True))
+        assert new.text is not None
+        text = as_matrix(new.text)
+        has_text = np.asarray(text.any(axis=1))
+        theirs = Survey(text, has_text, normalize=new.normalize_rows, shift=rows.mean)
+        return {"whitened": _whitened(theirs, _views(rows, config)), **super().frozen(new, config)}
 
     def setup(self) -> None:
         """Creates the head beside what the base class has."""
@@ -100,6 +100,29 @@ class WhitenEncoder(SemanticEncoder, kw_only=True):
 
 Blocks = list[tuple[slice, Float[np.ndarray, "g g"]]]
 """A block-diagonal matrix: the dimensions of each block, and the block."""
+
+
+def _views(rows: TextRows, config: EncoderConfig) -> list[Blocks]:
+    """`whitenings` of the covariance of these rows; raises `InputError` for more groups than dimensions."""
+    m = rows.x.shape[1]
+    if config.whiten_groups > m:
+        raise InputError(
+            f"--whiten_groups={config.whiten_groups} is more than the {m} dimensions of the text embeddings."
+        )
+    gram = np.zeros((m, m))
+    for _, _, chunk in rows.chunks():
+        gram += chunk.T @ chunk
+    return whitenings(gram / rows.count, config.whiten_groups)
+
+
+def _whitened(rows: TextRows | Survey, views: list[Blocks]) -> Float[np.ndarray, "N v m"]:
+    """float32, the rows in each view; zero where there is no text."""
+    items, m = rows.x.shape
+    whitened = np.zeros((items, len(views), m), np.float32)
+    for where, part, chunk in rows.chunks():
+        made = [np.concatenate([chunk[:, at] @ matrix for at, matrix in view], axis=1) for view in views]
+        whitened[np.flatnonzero(part) + where.start] = np.stack(made, axis=1)
+    return whitened
 
 
 def whitenings(covariance: Float[np.ndarray, "m m"], groups: int) -> list[Blocks]:

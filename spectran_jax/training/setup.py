@@ -52,6 +52,11 @@ class Setup:
         return json_digest([self.dataset.digest, None if self.embeddings is None else self.embeddings.digest])
 
     @property
+    def source(self) -> item_encoders.ItemSource:
+        """What the item encoder is built from."""
+        return _source(self.config, self.dataset, self.split, self.embeddings, self.spectrum)
+
+    @property
     def masked(self) -> bool:
         """Whether the backbone is trained to fill in hidden items."""
         return backbones.is_masked(self.config.backbone)
@@ -155,6 +160,23 @@ def build_backbone(config: Config) -> Any:
     )
 
 
+def _source(
+    config: Config,
+    dataset: data.Dataset,
+    split: data.Split,
+    embeddings: text.TextEmbeddings | None,
+    spectrum: Spectrum | None,
+) -> item_encoders.ItemSource:
+    return item_encoders.ItemSource(
+        num_items=dataset.num_items,
+        counts=split.item_counts,
+        spectrum=spectrum,
+        text=None if embeddings is None else embeddings.matrix,
+        normalize_rows=config.spectrum.normalize_rows,
+        center=config.spectrum.center,
+    )
+
+
 def assemble(
     config: Config,
     dataset: data.Dataset,
@@ -176,14 +198,7 @@ def assemble(
         row_multiple=mesh.shape["data"],
         mask_ratio=config.backbone.mask_ratio if backbones.is_masked(config.backbone) else None,
     )
-    source = item_encoders.ItemSource(
-        num_items=dataset.num_items,
-        counts=split.item_counts,
-        spectrum=spectrum,
-        text=None if embeddings is None else embeddings.matrix,
-        normalize_rows=config.spectrum.normalize_rows,
-        center=config.spectrum.center,
-    )
+    source = _source(config, dataset, split, embeddings, spectrum)
     encoder, arrays = item_encoders.build(config.encoder, source, dtype=DTYPES[config.training.precision])
     rows = partitioning.table_rows(dataset.num_items)
     objective = objectives.build(config.objective, split.item_counts)

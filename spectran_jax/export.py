@@ -1,0 +1,202 @@
+"""A trained run for serving: item vectors, their ids, and the user model as one program that needs JAX alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, Float, Int
+
+from spectran_jax import backbones
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.layout import SequenceLayout
+from spectran_jax.new_items import NewItems, new_items
+from spectran_jax.progress import task
+from spectran_jax.recommender import ItemTable
+from spectran_jax.training import catalogue
+from spectran_jax.training.programs import build_table
+from spectran_jax.training.restore import load_run
+from spectran_jax.training.setup import Setup
+from spectran_jax.training.step import Params
+from spectran_jax.writing import write_bytes, write_json, write_text
+
+FORMAT = 1
+"""Goes up whenever a reader of an older export would go wrong."""
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""That the program is lowered for."""
+
+_FILES = {
+    "items": "vectors.npy, lengths.npy and item_ids.jsonl: a row each; the catalogue's, then new ones",
+    "user_states": "user_states.stablehlo: jax.export.deserialize(bytes).call(*arguments)",
+}
+
+
+def export_run(
+    workdir: Path, output: Path, *, items: Path | None = None, embeddings: Path | None = None
+) -> tuple[int, int]:
+    """Writes the folder `output`, whole or not at all; an earlier export there is replaced.
+
+    - `vectors.npy [N, d]`, float32: inner products with user states are the scores; `lengths.npy [N]`, float32;
+    - `item_ids.jsonl`: your own id of each row, a JSON value a line;
+    - `user_states.stablehlo`: what `user_states_function` gives, serialised by `jax.export`;
+    - `export.json`: sizes, and what the program takes.
+
+    Args:
+      workdir: a trained run.
+      output: the folder.
+      items: a file of items beyond the catalogue, which get vectors from their text (`new_items`) and the last rows.
+      embeddings: their text embeddings, where the run was trained on precomputed ones.
+
+    Returns:
+      The number of rows, and how many of them are new items.
+
+    Raises:
+      InputError: no trained run, a folder that holds something else, or as `new_items`.
+      RunError: where the disk refuses.
+    """
+    _check_output(output, workdir)
+    setup, params = load_run(workdir)
+    extra = None if items is None else new_items(setup, params, items, embeddings)
+    with task("Exporting", total=3) as progress:
+        vectors, lengths, ids = _items(setup, params, extra)
+        progress(1, 3)
+        program = serialised(setup, params)
+        progress(2, 3)
+        about = _about(setup, workdir, len(ids), 0 if extra is None else len(extra.ids))
+        staging = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+        try:
+            staging.mkdir()
+            for name, array in (("vectors", vectors), ("lengths", lengths)):
+                np.save(staging / f"{name}.npy", array)
+            write_text(staging / "item_ids.jsonl", "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in ids))
+            write_bytes(staging / "user_states.stablehlo", program)
+            write_json(staging / "export.json", about)
+            if output.exists():
+                shutil.rmtree(output)
+            staging.rename(output)
+        except OSError as error:
+            raise RunError(f"Could not write {output}: {error.strerror or error}.") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        progress(3, 3)
+    return len(ids), about["items"]["new"]
+
+
+def user_states_function(setup: Setup, params: Params) -> Callable[..., Float[jax.Array, "B d"]]:
+    """`user_states(vectors, lengths, items, counts[, timestamps]) -> [B, d]`, float32: the state after each history.
+
+    A pure function over one device. The backbone's parameters are constants of it, a few MiB at most; the item table,
+    which may be of any size and hold new items, is an argument.
+
+    - `vectors [N, d]` and `lengths [N]`, float32: the item table;
+    - `items [B, L]` int32, L = `--max_length`: rows of the table, the newest L items of a history, the oldest of them
+      in column 0; what is right of the newest is not read;
+    - `counts [B]` int32: how many they are, at least 1;
+    - `timestamps [B, L]` int32, for a backbone that was trained with times: seconds of the interactions since any
+      moment of one's own, the same within a row.
+    """
+    model, names = setup.model, setup.model.item_encoder.item_params
+    length, masked = setup.config.data.max_length, int(setup.masked)
+    # Tables are not read here, and need to be no more than shapes.
+    held = jax.tree_util.tree_map_with_path(
+        lambda path, p: (
+            np.broadcast_to(np.zeros((), p.dtype), p.shape)
+            if catalogue.has_item_rows(path, names)
+            else jnp.asarray(np.asarray(p))
+        ),
+        params,
+    )
+
+    def user_states(
+        vectors: Float[Array, "N d"],
+        lengths: Float[Array, "N"],
+        items: Int[Array, "B L"],
+        counts: Int[Array, "B"],
+        timestamps: Int[Array, "B L"] | None = None,
+    ) -> Float[jax.Array, "B d"]:
+        at, count = jnp.arange(length + masked, dtype=jnp.int32)[None], counts[:, None]
+        known, behind = at < count, at == count
+        room = ((0, 0), (0, masked))
+        mask = known | behind if masked else known
+        if timestamps is not None:
+            newest = jnp.take_along_axis(timestamps, count - 1, axis=1)
+            seconds = jnp.where(known, jnp.pad(timestamps, room), newest) - timestamps[:, :1]
+            timestamps = jnp.where(mask, seconds, 0)
+        layout = SequenceLayout(
+            mask=mask,
+            segment=mask.astype(jnp.int32),
+            position=jnp.where(mask, at, 0),
+            timestamp=timestamps,
+            hidden=behind if masked else None,
+        )
+        inputs = ItemTable(vectors, lengths).inputs(jnp.where(known, jnp.pad(items, room), 0))
+        states = jnp.asarray(model.apply({"params": held}, inputs, layout, method=model.read))
+        return jnp.take_along_axis(states, (count if masked else count - 1)[..., None], axis=1)[:, 0]
+
+    return user_states
+
+
+def serialised(setup: Setup, params: Params) -> bytes:
+    """`user_states_function` for any number of items and histories, lowered for `PLATFORMS`."""
+    items, batch = export.symbolic_shape("N, B")
+    length, dimension = setup.config.data.max_length, setup.config.encoder.dimension
+    shapes = [((items, dimension), jnp.float32), ((items,), jnp.float32)]
+    shapes += [((batch, length), jnp.int32), ((batch,), jnp.int32)]
+    shapes += [((batch, length), jnp.int32)] * _reads_time(setup)
+    program = jax.jit(user_states_function(setup, params))
+    exported = export.export(program, platforms=PLATFORMS)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    return bytes(exported.serialize())
+
+
+def _reads_time(setup: Setup) -> bool:
+    return setup.timed and bool(backbones.lookup(setup.config.backbone.backbone).reads_time)
+
+
+def _items(setup: Setup, params: Params, extra: NewItems | None) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    """Vectors, lengths and original ids of the catalogue and of what comes after it."""
+    table, count = build_table(setup)(params, setup.place()), setup.dataset.num_items
+    vectors, lengths = (np.asarray(part)[:count] for part in table)
+    ids = list(setup.dataset.item_ids)
+    if extra is not None:
+        vectors, lengths = np.concatenate([vectors, extra.vectors]), np.concatenate([lengths, extra.lengths])
+        ids += extra.ids
+    return vectors, lengths, ids
+
+
+def _about(setup: Setup, workdir: Path, rows: int, new: int) -> dict[str, Any]:
+    config = setup.config
+    arguments = ["vectors [N, d] float32", "lengths [N] float32", "items [B, L] int32", "counts [B] int32"]
+    metrics = workdir / "metrics.json"
+    return {
+        "format": FORMAT,
+        "files": _FILES,
+        "items": {"all": rows, "new": new},
+        "dimension": config.encoder.dimension,
+        "max_length": config.data.max_length,
+        "score": config.objective.score,
+        "item_encoder": config.encoder.item_encoder,
+        "backbone": config.backbone.backbone,
+        "arguments": [*arguments, *(["timestamps [B, L] int32, seconds"] * _reads_time(setup))],
+        "platforms": list(PLATFORMS),
+        "jax": jax.__version__,
+        "digest": json.loads(metrics.read_text())["digest"] if metrics.exists() else None,
+    }
+
+
+def _check_output(output: Path, workdir: Path) -> None:
+    """Refuses a folder that is anything but free or an earlier export."""
+    if not output.resolve().parent.is_dir():
+        raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
+    if output.resolve() == workdir.resolve():
+        raise InputError(f"--output={output} is the run itself; name a folder of its own.")
+    if output.exists() and not (output.is_dir() and ((output / "export.json").is_file() or not any(output.iterdir()))):
+        raise InputError(f"--output={output} is there already and no export; name a folder that is free.")
