@@ -1,13 +1,18 @@
 """A run that is killed and stopped on several processes, and goes on with fewer, ends as one that was left alone."""
 
+import contextlib
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cut_short, without_report
+from conftest import REPO, cut_short, without_report
 
 from spectran_jax.benchmarks.local_run import latest_step, started
 from spectran_jax.config import Config
@@ -36,6 +41,49 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def launched_and_preempted(flags, *, processes, victim):
+    """SIGTERM to one of the processes that launch/local.sh started, and started again once, when there is a checkpoint
+    more: its exit status, and what all of them told."""
+    workdir = flags["workdir"]
+    before = latest_step(workdir)
+    settings = {"PYTHON": sys.executable, "PROCESSES": str(processes), "DEVICES": "1", "RESTARTS": "1"}
+    launcher = subprocess.Popen(
+        [REPO / "launch" / "local.sh", *(f"--{name}={value}" for name, value in flags.items())],
+        env={**os.environ, **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while latest_step(workdir) <= before:
+            assert launcher.poll() is None, launcher.stderr.read()
+            assert time.monotonic() < deadline, "no checkpoint within four minutes"
+            time.sleep(0.01)
+        each = working_in(workdir)
+        assert len(each) == processes, each
+        (pid,) = [pid for pid, line in each.items() if f"--process_id={victim} " in f"{line} "]
+        os.kill(pid, signal.SIGTERM)
+        _, told = launcher.communicate(timeout=240)
+    finally:
+        launcher.terminate()
+        launcher.wait(timeout=150)
+    assert not working_in(workdir)
+    return launcher.returncode, told
+
+
+def working_in(folder):
+    """The live processes that train in a folder, with their command lines."""
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has just left
+            line = Path(f"/proc/{name}/cmdline").read_text().replace("\0", " ")
+            if f"--workdir={folder} " in line and "--process_id=" in line and "launch.py" not in line:
+                found[int(name)] = line
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path):
     workdir, rng = tmp_path / "run", random.Random(time.time_ns())
     flags = {**flags, "workdir": workdir}
@@ -57,22 +105,16 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
                 assert not run.out(index)
                 if index:
                     assert len(run.err(index).splitlines()) == 1 or victim == 0, run.err(index)
-    # A newest checkpoint that can't be read: it is put aside, and the next start takes the one before.
-    step = latest_step(workdir)
+    # A newest checkpoint that can't be read: it is put aside, and the launcher's next start takes the one before. Then a
+    # preemption notice on one process: all save one step, and nobody stays behind.
+    damaged = latest_step(workdir)
     cut_short(workdir)
-    with started(tmp_path / "damaged", 2, flags) as run:
-        assert run.wait() == [TEMPORARY] * 2, [run.err(index)[-1000:] for index in range(2)]
-        for index in range(2):
-            assert f"{step} is damaged; start again." in run.last_line(index), run.err(index)
-    assert [path.name for path in (workdir / "checkpoints").glob("damaged-*")] == [f"damaged-latest-{step}"]
-    # A preemption notice on one of them: all save one step.
-    before = latest_step(workdir)
-    with started(tmp_path / "stopped", 4, flags, devices=1) as run:
-        run.wait_for_step(workdir, before + 1)
-        run.each[1].send_signal(signal.SIGTERM)
-        assert run.wait() == [TEMPORARY] * 4, [run.err(index)[-1000:] for index in range(4)]
-        for index in range(4):
-            assert f"SIGTERM on process 1: saved step {latest_step(workdir)};" in run.last_line(index), run.err(index)
+    status, told = launched_and_preempted(flags, processes=4, victim=1)
+    assert status == TEMPORARY, told
+    assert told.count(f"{damaged} is damaged; start again.") == 4, told
+    assert told.count("saved; starting again (1 left)") == 1, told
+    assert told.count(f"SIGTERM on process 1: saved step {latest_step(workdir)};") == 4, told
+    assert [path.name for path in (workdir / "checkpoints").glob("damaged-*")] == [f"damaged-latest-{damaged}"]
     assert not (workdir / "metrics.json").exists()
     with started(tmp_path / "end", 1, {**flags, "mesh": "data:1,model:2"}) as run:
         assert run.wait() == [0], run.err(0)
