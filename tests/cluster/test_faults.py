@@ -105,8 +105,8 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
                 assert not run.out(index)
                 if index:
                     assert len(run.err(index).splitlines()) == 1 or victim == 0, run.err(index)
-    # A newest checkpoint that can't be read: it is put aside, and the launcher's next start takes the one before. Then a
-    # preemption notice on one process: all save one step, and nobody stays behind.
+    # A newest checkpoint that can't be read: it is put aside, and the launcher's next start takes the one before. Then
+    # a preemption notice on one process: all save one step, and nobody stays behind.
     damaged = latest_step(workdir)
     cut_short(workdir)
     status, told = launched_and_preempted(flags, processes=4, victim=1)
