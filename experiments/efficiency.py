@@ -22,6 +22,7 @@ _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text 
 _USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Figures of each encoder, of which the median counts.", lower_bound=1)
 _RESULTS = define_results_flag()
+_UNREAD = ("dataset", "interactions", "items", "embeddings", "movielens", "text_encoder", "text_columns")
 
 
 def main() -> None:
@@ -30,6 +31,8 @@ def main() -> None:
         raise InputError("Name a folder for the experiment: --workdir=DIR.")
     if flags.FLAGS["item_encoder"].present:
         raise InputError("Costs are of several: give --item_encoders=NAME,NAME instead of --item_encoder.")
+    if unread := [name for name in _UNREAD if flags.FLAGS[name].present]:
+        raise InputError(f"Costs are measured on random data: --{unread[0]} is not read; leave it out.")
     from spectran_jax.item_encoders import REGISTRY
     from spectran_jax.studies import costs
     from spectran_jax.studies.compare import check_names

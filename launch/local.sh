@@ -11,7 +11,7 @@
 #   RESTARTS   how often to start again where the run leaves with 75, which means "saved, start me again" (0)
 #   GRACE      seconds that the others get to save and leave once a process has left with a failure, or once this
 #              script is told to stop (90); then SIGTERM, and SIGKILL 30 seconds later
-#   PYTHON     the interpreter (.venv/bin/python)
+#   PYTHON     the interpreter (.venv/bin/python of the repository)
 #
 # SIGTERM, Ctrl-C and a closed terminal are passed on: the run saves, and this script leaves with 75 without starting
 # again. A signal to one of the processes alone is a preemption: all save, leave with 75, and are started again. So it is
@@ -19,7 +19,9 @@
 # Exit status, that of the run: 0 done, 2 bad input, 75 start it again, 1 any other failure. No process outlives this
 # script, even where it is killed.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+# Paths are those of the folder that this is started in; the code is found from anywhere.
+repository=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 
 processes=${PROCESSES:-1} devices=${DEVICES:-} restarts=${RESTARTS:-0} grace=${GRACE:-90}
 for setting in "PROCESSES=$processes" "DEVICES=${devices:-1}" "RESTARTS=$restarts" "GRACE=$grace"; do
@@ -28,8 +30,8 @@ for setting in "PROCESSES=$processes" "DEVICES=${devices:-1}" "RESTARTS=$restart
     exit 2
   fi
 done
-python=$(command -v "${PYTHON:-.venv/bin/python}") || {
-  echo "launch/local.sh: no interpreter at ${PYTHON:-.venv/bin/python}; run 'make .venv/.ready', or set PYTHON." >&2
+python=$(command -v "${PYTHON:-$repository/.venv/bin/python}") || {
+  echo "launch/local.sh: no interpreter at ${PYTHON:-$repository/.venv/bin/python}; run 'make .venv/.ready', or set PYTHON." >&2
   exit 2
 }
 if [[ -n $devices || $processes -gt 1 ]]; then
@@ -71,7 +73,7 @@ start() { # FLAGS: every process of one attempt
     # In a group of its own (-m), a process does not get the terminal's Ctrl-C beside the signal that is passed on: a
     # second signal means "at once", and would cost the save. Should this script be killed, the kernel signals it.
     set -m
-    "$python" -P spectran_jax/studies/launch.py $$ "" \
+    "$python" -P "$repository/spectran_jax/studies/launch.py" $$ "" \
       "$python" -m experiments.train "$@" ${cluster[@]+"${cluster[@]}"} </dev/null &
     set +m
     pids+=($!)

@@ -385,6 +385,10 @@ class Config:
         }
         return dataclasses.replace(self, **changed)
 
+    def get(self, name: str) -> Any:
+        """The value of a field by its flat name; raises `KeyError` for a name that no section has."""
+        return getattr(getattr(self, {field.name: section for section, field in fields()}[name]), name)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> Config:
         """Reads what `to_dict` wrote; names `source` and the field in every complaint."""

@@ -23,6 +23,11 @@ GIB = 2**30
 _SIZE = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
 _STEP = "train step"
+_SMALLER = {
+    "text coordinates u": "--spectrum_dtype=int8, --rank",
+    "other arrays of the text": "--text_dimension, or an --item_encoder of the spectrum",
+}
+"""`memory.SMALLER` where a plan has other flags than a run."""
 
 
 def account(
@@ -141,7 +146,8 @@ def leaves(job: Job) -> list[Account]:
 def advice(arrays: Mapping[str, int]) -> list[str]:
     """For the three largest kinds of arrays the flags that make them smaller."""
     largest = sorted(arrays, key=lambda name: -arrays[name])[:3]
-    return [f"{name} ({arrays[name] / GIB:.2f} GiB): {memory.SMALLER[name]}" for name in largest]
+    smaller = memory.SMALLER | _SMALLER
+    return [f"{name} ({arrays[name] / GIB:.2f} GiB): {smaller[name]}" for name in largest]
 
 
 def payload(job: Job, step: Account) -> Account:

@@ -147,6 +147,13 @@ def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
     partitioning.check_batches(mesh, config.training)
     if config.objective.loss != "softmax" and sizes.num_items < config.objective.negatives:
         raise InputError(f"--num_items={sizes.num_items} is below --negatives={config.objective.negatives}.")
+    if config.spectrum.spectrum_memory != "device":
+        raise InputError(
+            f"--spectrum_memory={config.spectrum.spectrum_memory} is for one process, and a slice has several hosts; "
+            "leave the flag out: the spectrum is cut over all chips."
+        )
+    if config.spectrum.max_rank:
+        raise InputError(f"--max_rank={config.spectrum.max_rank}: a plan is given the rank itself; take --rank.")
     if sizes.rank > sizes.text_dimension:
         raise InputError(f"--rank={sizes.rank} is above --text_dimension={sizes.text_dimension}.")
     setup = assemble(config, *_inputs(config, sizes), mesh)

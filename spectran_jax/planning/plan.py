@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
@@ -14,6 +15,7 @@ from spectran_jax.planning.job import Sizes, build
 from spectran_jax.planning.roofline import Roofline
 from spectran_jax.planning.topologies import Topology
 from spectran_jax.progress import stderr_console
+from spectran_jax.training import partitioning
 from spectran_jax.training.run import print_table
 from spectran_jax.writing import write_json
 
@@ -34,6 +36,19 @@ def share(config: Config, sizes: Sizes, part: Topology, whole: Topology) -> tupl
     return config.replace(batch_size=users), Sizes(items, sizes.rank, sizes.text_dimension)
 
 
+def fitted(config: Config, devices: Sequence[Any]) -> Config:
+    """The configuration with evaluation batches rounded up to a multiple of the devices.
+
+    Raises:
+      InputError: for a mesh of another number of devices, or batches that it can't share evenly.
+    """
+    users = -(-config.training.eval_batch_size // len(devices)) * len(devices)
+    config = config.replace(eval_batch_size=users)
+    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism, devices)
+    partitioning.check_batches(mesh, config.training)
+    return config
+
+
 def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: bool = True) -> Account:
     """The account of a job on a slice; an evaluation batch is rounded up to a multiple of its devices.
 
@@ -41,9 +56,7 @@ def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: 
       InputError: no compiler, or a configuration that does not fit.
     """
     devices = topologies.devices(topology)
-    count = len(devices)
-    users = -(-config.training.eval_batch_size // count) * count
-    job = build(config.replace(eval_batch_size=users), sizes, devices)
+    job = build(fitted(config, devices), sizes, devices)
     order = list(job.setup.mesh.devices.flat)
     roofline = Roofline(topology, topologies.coordinates(order))
     console = stderr_console()
@@ -73,6 +86,8 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
     if len({slice_.chip for slice_ in slices}) > 1:
         raise InputError("--topology: slices of different chips have no common scale; plan each kind by itself.")
     parts = [share(config, sizes, slice_, slices[-1]) for slice_ in slices]
+    for slice_, (job_config, _) in zip(slices, parts, strict=True):  # before any of them is compiled for minutes
+        fitted(job_config, topologies.devices(slice_))
     workdir.mkdir(parents=True, exist_ok=True)
     plans: list[Account] = []
     for slice_, part in zip(slices, parts, strict=True):

@@ -111,6 +111,10 @@ def devices(topology: Topology) -> list[Any]:
     # libtpu asks the cloud's metadata server who its fellow workers are, and complains where there is none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Nor is there a chip that two processes could want at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Flags of another backend end a process that loads libtpu; its own are in LIBTPU_INIT_ARGS.
+    os.environ.pop("XLA_FLAGS", None)
     from jax.experimental import topologies
 
     try:

@@ -94,7 +94,7 @@ def compare(
         f"Item encoders compared on {', '.join(datasets)}{others}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
-        text=_text(budget, seeds, target, sum(each.p is not None for each in versus)),
+        text=_text(budget, methods, seeds, target, sum(each.p is not None for each in versus)),
         command=command,
         data={
             "protocols": protocols,
@@ -122,14 +122,27 @@ def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[st
     return list(names or registry)
 
 
-def _text(budget: int, seeds: Sequence[int], target: str, comparisons: int) -> str:
-    searched = (
-        f"Every method was searched with {budget} trials: points of one Sobol sequence over the same common fields, "
-        "the scale of the text, and one to three fields of its own. Trials read the validation set alone, with seed "
-        f"{seeds[0]}; the best {words.label(SELECTION_METRIC)} decided."
-        if budget
-        else "Nothing was searched: every method has the configuration's values."
-    )
+def _text(budget: int, methods: Mapping[str, Method], seeds: Sequence[int], target: str, comparisons: int) -> str:
+    spaces = {method.config.encoder.item_encoder: [r.name for r in method.space] for method in methods.values()}
+    fixed = [encoder for encoder, space in spaces.items() if not space]
+    if budget and len(fixed) < len(spaces):
+        searching = [space for space in spaces.values() if space]
+        common = [name for name in searching[0] if all(name in space for space in searching)]
+        own = "; ".join(
+            f"{encoder} {', '.join(rest)}"
+            for encoder, space in spaces.items()
+            if (rest := [name for name in space if name not in common])
+        )
+        searched = (
+            f"{'Every method' if not fixed else 'Every other method'} was searched with {budget} trials, points of one "
+            f"Sobol sequence, over {', '.join(common) or 'no field that all share'}{f'; and {own}' if own else ''}. "
+            f"Trials read the validation set alone, with seed {seeds[0]}; the best {words.label(SELECTION_METRIC)} "
+            "decided."
+        )
+        if fixed:
+            searched = f"The values of {', '.join(fixed)} were all given, so that nothing was searched. {searched}"
+    else:
+        searched = "Nothing was searched: every method has the configuration's values."
     tests = (
         " p-values are of two-sided paired sign-flip tests over users, on each user's mean over seeds, with Holm's "
         f"correction for all {comparisons} comparisons of {target} in these tables. They say how far a difference "

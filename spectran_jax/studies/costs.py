@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spectran_jax.config import Config
+from spectran_jax.config_checks import check
 from spectran_jax.studies.curves import dots
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.results_md import refresh
@@ -60,7 +61,7 @@ def run(
     `results`, a RESULTS.md.
 
     Raises:
-      InputError: see `efficiency.measure`.
+      InputError: a configuration out of range, or see `efficiency.measure`.
     """
     from spectran_jax.benchmarks.report import describe_machine
     from spectran_jax.studies import efficiency
@@ -68,6 +69,7 @@ def run(
     from spectran_jax.training.workdir import locked
     from spectran_jax.writing import write_json
 
+    check(config)
     configure_jax(config)
     settings = {
         "machine": describe_machine(),

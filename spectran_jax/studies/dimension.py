@@ -41,7 +41,7 @@ def parse_dimensions(values: Sequence[str]) -> list[int]:
 
 
 def result(grid: Grid, encoders: Sequence[str], dimensions: Sequence[int], command: str) -> Result:
-    """The table, against the first encoder at the first dimension, and a plot for each data set."""
+    """The table, against `spectran`, or else the first encoder, at the same dimension, and a plot for each data set."""
     plots = []
     for dataset in grid.runs:
         series = {}
@@ -61,5 +61,7 @@ def result(grid: Grid, encoders: Sequence[str], dimensions: Sequence[int], comma
                 ticks={d: str(d) for d in dimensions},
             )
         )
-    table = comparison(grid, "Metrics by dimension", f"{encoders[0]} d={dimensions[0]}")
+    reference = "spectran" if "spectran" in encoders else encoders[0]
+    same = {f"{encoder} d={d}": f"{reference} d={d}" for encoder in encoders for d in dimensions}
+    table = comparison(grid, "Metrics by dimension", f"{reference} at the same d", same)
     return Result("Dimension of item vectors", [table], plots, TEXT, command)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from absl import flags
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError
 from spectran_jax.flags import define_config_flags, define_path, read_config
-from spectran_jax.studies.datasets import BUILT_IN, dataset_configs
+from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
 
 OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "config")
 """The names of the common flags, for `flags.run(main, SYNOPSIS, own=(*OWN, ...))`."""
@@ -43,8 +45,8 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
     define_config_flags(flag_values)
     suits = ", ".join(f"{name} {value}" for name, value in BUILT_IN["movielens_100k"].items() if name != "dataset")
     flag_values["dataset"].help = (
-        "Data sets, comma-separated: movielens_100k, names of --datasets, or files for the one that --interactions and "
-        f"--items name. movielens_100k brings fields of its own: {suits}."
+        "Data sets, comma-separated: movielens_100k, names of --datasets (all of them if empty), or files for the one "
+        f"that --interactions and --items name. movielens_100k brings fields of its own: {suits}."
     )
 
     define_path(
@@ -79,7 +81,8 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
 
     Raises:
       InputError: no --workdir, seeds that are no whole numbers or stand twice, --jobs below 1, unknown data sets,
-        --seed or --evaluate, --results that is no Markdown file, or a configuration out of range.
+        --seed or --evaluate, --results that is no Markdown file, a folder of another experiment, or a configuration
+        out of range.
     """
     value: dict[str, Any] = {name: flag_values[name].value for name in OWN}
     if not value["workdir"]:
@@ -90,11 +93,18 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         raise InputError("An experiment sets --evaluate itself, run by run; leave the flag out.")
     if value["jobs"] < 1:
         raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
+    _refuse_another_study(value["workdir"])
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
     base = read_config(value["config"]) if value["config"] else None
-    named = str(given.pop("dataset", value["dataset"] if base is None else base.data.dataset))
+    named = given.pop("dataset", None)
+    if named is not None:
+        names = split_names(named)
+    elif value["datasets"] is not None:
+        names = list(read_datasets(value["datasets"]))
+    else:
+        names = [value["dataset"] if base is None else base.data.dataset]
     return Study(
-        datasets=dataset_configs(split_names(named), value["datasets"], base=base, given=given),
+        datasets=dataset_configs(names, value["datasets"], base=base, given=given),
         seeds=parse_seeds(value["seeds"]),
         parallel=value["jobs"],
         workdir=value["workdir"],
@@ -102,6 +112,21 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         command=command_line(),
         given=given,
     )
+
+
+def _refuse_another_study(workdir: Path) -> None:
+    """Raises `InputError` for a folder whose tables and page another experiment made: they would be overwritten."""
+    try:
+        command = str(json.loads((workdir / "result.json").read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    there = re.search(r"experiments\.(\w+)", command)
+    here = re.search(r"experiments\.(\w+)", command_line())
+    if there is not None and here is not None and there[1] != here[1]:
+        raise InputError(
+            f"--workdir={workdir} holds the tables of experiments.{there[1]}; take another folder for experiments."
+            f"{here[1]}."
+        )
 
 
 def define_results_flag(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[Path | None]:

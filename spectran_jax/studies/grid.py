@@ -15,7 +15,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.report import words
 from spectran_jax.statistics import bootstrap_interval, mean_over_seeds
 from spectran_jax.studies import results_md
-from spectran_jax.studies.datasets import SET_BY_STUDIES
+from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.publish import Result, publish
@@ -95,6 +95,7 @@ def run_grid(
     }
     for job in jobs.values():
         check(job.config)
+    _refuse_protocols(study, variants)
     outcomes = run_jobs(
         list(jobs.values()), study.workdir, parallel=study.parallel, description=description, command=command
     )
@@ -110,6 +111,18 @@ def run_grid(
     return grid
 
 
+def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -> None:
+    """Raises `InputError` where runs on one data set would measure different things."""
+    for dataset, some in variants.items():
+        configs = [study.datasets[dataset].replace(**variant.values) for variant in some]
+        for name in OF_THE_PROTOCOL:
+            if len({config.get(name) for config in configs}) > 1:
+                raise InputError(
+                    f"{name} decides what is measured, so that runs of different values have no common table: make a "
+                    f"study of each, with --{name} and a --workdir of its own."
+                )
+
+
 def finish(study: Study, name: str, result: Result) -> Result:
     """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets."""
     publish(result, study.workdir)
@@ -118,11 +131,24 @@ def finish(study: Study, name: str, result: Result) -> Result:
     return result
 
 
-def comparison(grid: Grid, title: str, reference: str, metrics: Sequence[str] = METRICS) -> Table:
+def comparison(
+    grid: Grid,
+    title: str,
+    reference: str,
+    references: Mapping[str, str] | None = None,
+    metrics: Sequence[str] = METRICS,
+) -> Table:
     """One row a variant: metrics as mean ± s.d. over seeds, and what its NDCG@10 has over the reference's.
 
     The difference is taken user by user, on each user's NDCG@10 averaged over the seeds that both have, with its 95 %
     interval over users. The best mean of each metric on each data set is bold.
+
+    Args:
+      grid: the runs.
+      title: of the table.
+      reference: the variant that the others are compared with, or what `references` are, in words.
+      references: of each variant, the one that it is compared with, where that is not the same for all.
+      metrics: columns.
     """
     rows: list[list[Cell]] = []
     bold: set[tuple[int, int]] = set()
@@ -130,7 +156,8 @@ def comparison(grid: Grid, title: str, reference: str, metrics: Sequence[str] = 
         start = len(rows)
         for variant in (v for d, v in grid.pairs() if d == dataset):
             values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
-            rows.append([dataset, variant, *values, difference(grid, dataset, variant, reference)])
+            other = reference if references is None else references[variant]
+            rows.append([dataset, variant, *values, difference(grid, dataset, variant, other)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
     note = (
         f"Difference: NDCG@10 less that of {reference}, paired by user, over the seeds that both have, with its 95 % "

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spectran_jax.config import Config, fields
+import numpy as np
+
+from spectran_jax.config import Config
 from spectran_jax.report import words
 from spectran_jax.report.figures import HALF, Plot
 from spectran_jax.studies.curves import Series, lines
@@ -16,6 +18,8 @@ from spectran_jax.studies.tables import Table
 from spectran_jax.studies.variants import Variant, parse_changes, single_changes, text_of
 
 REFERENCE = "as configured"
+_LEAST_GAP = 0.09
+"""Of ticks, as a share of an axis half a page wide."""
 
 DEFAULT = (
     "temperature=0.03:0.05:0.07:0.1:0.2, negatives=64:128:256:512:1024, attention_live=0.05:0.2:0.5:0.8:0.95, "
@@ -28,7 +32,7 @@ One field moves at a time, all others stay as configured; every value is trained
 lambda of the attention is set through attention_live, the share of entries that are above it at start: lambda itself
 follows from the rank, the dimension and k.
 
-A second table lists the seeds of the unchanged configuration: differences within their spread are luck.
+Differences within the spread of the seeds are luck; the page lists those of the unchanged configuration one by one.
 """
 
 
@@ -56,8 +60,7 @@ def result(grid: Grid, datasets: Mapping[str, Config], changes: Mapping[str, Seq
 
 def field_plot(grid: Grid, dataset: str, config: Config, name: str, values: Sequence[Any]) -> Plot | None:
     """NDCG@10 over the values of one field, that of the configuration among them; None where they are no numbers."""
-    section = {field.name: section for section, field in fields()}[name]
-    own = getattr(getattr(config, section), name)
+    own = config.get(name)
     if isinstance(own, str | bool):
         return None
     found = {v: grid.metric(dataset, REFERENCE if v == own else f"{name}={text_of(v)}", "ndcg@10") for v in values}
@@ -67,7 +70,7 @@ def field_plot(grid: Grid, dataset: str, config: Config, name: str, values: Sequ
     if not points:
         return None
     x, y, std = (list(column) for column in zip(*points, strict=True))
-    wide = x[0] > 0 and x[-1] >= 8 * x[0]
+    wide = x[0] > 0 and x[-1] >= 8 * x[0] and not 0.5 < x[-1] <= 1  # shares lie together at their upper end
     return lines(
         f"sensitivity-{dataset}-{name}",
         f"{words.label(name)}, {dataset}",
@@ -76,10 +79,21 @@ def field_plot(grid: Grid, dataset: str, config: Config, name: str, values: Sequ
         xlabel=words.label(name),
         ylabel="NDCG@10",
         xscale="log" if wide else "linear",
-        ticks={v: f"{v:g}" for v in x},
+        ticks={v: f"{v:g}" for v in _apart(x, wide)},
         size=HALF,
         legend=False,
     )
+
+
+def _apart(values: Sequence[float], log: bool) -> list[float]:
+    """The values that can be written beside each other on an axis: both ends, and whatever is far enough from them."""
+    places = np.log(values) if log else np.asarray(values, float)
+    least = _LEAST_GAP * (places[-1] - places[0])
+    kept = [0]
+    for index in range(1, len(values) - 1):
+        if places[index] - places[kept[-1]] >= least and places[-1] - places[index] >= least:
+            kept.append(index)
+    return [values[index] for index in sorted({*kept, len(values) - 1})]
 
 
 def seed_table(grid: Grid) -> Table:

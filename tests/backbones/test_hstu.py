@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import AS_USERS_DO
-from jax.experimental import topologies
 
 from spectran_jax import backbones
 from spectran_jax.backbones.hstu_attention import TIME_BUCKETS, Bias, pointwise_attention, time_bucket
 from spectran_jax.config import BackboneConfig
 from spectran_jax.layout import SequenceLayout
+from spectran_jax.planning import topologies
 
 B, L, H, W = 2, 11, 2, 4
 D = H * W
@@ -197,13 +197,16 @@ def test_bfloat16_computes_in_bfloat16_near_float32(model):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_a_long_row_never_holds_a_square_in_either_direction(platform):
+def test_a_long_row_never_holds_a_square_in_either_direction(platform, monkeypatch):
     """Of the compiled gradient: temporaries far below one array of [B, H, L, L]. For a TPU it needs libtpu alone."""
     batch, length, width, where = 2, 4096, 32, None
     if platform == "tpu":
         pytest.importorskip("libtpu")
-        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-        mesh = jax.sharding.Mesh(topology.devices[:1], "x")
+        for name in ("XLA_FLAGS", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+            monkeypatch.setenv(name, "")  # so that it is put back afterwards: `devices` changes it
+            monkeypatch.delenv(name)
+        devices = topologies.devices(topologies.parse("v5e:2x2"))
+        mesh = jax.sharding.Mesh(devices[:1], "x")
         where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def shape(*sizes, dtype):

@@ -180,6 +180,25 @@ def test_a_killed_launcher_leaves_nobody_behind(start, tmp_path):
     assert all((tmp_path / f"stopped-{i}").exists() for i in (0, 1))  # told to save, not killed
 
 
+def test_paths_are_those_of_the_folder_that_it_is_started_in(tmp_path):
+    (tmp_path / "here.py").write_text("import os, sys; print(os.getcwd(), os.environ['PYTHONPATH'], file=sys.stderr)\n")
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/usr/bin/env bash\n"
+        f'if [[ $1 == -m ]]; then exec {sys.executable} {tmp_path}/here.py; fi\nexec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    done = subprocess.run(
+        [REPO / "launch" / "local.sh", "--workdir=run"],
+        cwd=tmp_path,
+        env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "PYTHON": str(script)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.split() == [str(tmp_path), str(REPO)]
+
+
 def test_bad_settings_are_named(start):
     for settings, named in [({"PROCESSES": 0}, "PROCESSES=0"), ({"RESTARTS": "x"}, "RESTARTS=x")]:
         done = start(**settings)

@@ -75,6 +75,15 @@ def test_bad_input(tmp_path, monkeypatch):
     fails("unknown slice 'v5e:2x3'", names=("v5e:2x3",))
     fails("no common scale", names=("v5e:2x2", "v5p:2x2x2"))
     fails(r"--batch_size=16 .* v5e:4x8: .* multiple of 32", names=("v5e:2x2", "v5e:4x8"))
+    with monkeypatch.context() as patch:  # all slices are looked at before one is compiled
+        patch.setattr(topologies, "devices", lambda topology: jax.devices() * topology.chips)
+        patch.setattr(plan, "plan_slice", lambda *args, **options: pytest.fail("was compiled"))
+        two, mesh = ("v5e:2x2", "v5e:2x4"), SMALL.replace(mesh="data:4")
+        fails("--mesh=data:4 asks for 4 devices, there are 8", names=two, config=mesh)
+    with pytest.raises(InputError, match="--spectrum_memory=host is for one process"):
+        job.build(SMALL.replace(spectrum_memory="host"), SIZES, jax.devices()[:1])
+    with pytest.raises(InputError, match=r"--max_rank=8: .* take --rank"):
+        job.build(SMALL.replace(max_rank=8), SIZES, jax.devices()[:1])
     monkeypatch.setitem(sys.modules, "libtpu", None)
     fails(r"pip install '\.\[plan\]'")
     with pytest.raises(InputError, match="--num_items=3 is below --negatives"):

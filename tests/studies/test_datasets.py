@@ -7,7 +7,7 @@ from absl import flags
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
-from spectran_jax.studies.datasets import BUILT_IN, dataset_configs
+from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
 from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, study_from_flags
 
 TOML = """
@@ -147,6 +147,22 @@ def test_common_flags(toml):
     found = study(f"--datasets={toml}", "--dataset=beauty, ml-temporal", "--workdir=w", "--seeds=3,1", "--dropout=0.2")
     assert list(found.datasets) == ["beauty", "ml-temporal"]
     assert (found.seeds, found.parallel, found.results, found.given) == ((3, 1), 1, None, {"dropout": 0.2})
+
+
+def test_a_file_of_data_sets_alone_means_all_of_them(toml):
+    assert list(study(f"--datasets={toml}", "--workdir=w").datasets) == list(read_datasets(toml))
+    assert list(study("--workdir=w").datasets) == ["movielens_100k"]
+
+
+def test_a_folder_of_another_experiment(tmp_path, monkeypatch):
+    (tmp_path / "result.json").write_text('{"command": "python -m experiments.collapse --seeds=0"}')
+    monkeypatch.setattr("sys.argv", ["experiments/longtail.py"])
+    with pytest.raises(
+        InputError, match=r"holds the tables of experiments\.collapse; take another folder for .*longtail"
+    ):
+        study(f"--workdir={tmp_path}")
+    monkeypatch.setattr("sys.argv", ["experiments/collapse.py"])
+    assert study(f"--workdir={tmp_path}").workdir == tmp_path
 
 
 @pytest.mark.parametrize(

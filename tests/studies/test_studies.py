@@ -108,11 +108,22 @@ def test_a_variant_that_can_not_run_is_refused_before_any_runs(study, trained):
     assert not trained
 
 
+def test_a_field_of_the_protocol_is_refused_before_anything_runs(study, trained):
+    with pytest.raises(InputError, match=r"filter_seen decides what is measured.* no common table"):
+        sensitivity.run(study, "filter_seen=false:true")
+    assert not trained
+
+
 def test_what_is_tried_by_default_is_in_range():
     for text in (ablation.DEFAULT, sensitivity.DEFAULT):
         changes = parse_changes(text, "changes")
         for variant in single_changes(Config(), changes):
             check(Config().replace(**variant.values))
+
+
+def test_ticks_of_a_plot_do_not_print_over_each_other():
+    assert sensitivity._apart([0.05, 0.2, 0.5, 0.8, 0.95], log=False) == [0.05, 0.2, 0.5, 0.8, 0.95]
+    assert sensitivity._apart([64, 2000, 3000, 4096], log=True) == [64, 2000, 4096]
 
 
 def test_dimension_draws_every_encoder(study, trained):
@@ -122,6 +133,9 @@ def test_dimension_draws_every_encoder(study, trained):
     rows = rows_of(study, "metrics-by-dimension")
     assert [row["Variant"] for row in rows[:4]] == ["id d=8", "id d=16", "spectran d=8", "spectran d=16"]
     assert [float(row["HR@10"]) for row in rows[:4]] == pytest.approx([0.2 * 0.75, 0.2 * 0.75, 0.8, 0.8], abs=0.1)
+    assert [row["Difference [95 %]"] == "" for row in rows[:4]] == [False, False, True, True], (
+        "from spectran at the same d"
+    )
     assert len(result.figures) == 2
     with pytest.raises(InputError, match="--dimensions=8,8: give whole numbers"):
         dimension.parse_dimensions(["8", "8"])
