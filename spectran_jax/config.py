@@ -409,7 +409,7 @@ class Config:
                         f"field in {source}, section {section!r}:", name, [n for s, n in known if s == section]
                     )
                 kind = type(known[section, name].default)
-                if kind is float and type(value) is int:
+                if kind is float and type(value) is int and abs(value) < 1e300:
                     value = float(value)
                 if type(value) is not kind:
                     choices = known[section, name].metadata["choices"]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError
+
+_LARGEST = 2**31 - 1
+"""Of whole numbers: what int32 holds."""
 
 # Closed ranges [low, high] of numeric fields; None is no bound.
 _RANGES: dict[str, tuple[float, float | None]] = {
@@ -64,6 +68,13 @@ def check(config: Config) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             hint = " 0 does not clip." if field.name == "clip_norm" else ""
             raise InputError(f"--{field.name} must be a finite number, got {value}.{hint}")
+        if kind is int and not -_LARGEST <= value <= _LARGEST:
+            raise InputError(f"--{field.name} must be at most {_LARGEST}, got {value}.")
+        if kind is str and value.startswith("~"):
+            try:
+                Path(value).expanduser()
+            except RuntimeError as error:  # ~NAME of nobody
+                raise InputError(f"--{field.name}={value}: {error}") from None
         if field.name in _RANGES:
             low, high = _RANGES[field.name]
             if not low <= value <= (float("inf") if high is None else high):

@@ -1,13 +1,16 @@
 """The errors that end a command, each with its exit status and one message for a person.
 
-Everything else that escapes is a defect and keeps its traceback.
+So do files that the system refuses, and memory that is used up. Everything else that escapes is a defect and keeps its
+traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class SpectranError(Exception):
@@ -55,12 +58,32 @@ def first_line(error: BaseException, length: int | None = None) -> str:
 
 
 def exit_with_message(main: Callable[[], None]) -> None:
-    """Runs `main`; turns a `SpectranError` into one line on stderr and its exit status."""
+    """Runs `main`; turns a `SpectranError` into one line on stderr and its exit status.
+
+    The same for what the system says of a file, and for memory that is used up, on the host or on a device.
+    """
     try:
         main()
     except (SpectranError, Interrupted) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_status)
+        _leave(str(error), error.exit_status)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        _leave(f"{error.filename}: {error.strerror}.", RunError.exit_status if full else InputError.exit_status)
     except KeyboardInterrupt:
-        print("error: Stopped by SIGINT; start the same command again.", file=sys.stderr, flush=True)
-        sys.exit(Interrupted.exit_status)
+        _leave("Stopped by SIGINT; start the same command again.", Interrupted.exit_status)
+    except Exception as error:
+        # JAX's own class has no name that stays, and importing it takes a second.
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _leave(
+            f"Out of memory ({first_line(error, 200)}). Take a smaller --batch_size, --max_length, --negatives or "
+            "--eval_batch_size, or more devices.",
+            RunError.exit_status,
+        )
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -78,7 +78,7 @@ def read_config(path: Path) -> Config:
       InputError: where the file is missing, is no JSON object or holds a wrong field.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file.") from None
     except (OSError, ValueError, RecursionError) as error:

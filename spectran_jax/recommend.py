@@ -26,6 +26,7 @@ from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Params
 from spectran_jax.writing import write_text
 
+_OTHER_KINDS = (".gz", ".parquet", ".csv", ".tsv")
 FETCH_EVERY = 4
 """Batches whose lists are fetched together: few, since over millions of items each takes seconds."""
 
@@ -182,7 +183,12 @@ def write_recommendations(
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file in it.")
+    if output.suffix.lower() in _OTHER_KINDS:
+        raise InputError(f"--output={output}: recommendations are JSON, an object a line; name a .jsonl file.")
     setup, params = load_run(workdir)
+    read = (setup.config.data.interactions, setup.config.data.items, setup.config.text.embeddings, histories or "")
+    if output.exists() and output.resolve() in {Path(path).expanduser().resolve() for path in read if path}:
+        raise InputError(f"--output={output} is one of the files that are read; write to another place.")
     if not (workdir / "metrics.json").exists():
         note = f"--workdir={workdir} has not come to its end: these are its best parameters so far."
         stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
@@ -199,6 +205,9 @@ def write_recommendations(
     elif until == "test":
         targets = setup.split.test
         user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history
+        if short := dataset.num_users - len(targets.user):
+            note = f"{short:,} users are left out, who have no target in the test set; --until=now takes all users."
+            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
     else:
         user_ids, known = list(dataset.user_ids), dataset.histories
         if short := dataset.dropped.get("users_too_short", 0):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -54,6 +55,28 @@ def write(run, loaded, tmp_path, monkeypatch):
         return lines
 
     return call
+
+
+def test_the_files_of_a_run_are_not_overwritten(run, loaded, write, tmp_path):
+    (tmp_path / "h.jsonl").write_text('{"user_id": 1, "items": ["item-1"]}\n')
+    for path in (loaded[0].config.data.items, tmp_path / "h.jsonl"):
+        with pytest.raises(InputError, match="is one of the files that are read"):
+            write_recommendations(run, Path(path), k=1, histories=tmp_path / "h.jsonl")
+    for name in ("x.parquet", "x.jsonl.gz"):
+        with pytest.raises(InputError, match="recommendations are JSON, an object a line"):
+            write_recommendations(run, tmp_path / name, k=1)
+
+
+def test_users_without_a_test_target_are_counted(loaded, write, capsys):
+    setup, _ = loaded
+    some = setup.split.test
+    few = dataclasses.replace(some, history=some.history.take(np.arange(3)), target=some.target[:3], user=some.user[:3])
+    object.__setattr__(setup, "split", dataclasses.replace(setup.split, test=few))
+    try:
+        assert len(write(k=1)) == 3
+    finally:
+        object.__setattr__(setup, "split", dataclasses.replace(setup.split, test=some))
+    assert "57 users are left out, who have no target in the test set; --until=now" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,8 @@ def _items_of(path: str) -> Iterator[Any]:
     try:
         with _local(path) as local:
             yield from map(str, files.read_items(local).ids)
+    except NoRows:
+        return
     except InputError as error:
         yield _summary(path, error=str(error))
 

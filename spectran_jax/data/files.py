@@ -104,16 +104,19 @@ def read_items(path: Path) -> Items:
         ids, raw = _read_item_table(path)
         lines = None
     _refuse_duplicates(path, ids, lines)
-    columns = {name: [_as_text(value) for value in values] for name, values in raw.items()}
-    textual = tuple(name for name, values in raw.items() if not all(_is_numeric(value) for value in values))
+    try:
+        columns = {name: [_as_text(value) for value in values] for name, values in raw.items()}
+        textual = tuple(name for name, values in raw.items() if not all(_is_numeric(value) for value in values))
+    except RecursionError:
+        raise InputError(f"{path}: an entry holds lists within lists hundreds of times over; write it flat.") from None
     return Items(path, ids, columns, textual)
 
 
 def _read_item_table(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]]]:
-    table = tables.read_table(path, required=("item_id",))
+    table = tables.read_table(path, required=("item_id",), also=_JSON_SUFFIXES)
     encoded = table.ids("item_id")
     originals = encoded.originals()
-    columns = {name: column.to_pylist() for name, column in table.columns.items() if name != "item_id"}
+    columns = {name: tables.entries(column) for name, column in table.columns.items() if name != "item_id"}
     return [originals[code] for code in encoded.codes], columns
 
 
@@ -174,6 +177,7 @@ def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | Non
         else:
             first[item] = row
     item, (one, other) = next(iter(twice.items()))
+    lines = tables.line_numbers(path) if lines is None else lines
     where = f"rows {one + 1} and {other + 1}" if lines is None else f"lines {lines[one]} and {lines[other]}"
     raise InputError(
         f"{path}: {len(twice)} duplicate item ids, the first {item!r} in {where}; each item must have one row."
@@ -185,6 +189,7 @@ def _as_text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
+        value = str(value)  # no longer one of a kind
         return HALF_CHARACTER.sub("\ufffd", value.strip())
     if isinstance(value, list | tuple):
         return ", ".join(filter(None, map(_as_text, value)))
@@ -202,6 +207,8 @@ def _is_numeric(value: Any) -> bool:
         return all(not isinstance(each, str) and _is_numeric(each) for each in value)
     if not isinstance(value, str):
         return False
+    if isinstance(value, tables.Written):
+        return True
     try:
         float(value or 0)
     except ValueError:

@@ -276,6 +276,7 @@ def _matching(patterns: Sequence[str], flag: str) -> list[str]:
     paths: set[str] = set()
     for pattern in patterns:
         found = [file.path for match in FileSystems.match([_whole(pattern)]) for file in match.metadata_list]
+        found = [path for path in found if "://" in path or not Path(path).is_dir()]
         if not found:
             raise InputError(f"--{flag}={pattern}: no such file; patterns such as logs/part-*.tsv name several.")
         paths |= set(found)
@@ -298,7 +299,10 @@ def _checked_output(output: str, sources: Sequence[str]) -> str:
 
 def _whole(path: str) -> str:
     """A local path from the root on; others as they are."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    try:
+        return path if "://" in path else str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # ~NAME of nobody
+        raise InputError(f"{path}: {error}") from None
 
 
 def _remove_abandoned(output: str) -> None:

@@ -102,11 +102,27 @@ def _files(config: DataConfig, folder: Path) -> Source:
     digest = hashlib.sha256()
     for path in paths:
         require_file(path)
+    before = [_state(path) for path in paths]
+    for path in paths:
         # The name says how the bytes are read.
         digest.update("".join(path.suffixes).lower().encode() + b"\0")
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return Source(digest.hexdigest(), lambda: (files.read_interactions(paths[0]), files.read_items(paths[1])))
+
+    def read() -> tuple[files.Interactions, files.Items]:
+        found = files.read_interactions(paths[0]), files.read_items(paths[1])
+        for path, state in zip(paths, before, strict=True):
+            if _state(path) != state:  # what was read is not what the digest is of
+                raise InputError(f"{path} was changed while it was read; start again when it is complete.")
+        return found
+
+    return Source(digest.hexdigest(), read)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """Changes whenever the file does."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Content:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import gzip
 import os
 import re
@@ -23,12 +24,16 @@ from spectran_jax.data.interactions import OriginalId
 from spectran_jax.errors import InputError
 
 _DELIMITERS = {".tsv": "\t", ".inter": "\t", ".item": "\t", ".csv": ","}
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _LARGEST = 2.0**62
+_KINDS = ("token", "token_seq", "float", "float_seq")
+"""Of RecBole's columns, written behind their names."""
 _PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Of a second, by the units of Arrow."""
 _LATEST_SECONDS = 10**11
 """Of the year 5138; in milliseconds it is 1973."""
+_LONG_BLOCK = 2**28
+"""Bytes that are read at once where a row is longer than Arrow's 1 MiB."""
 csv.field_size_limit(2**31 - 1)
 
 
@@ -105,9 +110,10 @@ class Table:
           InputError: for the first entry that is no number, or too large a one, with its line.
         """
         seconds, nanoseconds = self._numbers(name)
-        if not pa.types.is_temporal(_value_type(self.columns[name])) and np.any(seconds > _LATEST_SECONDS):
+        far = (seconds > _LATEST_SECONDS) | (seconds < -_LATEST_SECONDS)
+        if not pa.types.is_temporal(_value_type(self.columns[name])) and far.any():
             late = "looks like milliseconds or a written date; times are Unix seconds"
-            self.blame(name, lambda cell: float(cell) <= _LATEST_SECONDS, late)
+            self.blame(name, lambda cell: abs(float(cell)) <= _LATEST_SECONDS, late)
         return seconds, None if nanoseconds is None or not nanoseconds.any() else nanoseconds
 
     def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
@@ -123,6 +129,8 @@ class Table:
                 column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 column = pc.utf8_trim_whitespace(column)
+                if pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py():
+                    raise pa.ArrowInvalid("hexadecimal")  # which a cast would read
             try:
                 numbers = column.cast(pa.int64())
             except pa.ArrowInvalid:
@@ -146,7 +154,7 @@ class Table:
     def blame(self, name: str, is_good: Any, complaint: str) -> NoReturn:
         """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form."""
         if self.delimiter is None:
-            written = ("" if cell is None else str(cell) for cell in self.columns[name].to_pylist())
+            written = ("" if cell is None else str(cell) for cell in entries(self.columns[name]))
             cells: Iterator[tuple[int, str]] = enumerate(written, 1)
             where = "row"
         else:
@@ -161,13 +169,42 @@ class Table:
         raise InputError(f"{self.path}: an entry of column {name!r} {complaint}.")
 
 
-def read_table(path: Path, *, required: Collection[str], wanted: Collection[str] | None = None) -> Table:
+class Written(str):
+    """A time, a date or a duration as it is written."""
+
+
+def entries(column: pa.ChunkedArray) -> list[Any]:
+    """The entries of a column as Python has them, None where there is none; times as `Written`.
+
+    Python has no times as fine, as far or of such zones as Arrow's.
+    """
+    kind = _value_type(column)
+    if not pa.types.is_temporal(kind):
+        return column.to_pylist()
+    plain = column.cast(kind)
+    try:
+        written = plain.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        written = plain.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.string())
+    return [None if entry is None else Written(entry) for entry in written.to_pylist()]
+
+
+def line_numbers(path: Path) -> list[int] | None:
+    """The line on which each row of a text file begins; None for a file without lines."""
+    delimiter = _DELIMITERS.get(content_suffix(path))
+    return None if delimiter is None else [number for number, _ in _lines(path, delimiter)[1]]
+
+
+def read_table(
+    path: Path, *, required: Collection[str], wanted: Collection[str] | None = None, also: Sequence[str] = ()
+) -> Table:
     """Reads a TSV, CSV (also `.gz`) or Parquet file; delimited files give strings only.
 
     Args:
       path: the file; its suffix says what it is.
       required: columns that must be there.
       wanted: columns to read; None reads all.
+      also: other kinds that the caller reads, to be named.
 
     Raises:
       InputError: where the file is missing, empty, of unknown kind, lacks a required column, has a line with the
@@ -178,29 +215,35 @@ def read_table(path: Path, *, required: Collection[str], wanted: Collection[str]
     if suffix == ".parquet":
         return _read_parquet(path, required, wanted)
     if suffix not in _DELIMITERS:
-        raise InputError(
-            f"{path}: unknown kind of file {suffix!r}; use {', '.join([*_DELIMITERS, '.parquet'])} (text also as .gz)."
-        )
+        known = ", ".join([*also, *_DELIMITERS, ".parquet"])
+        raise InputError(f"{path}: unknown kind of file {suffix!r}; use {known} (text also as .gz).")
     delimiter = _DELIMITERS[suffix]
     names, _ = _lines(path, delimiter)
     plain = {name: _plain(name) for name in names}
     _require_columns(path, [_plain(name) for name in names], required)
     chosen = [name for name in names if wanted is None or plain[name] in wanted]
     ids, quoted = pa.dictionary(pa.int32(), pa.string()), _has_quotes(path, delimiter)
+    read = functools.partial(
+        pa_csv.read_csv,
+        path,
+        parse_options=pa_csv.ParseOptions(
+            delimiter=delimiter,
+            quote_char='"' if quoted else False,
+            newlines_in_values=quoted,
+        ),
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=chosen,
+            column_types={name: ids if plain[name].endswith("_id") else pa.string() for name in chosen},
+            strings_can_be_null=False,
+        ),
+    )
     try:
-        table = pa_csv.read_csv(
-            path,
-            parse_options=pa_csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if quoted else False,
-                newlines_in_values=quoted,
-            ),
-            convert_options=pa_csv.ConvertOptions(
-                include_columns=chosen,
-                column_types={name: ids if plain[name].endswith("_id") else pa.string() for name in chosen},
-                strings_can_be_null=False,
-            ),
-        )
+        try:
+            table = read()
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            table = read(read_options=pa_csv.ReadOptions(block_size=_LONG_BLOCK))
     except (pa.ArrowInvalid, OSError) as error:
         _blame_line(path, delimiter, names, error)
     if not len(table):
@@ -219,7 +262,11 @@ def column_names(path: Path) -> list[str]:
 
 def require_file(path: Path) -> None:
     """Raises InputError unless `path` is a file with content."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a folder that can't be looked into, a name that can't be
+        raise InputError(f"{path}: {error.strerror}.") from None
+    if not there:
         raise InputError(f"{path}: no such file.")
     if not path.is_file():
         raise InputError(f"{path}: is not a file.")
@@ -269,7 +316,8 @@ def _separated_otherwise(names: Sequence[str], path: Path) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.partition(":")[0].strip()
+    plain, _, kind = name.partition(":")
+    return (plain if kind.strip() in _KINDS else name).strip()
 
 
 def _has_quotes(path: Path, delimiter: str) -> bool:
@@ -342,6 +390,12 @@ def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str]
         raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
     if not len(table):
         raise NoRows(f"{path}: has columns but no rows.")
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            reason = "holds text that is not valid UTF-8" if "UTF8" in str(error) else f"is damaged ({error})"
+            raise InputError(f"{path}: column {name!r} {reason}.") from None
     columns = [c.cast(pa.string()) if pa.types.is_string_view(c.type) else c for c in table.columns]
     return Table(path, dict(zip(table.column_names, columns, strict=True)), None)
 

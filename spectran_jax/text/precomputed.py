@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,11 +71,11 @@ def load(
 
 
 def _open(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise InputError(f"--embeddings: file not found: {path}; it must be a .npy file.")
     try:
+        if not path.is_file():
+            raise InputError(f"--embeddings: file not found: {path}; it must be a .npy file.")
         matrix = npy.open_array(path)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         reason = "it holds pickled Python objects" if "object" in str(error).lower() else str(error).rstrip(".")
         raise InputError(
             f"{path} can't be read as a .npy file ({reason}); write it with "

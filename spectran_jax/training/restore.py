@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from spectran_jax import item_encoders
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
 from spectran_jax.training.checkpoints import Checkpoints
@@ -29,7 +30,10 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     """
     # The mesh is that of the machine at hand, whatever the run was trained on.
     config = read_config(config_of_run(workdir)).replace(mesh="auto")
-    for path in (config.data.interactions, config.data.items, config.text.embeddings):
+    encoder = item_encoders.lookup(config.encoder.item_encoder)
+    reads_text = encoder.needs_spectrum or encoder.needs_text
+    embeddings = config.text.embeddings if reads_text else ""
+    for path in (config.data.interactions, config.data.items, embeddings):
         file = Path(path).expanduser()
         if path and not file.is_absolute() and not file.exists():
             raise InputError(

@@ -1,0 +1,128 @@
+"""Tables as tools really write them: times of every kind, damaged text, very long cells; and what is said of them."""
+
+import os
+import stat
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spectran_jax.config import Config
+from spectran_jax.data import files, sources
+from spectran_jax.errors import InputError
+
+
+def parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+TIMES = {
+    "nanoseconds": pa.array([1_700_000_000_000_000_001, None], pa.timestamp("ns")),
+    "far": pa.array([2**60, 0], pa.timestamp("us")),
+    "nowhere": pa.array([0, 1], pa.timestamp("s", tz="Nowhere/Land")),
+    "durations": pa.array([5, 7], pa.duration("ns")),
+    "dates": pa.array([0, 1], pa.date32()),
+    "clock": pa.array([0, 1], pa.time64("ns")),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_of_items_are_no_text_and_need_no_pandas(tmp_path, name):
+    items = files.read_items(parquet(tmp_path / "i.parquet", item_id=["a", "b"], title=["x", "y"], at=TIMES[name]))
+    assert items.text_columns == ("title",)
+    assert all(type(entry) is str for entry in items.columns["at"])
+
+
+def test_a_missing_nanosecond_is_blamed_on_its_row(tmp_path):
+    path = parquet(tmp_path / "c.parquet", user_id=["u", "u"], item_id=["a", "b"], timestamp=TIMES["nanoseconds"])
+    with pytest.raises(InputError, match=r"c\.parquet, row 2: timestamp is empty"):
+        files.read_interactions(path)
+
+
+@pytest.mark.parametrize("column", ["item_id", "title"])
+def test_text_that_is_no_utf8_is_named(tmp_path, column):
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    columns = {"item_id": ["a"], "title": ["x"], column: bad}
+    with pytest.raises(InputError, match=f"column '{column}' holds text that is not valid UTF-8"):
+        files.read_items(parquet(tmp_path / "i.parquet", **columns))
+
+
+@pytest.mark.parametrize(
+    ("time", "message"),
+    [
+        ("-1700000000000", "line 3: timestamp '-1700000000000' looks like milliseconds"),
+        ("-9223372036854775808", "line 3: timestamp .* looks like milliseconds"),
+        ("0x10", "line 3: timestamp '0x10' is not a number"),
+        ("0x18BCFE56800", "line 3: timestamp '0x18BCFE56800' is not a number"),
+        ("\u0661\u0662", "line 3: timestamp '\u0661\u0662' is not a number"),
+    ],
+)
+def test_times_that_are_none(tmp_path, time, message):
+    (tmp_path / "c.csv").write_text(f"user_id,item_id,timestamp\nu,a,-5\nu,b,{time}\n")
+    with pytest.raises(InputError, match=message):
+        files.read_interactions(tmp_path / "c.csv")
+
+
+def test_a_cell_of_megabytes_is_read(tmp_path):
+    (tmp_path / "i.csv").write_text(f"item_id,text\na,{'word ' * 600_000}\nb,short\n")
+    items = files.read_items(tmp_path / "i.csv")
+    assert [len(text) for text in items.columns["text"]] == [2_999_999, 5]
+
+
+def test_only_the_suffixes_of_recbole_are_cut_off(tmp_path):
+    (tmp_path / "i.csv").write_text("item_id:token,price: EUR,price: USD,genre:token_seq\na,1,2,x\n")
+    assert list(files.read_items(tmp_path / "i.csv").columns) == ["price: EUR", "price: USD", "genre"]
+
+
+def test_duplicates_are_named_by_their_lines(tmp_path):
+    (tmp_path / "i.csv").write_text('item_id,text\n\na,"two\nlines"\na,x\n')
+    with pytest.raises(InputError, match="the first 'a' in lines 3 and 5"):
+        files.read_items(tmp_path / "i.csv")
+
+
+def test_kinds_of_items_are_all_named(tmp_path):
+    (tmp_path / "i.txt").write_text("x")
+    with pytest.raises(InputError, match=r"unknown kind of file '\.txt'; use \.jsonl, .*\.parquet"):
+        files.read_items(tmp_path / "i.txt")
+
+
+def test_lists_within_lists_are_one_message(tmp_path):
+    (tmp_path / "i.jsonl").write_text('{"item_id": "a", "x": ' + "[" * 900 + "]" * 900 + "}\n")
+    with pytest.raises(InputError, match=r"i\.jsonl(, line 1)?: "):
+        files.read_items(tmp_path / "i.jsonl")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may look into every folder")
+def test_a_folder_that_nobody_may_look_into(tmp_path):
+    (tmp_path / "shut").mkdir(mode=stat.S_IWUSR)
+    with pytest.raises(InputError, match="Permission denied"):
+        files.read_items(tmp_path / "shut" / "i.csv")
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(InputError, match="File name too long"):
+        files.read_items(tmp_path / ("x" * 300 + ".csv"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tiny_flags, tmp_path, monkeypatch):
+    for name in ("interactions", "items"):
+        (tmp_path / name).with_suffix(".tsv" if name == "interactions" else ".jsonl").write_bytes(
+            Path(tiny_flags[name]).read_bytes()
+        )
+    own = {"interactions": str(tmp_path / "interactions.tsv"), "items": str(tmp_path / "items.jsonl")}
+    config = Config().replace(**{**tiny_flags, **own, "data_dir": str(tmp_path / "cache")})
+    read = files.read_interactions
+
+    def meanwhile(path):
+        with path.open("a") as file:
+            file.write("9\titem-1\t5\n")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read_interactions", meanwhile)
+        with pytest.raises(InputError, match=r"interactions\.tsv was changed while it was read"):
+            sources.load(config)
+    assert not list((tmp_path / "cache").rglob("prepared/files-*")), "nothing is kept under the wrong digest"
+    assert sources.load(config).num_users == 60

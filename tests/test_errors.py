@@ -1,0 +1,63 @@
+"""What ends a command with one line and a status, and what stays a defect."""
+
+import errno
+
+import numpy as np
+import pytest
+
+from spectran_jax.config import Config
+from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError, exit_with_message
+
+
+def ended(capsys, error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        exit_with_message(main)
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return left.value.code, err
+
+
+def test_what_the_system_says_of_a_file(capsys):
+    assert ended(capsys, PermissionError(errno.EACCES, "Permission denied", "/x/y")) == (
+        2,
+        "error: /x/y: Permission denied.\n",
+    )
+    status, _ = ended(capsys, OSError(errno.ENOSPC, "No space left on device", "/x/y"))
+    assert status == 1
+    with pytest.raises(BrokenPipeError):
+        exit_with_message(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+
+
+def test_memory_that_is_used_up(capsys):
+    class JaxRuntimeError(RuntimeError):
+        """As JAX names it."""
+
+    told = "RESOURCE_EXHAUSTED: Out of memory allocating 4000000000000 bytes.\nDetails"
+    for error in (JaxRuntimeError(told), MemoryError("Unable to allocate 7.28 TiB")):
+        status, err = ended(capsys, error)
+        assert status == 1
+        assert "--batch_size, --max_length" in err
+    with pytest.raises(MemoryError) as caught:
+        np.zeros(2**55)
+    assert ended(capsys, caught.value)[0] == 1
+    with pytest.raises(ZeroDivisionError):
+        exit_with_message(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_length": 10**20}, "--max_length must be at most 2147483647"),
+        ({"epochs": 2**31}, "--epochs must be at most"),
+        ({"interactions": "~nobody-at-all/c.tsv"}, "--interactions=~nobody-at-all/c.tsv: "),
+    ],
+)
+def test_values_that_nothing_can_hold(values, message):
+    with pytest.raises(InputError, match=message):
+        check(Config().replace(**values))

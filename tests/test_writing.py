@@ -1,0 +1,37 @@
+"""Files are written whole or not at all, and nothing but a plain file is replaced."""
+
+import os
+import threading
+
+import pytest
+
+from spectran_jax.errors import RunError
+from spectran_jax.writing import write_bytes, write_text
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    write_text(tmp_path / "link", "one")
+    write_text(tmp_path / "link", "two")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "file").read_text() == "two"
+    assert os.listdir(tmp_path / "there") == ["file"]
+
+
+def test_a_pipe_gets_the_content(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_bytes(tmp_path / "pipe", b"content")
+    reader.join(10)
+    assert got == [b"content"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    write_text(tmp_path / ("x" * 255), "one")
+    assert [len(name) for name in os.listdir(tmp_path)] == [255]
+    with pytest.raises(RunError, match="File name too long"):
+        write_text(tmp_path / ("x" * 256), "one")
