@@ -99,10 +99,19 @@ def test_the_newest_of_each_user(logs):
 def test_positions_without_times_and_without_a_catalogue(tmp_path):
     (tmp_path / "a.csv").write_text("user_id,item_id,position\n7,x,2\n8,y,0\n7,y,0\n")
     (tmp_path / "b.csv").write_text("user_id,item_id,position\n7,z,1\n")
-    counts = reduce_interactions([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"], [], f"{tmp_path}/o.parquet", Filters())
+    (tmp_path / "folder").mkdir()  # which a pattern may meet, and passes over
+    counts = reduce_interactions([f"{tmp_path}/*"], [], f"{tmp_path}/o.parquet", Filters())
     assert counts == {"files": 2, "users": 2, "interactions": 4}
     rows = sorted(pq.read_table(tmp_path / "o.parquet").to_pylist(), key=lambda row: (row["user_id"], row["position"]))
     assert [tuple(row.values()) for row in rows] == [(7, "y", 0), (7, "z", 1), (7, "x", 2), (8, "y", 0)]
+
+
+def test_a_part_of_the_catalogue_without_items_is_passed_over(tmp_path):
+    (tmp_path / "clicks.csv").write_text("user_id,item_id,position\n7,x,2\n")
+    (tmp_path / "items-0.csv").touch()
+    (tmp_path / "items-1.csv").write_text("item_id\nx\n")
+    counts = reduce_interactions([f"{tmp_path}/c*"], [f"{tmp_path}/items-*"], f"{tmp_path}/o.parquet", Filters())
+    assert counts["interactions"] == 1
 
 
 def test_parts_of_a_second_order_and_are_no_ties(tmp_path):
