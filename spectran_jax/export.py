@@ -72,7 +72,8 @@ def export_run(
         program = serialised(setup, params)
         progress(2, 3)
         about = _about(setup, workdir, len(ids), 0 if extra is None else len(extra.ids))
-        staging = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+        output = Path(os.path.realpath(output))
+        staging, aside = (output.with_name(f".{output.name[:64]}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
         try:
             staging.mkdir()
             for name, array in (("vectors", vectors), ("lengths", lengths)):
@@ -81,12 +82,15 @@ def export_run(
             write_bytes(staging / "user_states.stablehlo", program)
             write_json(staging / "export.json", about)
             if output.exists():
-                shutil.rmtree(output)
+                output.rename(aside)
             staging.rename(output)
         except OSError as error:
+            if aside.exists() and not output.exists():
+                aside.rename(output)
             raise RunError(f"Could not write {output}: {error.strerror or error}.") from None
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            for folder in (staging, aside):
+                shutil.rmtree(folder, ignore_errors=True)
         progress(3, 3)
     return len(ids), about["items"]["new"]
 
