@@ -105,24 +105,26 @@ def parse(name: str) -> Topology:
 def devices(topology: Topology) -> list[Any]:
     """The devices of a slice, to compile for: there need be no TPU.
 
+    From then on this process, and those that it starts, compile for TPUs: variables of the environment are set.
+
     Raises:
       InputError: where the compiler is not installed, or does not know the slice.
     """
-    # libtpu asks the cloud's metadata server who its fellow workers are, and complains where there is none.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # Nor is there a chip that two processes could want at once.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # Flags of another backend end a process that loads libtpu; its own are in LIBTPU_INIT_ARGS.
-    os.environ.pop("XLA_FLAGS", None)
-    from jax.experimental import topologies
-
     try:
         import libtpu  # noqa: F401
     except ImportError:
         raise InputError(
             "The TPU compiler, libtpu, is not installed. It runs on a CPU; in the repository, pip install '.[plan]'."
         ) from None
+    # libtpu asks the cloud's metadata server who its fellow workers are, and complains where there is none.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Nor is there a chip that two processes could want at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Flags of another backend end a process that compiles with libtpu; its own are in LIBTPU_INIT_ARGS.
+    os.environ.pop("XLA_FLAGS", None)
+    from jax.experimental import topologies
+
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
     except Exception as error:  # what it raises depends on the version of JAX

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 
 import jax
@@ -21,6 +22,18 @@ SMALL = Config().replace(
     dimension=16, blocks=1, max_length=8, batch_size=16, eval_batch_size=8, negatives=16, attention_dimension=8
 )
 SIZES = job.Sizes(num_items=10**9, rank=32, text_dimension=48)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """`topologies.devices` sets variables, which would change how later tests compile."""
+    for name in ("XLA_FLAGS", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        before = os.environ.get(name)
+        monkeypatch.setenv(name, "")  # remembers what there was
+        if before is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, before)
 
 
 def shapes(tree):
