@@ -7,7 +7,7 @@ here knows more of a row: when it was last touched, how often, or one accumulato
 | of a row that a step does not touch | first moment | second moment | weight | decay of the weight | bias correction |
 |---|---|---|---|---|---|
 | dense Adam | decays | decays | drifts along the first | yes | by the step |
-| `scale_by_row_adam("decayed")` | rests | decays | rests | when touched | by the step |
+| `scale_by_row_adam("decayed")` | decays by the root of that | decays | rests | when touched | by the step |
 | `optax.scale_by_adam` on taken rows, "lazy" | rests | rests | rests | when touched | by the step |
 | `scale_by_row_adam("counted")` | rests | rests | rests | when touched | by the row's own count |
 | `scale_by_rowwise_adagrad` | has none | never decays | rests | when touched | none |
@@ -15,8 +15,13 @@ here knows more of a row: when it was last touched, how often, or one accumulato
 Why the second moment decays by default: for a row that a share f of the steps touch, with gradients g, dense Adam's
 second moment is about f E[g^2], and all that a gradient moves the row in the end is rate * g / sqrt(f E[g^2]). A second
 moment that rests is E[g^2], which makes rare rows slower by sqrt(f): a third for one step in nine. With the decay made
-up for when the row is touched again, every gradient moves its row as far as in dense Adam; only later, at the touches
-that follow, instead of in between.
+up for when the row is touched again, gradients of one size move their row as far as in dense Adam; only later, at the
+touches that follow, instead of in between.
+
+The first moment decays by the root of b2 at a missed step, so that its ratio to the root of the second is what it was
+at the last touch, and below 7, as in dense Adam. If it rested, that ratio would grow by exp(missed / 2000): a row that
+one large gradient moved, and that is drawn again 20,000 steps later, would be thrown 20,000 learning rates far. The
+decay costs 3 % of a row's way for one step in nine.
 
 Bias correction by the step takes a lazy row that is first touched late for one with a long history of zero gradients:
 its first update is (1 - b1) / sqrt(1 - b2), about 3.2 times, as long as that of a row that was there from the
@@ -52,8 +57,8 @@ def scale_by_row_adam(
     Every row that `update` is given counts as touched. Given all rows at every step it is `optax.scale_by_adam`.
 
     Args:
-      kind: "decayed", the second moment decays with every step, touched or not; "counted", both moments rest and the
-        bias is corrected by the row's own count.
+      kind: "decayed", the second moment decays with every step, touched or not, and the first with its root where it is
+        not; "counted", both moments rest and the bias is corrected by the row's own count.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
@@ -69,12 +74,17 @@ def scale_by_row_adam(
         del params
         step = state.step + 1
 
-        def second(v: Float[Array, "N d"], g: Float[Array, "N d"], seen: Int[Array, "N 1"]) -> Float[Array, "N d"]:
-            # The steps since the last touch had no gradient: each would only have decayed the moment.
-            missed = (step - 1 - seen).astype(jnp.float32) if decayed else 0.0
-            return b2 * (v * b2**missed) + (1 - b2) * g * g
+        def kept(seen: Int[Array, "N 1"]) -> Float[Array, "N 1"] | float:
+            """Of the second moment: the steps since the last touch had no gradient, each would only have decayed it."""
+            return b2 ** (step - 1 - seen).astype(jnp.float32) if decayed else 1.0
 
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        def first(m: Float[Array, "N d"], g: Float[Array, "N d"], seen: Int[Array, "N 1"]) -> Float[Array, "N d"]:
+            return b1 * (m * kept(seen) ** 0.5) + (1 - b1) * g
+
+        def second(v: Float[Array, "N d"], g: Float[Array, "N d"], seen: Int[Array, "N 1"]) -> Float[Array, "N d"]:
+            return b2 * (v * kept(seen)) + (1 - b2) * g * g
+
+        mu = jax.tree.map(first, state.mu, updates, state.seen)
         nu = jax.tree.map(second, state.nu, updates, state.seen)
         # The maximum is the step. Written as a plain broadcast, XLA would copy all N of them before it writes the rows.
         seen = jax.tree.map(lambda s: jnp.maximum(s, step) if decayed else s + 1, state.seen)

@@ -46,6 +46,7 @@ def row_adam(rows, rate, kind):
     for step, (ids, grad) in enumerate(gradients(), 1):
         if kind == "decayed":
             nu *= B2  # of every row, every step
+            mu[np.setdiff1d(np.arange(N), ids)] *= B2**0.5
         else:
             nu[ids] *= B2
         mu[ids] = B1 * mu[ids] + (1 - B1) * grad
@@ -90,6 +91,16 @@ def test_a_decayed_second_moment_moves_a_rare_row_as_far_as_dense_adam_does():
     assert dense == pytest.approx(500 * 3, rel=0.1)
     assert travelled("decayed") == pytest.approx(dense, rel=0.1)
     assert travelled("lazy") < 0.75 * dense  # and less with every further step
+
+
+@pytest.mark.parametrize("gap", [10, 2_000, 20_000])
+def test_a_row_that_is_touched_again_late_is_not_thrown_far(gap):
+    """A large gradient, a long gap, a small one: b1 times the first step, 1 rate, and no more for any gap."""
+    transform = scale_by_row_adam("decayed")
+    params = {"a": jnp.zeros((1, 1))}
+    _, state = transform.update({"a": jnp.full((1, 1), 1e-2)}, transform.init(params))
+    updates, _ = transform.update({"a": jnp.full((1, 1), 1e-6)}, state._replace(step=state.step + gap))
+    assert 0 < float(updates["a"][0, 0]) < 3.2  # (1 - b1) / sqrt(1 - b2), as bias correction by the step has it
 
 
 def test_rowwise_adagrad_is_the_formula_with_one_number_a_row():
