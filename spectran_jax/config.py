@@ -236,7 +236,7 @@ class ObjectiveConfig:
     gbce_t: float = _field(
         0.75,
         "Calibration of gbce: 0 is bce, whose probabilities are far too high where few items are drawn; at 1 the best "
-        "model's are true; between, learning is faster than at 1.",
+        "model's are true (of items outside the history, unless --nohistory_negatives); between, learning is faster.",
     )
     mask_negatives: str = _field(
         "positive",

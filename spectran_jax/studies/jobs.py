@@ -251,7 +251,7 @@ class _Children:
     def ended(self) -> list[_Child]:
         """The children that have ended since the last call."""
         over = [child for child in self.running if child.process.poll() is not None]
-        self.running = [child for child in self.running if child.process.poll() is None]
+        self.running = [child for child in self.running if child not in over]  # asked twice, one could be in neither
         for child in over:
             child.status = child.process.returncode
         return over
