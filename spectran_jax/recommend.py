@@ -140,6 +140,10 @@ def _of_histories(
     return found
 
 
+def _tell(note: str) -> None:
+    stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
+
+
 def _check_finite(values: np.ndarray) -> None:
     if np.isnan(values).any():
         raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
@@ -191,23 +195,23 @@ def write_recommendations(
         raise InputError(f"--output={output} is one of the files that are read; write to another place.")
     if not (workdir / "metrics.json").exists():
         note = f"--workdir={workdir} has not come to its end: these are its best parameters so far."
-        stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
+        _tell(note)
     dataset = setup.dataset
     if histories is not None:
         user_ids, known, left_out = read_histories(histories, dataset, unknown_items)
         if left_out:
             note = f"{histories}: {left_out:,} users are left out, the run knows none of their items."
-            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
+            _tell(note)
         name = setup.config.backbone.backbone
         if backbones.lookup(name).reads_time and setup.timed and known.timestamps is None:
             note = f"{histories} has no timestamps: {name} leaves its time bias out, and was trained with it."
-            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
+            _tell(note)
     elif until == "test":
         targets = setup.split.test
         user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history
         if short := dataset.num_users - len(targets.user):
             note = f"{short:,} users are left out, who have no target in the test set; --until=now takes all users."
-            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
+            _tell(note)
     else:
         user_ids, known = list(dataset.user_ids), dataset.histories
         if short := dataset.dropped.get("users_too_short", 0):
@@ -215,7 +219,7 @@ def write_recommendations(
                 f"{short:,} users are left out, who have too few interactions to train and test on; a file of their "
                 "histories (--histories) gets them theirs."
             )
-            stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
+            _tell(note)
     filter_seen = setup.config.training.filter_seen if filter_seen is None else filter_seen
     scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen, recall=recall)
     lines = []

@@ -11,11 +11,10 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.planning import report, topologies
 from spectran_jax.planning.account import Account, account
-from spectran_jax.planning.job import Sizes, build
+from spectran_jax.planning.job import Sizes, build, mesh_of
 from spectran_jax.planning.roofline import Roofline
 from spectran_jax.planning.topologies import Topology
 from spectran_jax.progress import stderr_console
-from spectran_jax.training import partitioning
 from spectran_jax.training.run import print_table
 from spectran_jax.writing import write_json
 
@@ -37,16 +36,9 @@ def share(config: Config, sizes: Sizes, part: Topology, whole: Topology) -> tupl
 
 
 def fitted(config: Config, devices: Sequence[Any]) -> Config:
-    """The configuration with evaluation batches rounded up to a multiple of the devices.
-
-    Raises:
-      InputError: for a mesh of another number of devices, or batches that it can't share evenly.
-    """
+    """The configuration with evaluation batches rounded up to a multiple of the devices."""
     users = -(-config.training.eval_batch_size // len(devices)) * len(devices)
-    config = config.replace(eval_batch_size=users)
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism, devices)
-    partitioning.check_batches(mesh, config.training)
-    return config
+    return config.replace(eval_batch_size=users)
 
 
 def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: bool = True) -> Account:
@@ -87,7 +79,8 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
         raise InputError("--topology: slices of different chips have no common scale; plan each kind by itself.")
     parts = [share(config, sizes, slice_, slices[-1]) for slice_ in slices]
     for slice_, (job_config, _) in zip(slices, parts, strict=True):  # before any of them is compiled for minutes
-        fitted(job_config, topologies.devices(slice_))
+        devices = topologies.devices(slice_)
+        mesh_of(fitted(job_config, devices), devices)
     workdir.mkdir(parents=True, exist_ok=True)
     plans: list[Account] = []
     for slice_, part in zip(slices, parts, strict=True):
