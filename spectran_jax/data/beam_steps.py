@@ -23,7 +23,8 @@ import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
 from spectran_jax.data import files
-from spectran_jax.data.tables import Ids, NoRows
+from spectran_jax.data.tables import Ids
+from spectran_jax.data.text_files import NoRows
 from spectran_jax.errors import InputError
 
 ROW_BITS = 32

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from spectran_jax.data import tables
+from spectran_jax.data import tables, text_files
 from spectran_jax.data.interactions import OriginalId
 from spectran_jax.errors import InputError
 
@@ -98,7 +98,7 @@ def read_items(path: Path) -> Items:
     Raises:
       InputError: for bad input, duplicate ids among it; names the file and, where there is one, the line.
     """
-    if tables.content_suffix(path) in _JSON_SUFFIXES:
+    if text_files.content_suffix(path) in _JSON_SUFFIXES:
         ids, raw, lines = _read_jsonl(path)
     else:
         ids, raw = _read_item_table(path)
@@ -121,11 +121,11 @@ def _read_item_table(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]]
 
 
 def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], list[int]]:
-    tables.require_file(path)
+    text_files.require_file(path)
     ids: list[Any] = []
     lines: list[int] = []
     columns: dict[str, list[Any]] = {}
-    for number, line in tables.text_lines(path):
+    for number, line in text_files.text_lines(path):
         if not line.strip():
             continue
         record = _json_object(path, number, line)
@@ -177,7 +177,7 @@ def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | Non
         else:
             first[item] = row
     item, (one, other) = next(iter(twice.items()))
-    lines = tables.line_numbers(path) if lines is None else lines
+    lines = text_files.line_numbers(path) if lines is None else lines
     where = f"rows {one + 1} and {other + 1}" if lines is None else f"lines {lines[one]} and {lines[other]}"
     raise InputError(
         f"{path}: {len(twice)} duplicate item ids, the first {item!r} in {where}; each item must have one row."

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spectran_jax.data import files, tables
+from spectran_jax.data import files, text_files
 from spectran_jax.data.interactions import Dataset, Histories
 from spectran_jax.errors import InputError
 
@@ -27,7 +27,7 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     Raises:
       InputError: naming the file and the line, user or item.
     """
-    if tables.content_suffix(path) in _JSON_SUFFIXES:
+    if text_files.content_suffix(path) in _JSON_SUFFIXES:
         users, rows = _read_jsonl(path)
         times = None
     else:
@@ -54,11 +54,11 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
 
 
 def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
-    tables.require_file(path)
+    text_files.require_file(path)
     users: list[Any] = []
     rows: list[list[Any]] = []
     lines: dict[Any, int] = {}
-    for number, line in tables.text_lines(path):
+    for number, line in text_files.text_lines(path):
         if not line.strip():
             continue
         try:

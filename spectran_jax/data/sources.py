@@ -19,7 +19,7 @@ from spectran_jax.data import files, movielens
 from spectran_jax.data.content import Content, assemble, to_dataset
 from spectran_jax.data.interactions import Dataset
 from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
-from spectran_jax.data.tables import require_file
+from spectran_jax.data.text_files import require_file
 from spectran_jax.errors import InputError, RunError, unknown_name
 
 _LAYOUT_VERSION = 4

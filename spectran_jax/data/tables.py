@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import gzip
-import os
 import re
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -20,25 +16,18 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from jaxtyping import Int
 
+from spectran_jax.data import text_files
 from spectran_jax.data.interactions import OriginalId
 from spectran_jax.errors import InputError
 
-_DELIMITERS = {".tsv": "\t", ".inter": "\t", ".item": "\t", ".csv": ","}
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _LARGEST = 2.0**62
-_KINDS = ("token", "token_seq", "float", "float_seq")
-"""Of RecBole's columns, written behind their names."""
 _PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Of a second, by the units of Arrow."""
 _LATEST_SECONDS = 10**11
 """Of the year 5138; in milliseconds it is 1973."""
 _LONG_BLOCK = 2**28
 """Bytes that are read at once where a row is longer than Arrow's 1 MiB."""
-csv.field_size_limit(2**31 - 1)
-
-
-class NoRows(InputError):
-    """A file without a row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,8 +147,8 @@ class Table:
             cells: Iterator[tuple[int, str]] = enumerate(written, 1)
             where = "row"
         else:
-            names, lines = _lines(self.path, self.delimiter)
-            at = [_plain(column) for column in names].index(name)
+            names, lines = text_files.lines(self.path, self.delimiter)
+            at = [text_files.plain_name(column) for column in names].index(name)
             cells = ((number, row[at]) for number, row in lines if at < len(row))
             where = "line"
         for number, cell in cells:
@@ -189,12 +178,6 @@ def entries(column: pa.ChunkedArray) -> list[Any]:
     return [None if entry is None else Written(entry) for entry in written.to_pylist()]
 
 
-def line_numbers(path: Path) -> list[int] | None:
-    """The line on which each row of a text file begins; None for a file without lines."""
-    delimiter = _DELIMITERS.get(content_suffix(path))
-    return None if delimiter is None else [number for number, _ in _lines(path, delimiter)[1]]
-
-
 def read_table(
     path: Path, *, required: Collection[str], wanted: Collection[str] | None = None, also: Sequence[str] = ()
 ) -> Table:
@@ -210,19 +193,19 @@ def read_table(
       InputError: where the file is missing, empty, of unknown kind, lacks a required column, has a line with the
         wrong number of columns, or is not UTF-8.
     """
-    require_file(path)
-    suffix = content_suffix(path)
+    text_files.require_file(path)
+    suffix = text_files.content_suffix(path)
     if suffix == ".parquet":
         return _read_parquet(path, required, wanted)
-    if suffix not in _DELIMITERS:
-        known = ", ".join([*also, *_DELIMITERS, ".parquet"])
+    if suffix not in text_files.DELIMITERS:
+        known = ", ".join([*also, *text_files.DELIMITERS, ".parquet"])
         raise InputError(f"{path}: unknown kind of file {suffix!r}; use {known} (text also as .gz).")
-    delimiter = _DELIMITERS[suffix]
-    names, _ = _lines(path, delimiter)
-    plain = {name: _plain(name) for name in names}
-    _require_columns(path, [_plain(name) for name in names], required)
+    delimiter = text_files.DELIMITERS[suffix]
+    names, _ = text_files.lines(path, delimiter)
+    plain = {name: text_files.plain_name(name) for name in names}
+    _require_columns(path, [text_files.plain_name(name) for name in names], required)
     chosen = [name for name in names if wanted is None or plain[name] in wanted]
-    ids, quoted = pa.dictionary(pa.int32(), pa.string()), _has_quotes(path, delimiter)
+    ids, quoted = pa.dictionary(pa.int32(), pa.string()), text_files.has_quotes(path, delimiter)
     read = functools.partial(
         pa_csv.read_csv,
         path,
@@ -247,112 +230,17 @@ def read_table(
     except (pa.ArrowInvalid, OSError) as error:
         _blame_line(path, delimiter, names, error)
     if not len(table):
-        raise NoRows(f"{path}: has a header but no rows.")
+        raise text_files.NoRows(f"{path}: has a header but no rows.")
     columns = {plain[name]: column for name, column in zip(chosen, table.columns, strict=True)}
     return Table(path, columns, delimiter)
 
 
 def column_names(path: Path) -> list[str]:
     """The names of all columns of a table, without the `:type` suffix of RecBole's headers."""
-    delimiter = _DELIMITERS.get(content_suffix(path))
+    delimiter = text_files.DELIMITERS.get(text_files.content_suffix(path))
     if delimiter is None:
         return list(pa_parquet.read_schema(path).names)
-    return [_plain(name) for name in _lines(path, delimiter)[0]]
-
-
-def require_file(path: Path) -> None:
-    """Raises InputError unless `path` is a file with content."""
-    try:
-        there = path.exists()
-    except OSError as error:  # a folder that can't be looked into, a name that can't be
-        raise InputError(f"{path}: {error.strerror}.") from None
-    if not there:
-        raise InputError(f"{path}: no such file.")
-    if not path.is_file():
-        raise InputError(f"{path}: is not a file.")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: can't be read; check its permissions.")
-    if path.stat().st_size == 0:
-        raise NoRows(f"{path}: is empty.")
-
-
-def content_suffix(path: Path) -> str:
-    """The suffix that says what the file holds: `.tsv` for both a.tsv and a.tsv.gz."""
-    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a UTF-8 text file, `.gz` or not, from 1 on.
-
-    Raises:
-      InputError: for the first line that is not UTF-8, or a damaged `.gz`.
-    """
-    with _open(path) as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8; save the file as UTF-8."
-                    ) from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path}: damaged .gz file ({error}).") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _separated_otherwise(names: Sequence[str], path: Path) -> str:
-    """A hint where the one column of a text file looks like several, separated by another character."""
-    marks = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
-    kind = content_suffix(path)
-    own = _DELIMITERS.get(kind)
-    if own is None or len(names) != 1:
-        return ""
-    found = next((words for mark, words in marks.items() if mark != own and mark in names[0]), None)
-    return f" It looks separated by {found}; columns of a {kind} file are separated by {marks[own]}." if found else ""
-
-
-def _plain(name: str) -> str:
-    plain, _, kind = name.partition(":")
-    return (plain if kind.strip() in _KINDS else name).strip()
-
-
-def _has_quotes(path: Path, delimiter: str) -> bool:
-    """Whether quotes enclose cells: always in CSV; in TSV, where they are text by rule, if the header has them."""
-    return delimiter == "," or next((line for _, line in text_lines(path)), "").startswith('"')
-
-
-def _lines(path: Path, delimiter: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The header, and the other rows with the number of the line on which each begins; blank lines are left out."""
-    last = 0
-
-    def source() -> Iterator[str]:
-        nonlocal last
-        for number, line in text_lines(path):
-            last = number
-            yield line
-
-    quoting = csv.QUOTE_MINIMAL if _has_quotes(path, delimiter) else csv.QUOTE_NONE
-    reader = csv.reader(source(), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        begin = last + 1
-        try:
-            for row in reader:
-                if row:
-                    yield begin, row
-                begin = last + 1
-        except csv.Error as error:
-            raise InputError(f"{path}, line {last}: can't be read ({error}).") from error
-
-    rest = rows()
-    header = next(rest, None)
-    if header is None:
-        raise NoRows(f"{path}: is empty.")
-    return header[1], rest
+    return [text_files.plain_name(name) for name in text_files.lines(path, delimiter)[0]]
 
 
 def _require_columns(path: Path, names: list[str], required: Collection[str]) -> None:
@@ -360,7 +248,7 @@ def _require_columns(path: Path, names: list[str], required: Collection[str]) ->
     if missing:
         raise InputError(
             f"{path}: no column {' and no column '.join(missing)}; columns found: {', '.join(names)}."
-            f"{_separated_otherwise(names, path)}"
+            f"{text_files.separated_otherwise(names, path)}"
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -370,7 +258,7 @@ def _require_columns(path: Path, names: list[str], required: Collection[str]) ->
 def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) -> NoReturn:
     """Raises the error for the first line that PyArrow can't have liked."""
     expected = len(names)
-    _, rows = _lines(path, delimiter)
+    _, rows = text_files.lines(path, delimiter)
     for number, row in rows:
         if len(row) != expected:
             many = "few" if len(row) < expected else "many"
@@ -389,7 +277,7 @@ def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str]
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
     if not len(table):
-        raise NoRows(f"{path}: has columns but no rows.")
+        raise text_files.NoRows(f"{path}: has columns but no rows.")
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
             column.validate(full=True)

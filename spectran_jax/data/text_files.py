@@ -1,0 +1,125 @@
+"""Text files of one's own, gzipped or not: their lines, and the rows of TSV and CSV with the lines they begin on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from spectran_jax.errors import InputError
+
+DELIMITERS = {".tsv": "\t", ".inter": "\t", ".item": "\t", ".csv": ","}
+"""Of columns, by the suffix of a file."""
+_KINDS = ("token", "token_seq", "float", "float_seq")
+"""Of RecBole's columns, written behind their names."""
+csv.field_size_limit(2**31 - 1)
+
+
+class NoRows(InputError):
+    """A file without a row."""
+
+
+def require_file(path: Path) -> None:
+    """Raises InputError unless `path` is a file with content."""
+    try:
+        there = path.exists()
+    except OSError as error:  # a folder that can't be looked into, a name that can't be
+        raise InputError(f"{path}: {error.strerror}.") from None
+    if not there:
+        raise InputError(f"{path}: no such file.")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: can't be read; check its permissions.")
+    if path.stat().st_size == 0:
+        raise NoRows(f"{path}: is empty.")
+
+
+def content_suffix(path: Path) -> str:
+    """The suffix that says what the file holds: `.tsv` for both a.tsv and a.tsv.gz."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a UTF-8 text file, `.gz` or not, from 1 on.
+
+    Raises:
+      InputError: for the first line that is not UTF-8, or a damaged `.gz`.
+    """
+    with _open(path) as stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8; save the file as UTF-8."
+                    ) from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path}: damaged .gz file ({error}).") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def separated_otherwise(names: Sequence[str], path: Path) -> str:
+    """A hint where the one column of a text file looks like several, separated by another character."""
+    marks = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
+    kind = content_suffix(path)
+    own = DELIMITERS.get(kind)
+    if own is None or len(names) != 1:
+        return ""
+    found = next((words for mark, words in marks.items() if mark != own and mark in names[0]), None)
+    return f" It looks separated by {found}; columns of a {kind} file are separated by {marks[own]}." if found else ""
+
+
+def plain_name(name: str) -> str:
+    """A column's name without the `:type` suffix that RecBole's headers carry."""
+    plain, _, kind = name.partition(":")
+    return (plain if kind.strip() in _KINDS else name).strip()
+
+
+def has_quotes(path: Path, delimiter: str) -> bool:
+    """Whether quotes enclose cells: always in CSV; in TSV, where they are text by rule, if the header has them."""
+    return delimiter == "," or next((line for _, line in text_lines(path)), "").startswith('"')
+
+
+def lines(path: Path, delimiter: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header, and the other rows with the number of the line on which each begins; blank lines are left out."""
+    last = 0
+
+    def source() -> Iterator[str]:
+        nonlocal last
+        for number, line in text_lines(path):
+            last = number
+            yield line
+
+    quoting = csv.QUOTE_MINIMAL if has_quotes(path, delimiter) else csv.QUOTE_NONE
+    reader = csv.reader(source(), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        begin = last + 1
+        try:
+            for row in reader:
+                if row:
+                    yield begin, row
+                begin = last + 1
+        except csv.Error as error:
+            raise InputError(f"{path}, line {last}: can't be read ({error}).") from error
+
+    rest = rows()
+    header = next(rest, None)
+    if header is None:
+        raise NoRows(f"{path}: is empty.")
+    return header[1], rest
+
+
+def line_numbers(path: Path) -> list[int] | None:
+    """The line on which each row of a text file begins; None for a file without lines."""
+    delimiter = DELIMITERS.get(content_suffix(path))
+    return None if delimiter is None else [number for number, _ in lines(path, delimiter)[1]]
