@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ from jaxtyping import Float, Int
 from spectran_jax import backbones, data, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.layout import EvalBatch
 from spectran_jax.progress import stderr_console, task
 from spectran_jax.ranking import check_recall
-from spectran_jax.recommender import ItemTable
+from spectran_jax.recommender import ItemTable, Recommender
 from spectran_jax.training import partitioning
-from spectran_jax.training.item_table import make_last_states
+from spectran_jax.training.item_table import Access, make_last_states
 from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.shares import rows_of_process
@@ -61,12 +63,7 @@ def recommend(
     if not 1 <= k <= items:
         raise InputError(f"--k must be between 1 and the {items} items of the catalogue, got {k}.")
     check_recall(recall, "--recall")
-    last_states = make_last_states(setup.model, setup.access)
-
-    def best(params: Params, table: ItemTable, batch: Any) -> Any:
-        seen = batch.seen if filter_seen else None
-        return setup.access.top_k(table, last_states(params, table, batch), k, seen, recall)
-
+    best = _best_step(setup.model, setup.access, k, filter_seen, recall)
     scores, ids = _of_histories(setup, best, params, histories, table, filter_seen=filter_seen)
     _check_finite(scores)
     return scores, ids
@@ -88,9 +85,31 @@ def user_states(
     Raises:
       InputError: no history, an empty one, or an item that the run does not have.
     """
-    states = _of_histories(setup, make_last_states(setup.model, setup.access), params, histories, table)
+    states = _of_histories(setup, _states_step(setup.model, setup.access), params, histories, table)
     _check_finite(states)
     return states
+
+
+# A server asks again and again: what was compiled for a model is kept, whatever histories come.
+_KEPT = 16
+
+
+@functools.lru_cache(_KEPT)
+def _states_step(model: Recommender, access: Access) -> Callable[..., Any]:
+    return jax.jit(make_last_states(model, access), out_shardings=partitioning.replicated(access.mesh))
+
+
+@functools.lru_cache(_KEPT)
+def _best_step(
+    model: Recommender, access: Access, k: int, filter_seen: bool, recall: float | None
+) -> Callable[..., Any]:
+    last_states = make_last_states(model, access)
+
+    def best(params: Params, table: ItemTable, batch: EvalBatch) -> Any:
+        seen = batch.seen if filter_seen else None
+        return access.top_k(table, last_states(params, table, batch), k, seen, recall)
+
+    return jax.jit(best, out_shardings=partitioning.replicated(access.mesh))
 
 
 def _of_histories(
@@ -102,7 +121,7 @@ def _of_histories(
     *,
     filter_seen: bool = False,
 ) -> Any:
-    """What `step(params, table, batch)` gives of each history, as NumPy."""
+    """What `step(params, table, batch)`, under jit, gives of each history, as NumPy."""
     items = setup.dataset.num_items
     if (histories.lengths == 0).any():
         raise InputError(f"History {int(np.flatnonzero(histories.lengths == 0)[0])} is empty: nothing to go on from.")
@@ -112,7 +131,6 @@ def _of_histories(
         other = histories.items[(histories.items < 0) | (histories.items >= items)][0]
         raise InputError(f"The histories hold item {other}; dense ids of this run lie between 0 and {items - 1}.")
     table = build_table(setup)(params, setup.place()) if table is None else table
-    step = jax.jit(step, out_shardings=partitioning.replicated(setup.mesh))
     if not setup.timed:  # a model that was trained without times has no use for them
         histories = dataclasses.replace(histories, timestamps=None)
     users = np.arange(len(histories), dtype=np.int32)

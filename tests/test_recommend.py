@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -275,6 +276,21 @@ def test_user_states_and_item_vectors_give_the_same_lists(loaded):
         user_states(setup, params, Histories.from_lists([[40]], None))
     with pytest.raises(RunError, match="not finite"):
         user_states(setup, jax.tree.map(lambda x: x * np.nan, params), histories)
+
+
+def test_who_asks_again_waits_for_no_compiler(loaded, caplog):
+    setup, params = loaded
+    table = build_table(setup)(params, setup.place())
+    first, second = (setup.split.test.history.take(np.arange(start, start + 5)) for start in (0, 5))
+    recommend(setup, params, first, 4, table=table)
+    user_states(setup, params, first, table=table)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        _, ids = recommend(setup, params, second, 4, table=table)
+        user_states(setup, params, second, table=table)
+        assert not [r for r in caplog.records if "XLA compilation of" in r.getMessage()]
+        recommend(setup, params, second, 29, table=table)
+        assert [r for r in caplog.records if "XLA compilation of jit(best)" in r.getMessage()]
+    assert (ids != recommend(setup, params, first, 4, table=table)[1]).any()
 
 
 def test_no_row_beyond_the_catalogue_is_recommended(tmp_path):

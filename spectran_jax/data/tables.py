@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -206,9 +205,7 @@ def read_table(
     _require_columns(path, [text_files.plain_name(name) for name in names], required)
     chosen = [name for name in names if wanted is None or plain[name] in wanted]
     ids, quoted = pa.dictionary(pa.int32(), pa.string()), text_files.has_quotes(path, delimiter)
-    read = functools.partial(
-        pa_csv.read_csv,
-        path,
+    how = dict(
         parse_options=pa_csv.ParseOptions(
             delimiter=delimiter,
             quote_char='"' if quoted else False,
@@ -220,6 +217,11 @@ def read_table(
             strings_can_be_null=False,
         ),
     )
+
+    def read(**options: Any) -> pa.Table:
+        with pa.input_stream(path, compression="gzip" if text_files.is_gzip(path) else None) as stream:
+            return pa_csv.read_csv(stream, **how, **options)
+
     try:
         try:
             table = read()

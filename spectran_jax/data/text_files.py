@@ -41,7 +41,12 @@ def require_file(path: Path) -> None:
 
 def content_suffix(path: Path) -> str:
     """The suffix that says what the file holds: `.tsv` for both a.tsv and a.tsv.gz."""
-    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    return Path(path.stem if is_gzip(path) else path.name).suffix.lower()
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file's name says that it is compressed."""
+    return path.suffix.lower() == ".gz"
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -64,7 +69,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path) if is_gzip(path) else path.open("rb")  # type: ignore[return-value]
 
 
 def separated_otherwise(names: Sequence[str], path: Path) -> str:

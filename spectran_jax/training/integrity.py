@@ -45,7 +45,12 @@ def _whole(leaf: Any) -> Any:
     if leaf.is_fully_addressable or leaf.is_fully_replicated:
         return leaf
     everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+    return jax.jit(_same, out_shardings=everywhere)(leaf)
+
+
+def _same(leaf: jax.Array) -> jax.Array:
+    """By name, so that what JAX compiled for one save serves the next."""
+    return leaf
 
 
 def _reduced(np_: types.ModuleType, leaf: Any) -> tuple[Any, Any]:

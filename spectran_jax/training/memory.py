@@ -40,7 +40,8 @@ def needed(setup: Setup, state: TrainState) -> dict[str, int]:
             bytes_of[kind] += _shard_bytes(leaf, leaf.sharding)
     if setup.touched is None:  # dense gradients and updates, one each
         rows = [p for path, p in jax.tree_util.tree_leaves_with_path(state.params) if has_item_rows(path, names)]
-        bytes_of["gradients of the ID table"] = 2 * sum(4 * int(np.prod(p.shape)) for p in rows)
+        floats = [jax.ShapeDtypeStruct(p.shape, np.float32, sharding=p.sharding) for p in rows]
+        bytes_of["gradients of the ID table"] = 2 * sum(_shard_bytes(p, p.sharding) for p in floats)
     encoder = setup.model.item_encoder
     kinds = dict.fromkeys(encoder.wide_arrays, "other arrays of the text") | {"u": "text coordinates u"}
     for path, leaf in jax.tree_util.tree_leaves_with_path(setup.abstract()):

@@ -42,7 +42,10 @@ def is_spectral(params: Any) -> Any:
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then constant, or cosine to 0 at `total_steps`."""
+    """Linear warm-up, then constant, or cosine to 0 at `total_steps`.
+
+    The first of W steps of warm-up has 1 / W of the peak, so that it moves already; step W has the peak.
+    """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup))
@@ -50,7 +53,6 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
         after = optax.constant_schedule(peak)
     if warmup == 0:
         return after
-    # The first step already moves: (step + 1) / warmup of the peak.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, after], [warmup])
 

@@ -157,6 +157,11 @@ def notices(setup: Setup) -> list[str]:
     name = setup.config.backbone.backbone
     if backbones.lookup(name).reads_time and not setup.timed:
         lines.append(f"The interactions have no timestamps: {name} leaves its time bias out.")
+    if setup.mesh.size > 1 and setup.config.training.parallelism == "jit" and not setup.access.cut:
+        lines.append(
+            f"{setup.mesh.size} devices do not cut the {setup.access.rows:,} rows of item tables evenly: each holds "
+            "them whole."
+        )
     some = split.train.take(np.arange(min(len(split.train), _REPEATS_USERS)))
     repeats = some.repeats if setup.objective.history_negatives else 0
     if repeats > _REPEATS * len(some.items):

@@ -91,6 +91,13 @@ def test_temporal_cuts_default_to_quantiles():
     assert as_lists(result.test) == [(0, rows[0][:9], 4), (1, rows[1][:9], 4)]
 
 
+def test_the_first_interaction_of_the_next_user_ties_with_nobody():
+    dataset = make_dataset([[0, 1, 2, 3], [3, 1, 2, 0]], [[1, 2, 5, 7], [7, 8, 9, 10]])
+    result = split(dataset, DataConfig(split="temporal", valid_time=5, test_time=7))
+    assert as_lists(result.test) == [(0, [0, 1, 2], 3)]
+    assert result.tied_targets == {"count": 0, "total": 1}
+
+
 def test_ties_keep_file_order():
     result = split(make_dataset([[4, 2, 3]], [[7, 7, 7]]), LEAVE_ONE_OUT)
     assert as_lists(result.test) == [(0, [4, 2], 3)]
@@ -183,3 +190,5 @@ def test_a_small_share_still_holds_one_item_out():
     dataset = make_dataset([[0, 1, 2, 3, 4]] * 3)
     held = split(dataset, DataConfig(holdout_items=1e-6))
     assert np.count_nonzero(held.item_counts) == 2  # of items 0, 1 and 2; the rest are targets only
+    held = split(make_dataset([list(range(7))] * 3), DataConfig(holdout_items=0.55))
+    assert np.count_nonzero(held.item_counts) == 2  # 2.75 of items 0 to 4 are three

@@ -49,6 +49,11 @@ def test_rows_of_the_catalogue_are_picked(path, matrix, tmp_path, rows, monkeypa
     assert (tmp_path / "cache").exists() == (rows != [2, 3, 4])  # a run of rows needs no copy
 
 
+def test_rows_picked_for_one_catalogue_are_not_those_of_another(path, matrix, tmp_path):
+    for rows in ([4, 1], [1, 4], [4, 0]):
+        np.testing.assert_array_equal(embeddings(path, tmp_path, items_row=rows, k_core=2).matrix, matrix[rows])
+
+
 def test_picked_rows_that_were_damaged_are_copied_again(path, matrix, tmp_path, caplog):
     embeddings(path, tmp_path, items_row=[4, 1], k_core=2)
     (stored,) = (tmp_path / "cache").rglob("embeddings.npy")
@@ -80,6 +85,8 @@ def test_zero_rows_are_items_without_text(tmp_path, matrix, caplog):
     assert result.has_text.tolist() == [True, False, True, True, False, True]
     assert result.without_text == 2
     assert "2 of 6 items have no text" in caplog.text
+    picked = embeddings(tmp_path / "x.npy", tmp_path, items_row=[4, 3, 1, 5], k_core=2)
+    assert picked.has_text.tolist() == [False, True, False, True]
 
 
 def test_foreign_byte_order_and_fortran_order(tmp_path, matrix):

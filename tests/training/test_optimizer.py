@@ -1,4 +1,4 @@
-"""Parameter groups of the optimiser: what is decayed, and how the attention's learning rate falls."""
+"""The optimiser's schedules, clipping and parameter groups, against their closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spectran_jax.config import OptimizerConfig
-from spectran_jax.training.optimizer import build_optimizer, is_decayed, is_spectral
+from spectran_jax.training.optimizer import build_optimizer, clip, is_decayed, is_spectral, learning_rate_schedule
 
 PARAMS = {
     "item_encoder": {
@@ -57,3 +57,38 @@ def test_the_rate_of_the_attention_falls_over_its_epochs(epochs, falls):
     steps = np.arange(13)
     expected = 0.3 * (0.5 * (1 + np.cos(np.pi * np.minimum(steps / 10, 1))) if falls else np.ones(13))
     np.testing.assert_allclose(taken, expected, rtol=1e-5, atol=1e-7)
+
+
+def rates(steps, total, **options):
+    """Of a run's first steps."""
+    config = OptimizerConfig(optimizer="sgd", weight_decay=0.0, **options)
+    schedule, optimizer = learning_rate_schedule(config, total), build_optimizer(config, total)
+    params = {"kernel": jnp.ones((2, 2))}
+    state, moved = optimizer.init(params), []
+    for _ in range(steps):
+        updates, state = optimizer.update(params, state, params)
+        moved.append(-float(updates["kernel"][0, 0]))
+    np.testing.assert_allclose(moved, [float(schedule(step)) for step in range(steps)], rtol=1e-6, atol=1e-9)
+    return moved
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_rate_rises_in_equal_parts_and_stays(warmup):
+    rising = [0.2 * (step + 1) / warmup for step in range(warmup)]
+    taken = rates(8, 100, learning_rate=0.2, warmup_steps=warmup, schedule="constant")
+    np.testing.assert_allclose(taken, rising + [0.2] * (8 - warmup), rtol=1e-6)
+
+
+def test_a_cosine_falls_to_nothing_where_the_run_ends():
+    taken = rates(14, 12, learning_rate=0.2, warmup_steps=2, schedule="cosine")
+    falling = [0.1 * (1 + np.cos(np.pi * min(step, 10) / 10)) for step in range(12)]
+    np.testing.assert_allclose(taken, [0.1, 0.2, *falling], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("limit", "norm"), [(0.0, 5.0), (2.0, 2.0), (5.0, 5.0), (7.0, 5.0)])
+def test_clipping_keeps_the_direction(limit, norm):
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[-4.0]], jnp.bfloat16)}
+    clipped = clip(grads, jnp.float32(5.0), limit)
+    assert clipped["b"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(clipped["a"], [3 * norm / 5, 0], rtol=1e-6)
+    np.testing.assert_allclose(clipped["b"].astype(jnp.float32), [[-4 * norm / 5]], rtol=1e-2)

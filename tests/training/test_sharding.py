@@ -1,10 +1,16 @@
 """The mesh from its flag, and the table of shardings; `tests/mesh` trains on meshes of eight devices."""
 
+import dataclasses
+
 import jax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spectran_jax.errors import InputError
 from spectran_jax.training import partitioning
+from spectran_jax.training.run import notices
+from spectran_jax.training.setup import prepare
 
 
 @pytest.mark.parametrize(
@@ -27,3 +33,30 @@ def test_every_logical_axis_maps_to_a_mesh_axis_or_to_none():
     mesh = partitioning.build_mesh("auto")
     assert partitioning.sharding(mesh, "batch").spec == jax.sharding.PartitionSpec("data")
     assert partitioning.replicated(mesh).is_fully_replicated
+
+
+@given(st.integers(1, 2_000_000_000))
+def test_tables_have_few_rows_that_are_no_items(items):
+    rows = partitioning.table_rows(items)
+    assert 0 <= rows - items <= max(7, items / 20)
+
+
+@pytest.mark.parametrize(
+    ("items", "devices"),
+    [
+        (160, (2, 4, 8)),
+        (100_000, (2, 12, 60, 80, 256)),
+        (2_000_000, (96, 1_024, 4_096)),
+        (10_000_000, (72, 144, 576, 4_096)),
+        (1_000_000_000, (56, 63, 72, 504, 2_048, 4_096, 3_072)),
+    ],
+)
+def test_meshes_cut_the_tables_evenly(items, devices):
+    assert not [count for count in devices if partitioning.table_rows(items) % count]
+
+
+@pytest.mark.parametrize(("devices", "told"), [(1, False), (3, True), (4, False)])
+def test_a_run_says_that_its_mesh_does_not_cut_the_tables(tiny_config, devices, told):
+    mesh = jax.sharding.AbstractMesh((devices, 1), partitioning.AXES)
+    lines = notices(dataclasses.replace(prepare(tiny_config), mesh=mesh))
+    assert (f"{devices} devices do not cut the 40 rows of item tables evenly: each holds them whole." in lines) == told

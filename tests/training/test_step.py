@@ -286,3 +286,5 @@ def test_a_catalogue_too_large_for_the_device_is_refused_before_anything_is_comp
         memory.require(run.setup, run.programs.state, lambda mesh: sum(sizes.values()) - 1)
     memory.require(run.setup, run.programs.state, lambda mesh: None)
     assert memory.device_bytes(run.setup.mesh) > 2**20
+    dense = Run(tiny_config.replace(table_updates="dense"))
+    assert memory.needed(dense.setup, dense.programs.state)["gradients of the ID table"] == 2 * 4 * items * d
