@@ -159,7 +159,8 @@ def gain_interval(
 ) -> Interval:
     """Percentile bootstrap of the relative gain mean(ours) / mean(theirs) - 1, users drawn with replacement.
 
-    Both means are those of the users drawn, as both are estimates.
+    Both means are those of the users drawn, as both are estimates. An end is not finite where so many draws hold no user
+    whom the other serves.
 
     Raises:
       InputError: no users.
@@ -169,9 +170,9 @@ def gain_interval(
     """
     values = np.stack([np.asarray(each, np.float64) for each in (ours, theirs)], axis=1)
     drawn = _means_of_draws(values, draws, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw may hold no user whom the other serves
+    with np.errstate(divide="ignore", invalid="ignore"):
         gains = drawn[:, 0] / drawn[:, 1] - 1
-    return _percentiles(float(values[:, 0].mean() / values[:, 1].mean() - 1), gains[~np.isnan(gains)], level)
+        return _percentiles(float(values[:, 0].mean() / values[:, 1].mean() - 1), gains[~np.isnan(gains)], level)
 
 
 def _means_of_draws(values: Float[np.ndarray, "U c"], draws: int, seed: int) -> Float[np.ndarray, "draws c"]:

@@ -118,6 +118,15 @@ def test_gain_interval_is_scipys_and_covers_large_gains():
     assert width > 1.2 * (held.high - held.low) / theirs.mean()
 
 
+@pytest.mark.parametrize("served", [1, 2, 3])
+def test_a_rival_that_serves_hardly_anybody_has_no_upper_end(served):
+    theirs = (np.arange(60) < served).astype(float)
+    found = statistics.gain_interval(np.full(60, 0.5), theirs)
+    assert found.mean == pytest.approx(30 / served - 1)
+    assert found.low < found.mean
+    assert not math.isfinite(found.high)
+
+
 def test_mean_ranks_share_ties_and_leave_out_gaps():
     scores = np.array([[0.3, 0.2, 0.1], [0.1, 0.2, 0.2], [np.nan, 1.0, 2.0]])
     assert statistics.mean_ranks(scores).tolist() == [2.0, 1.75, 2.25]

@@ -123,9 +123,11 @@ class TextEncoder(SemanticEncoder, kw_only=True):
     def semantic(self, rows: ItemRows) -> Float[Array, "*b d"]:
         """`adapt` of the text; zero for items without."""
         x = rows["text"].astype(jnp.float32)
-        square = jnp.sum(x * x, axis=-1, keepdims=True)
-        has_text = square > 0
+        largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+        has_text = largest > 0
         if self.normalize_rows:
+            x = jnp.ldexp(x, -jnp.frexp(largest)[1])  # exact; squares of tiny or huge numbers would be 0 or infinite
+            square = jnp.sum(x * x, axis=-1, keepdims=True)
             x = x * jax.lax.rsqrt(jnp.where(has_text, square, 1.0))
         x = (x - self._frozen("mean")) * self._frozen("input_scale")
         return jnp.where(has_text, self.adapt(x, rows), 0.0)

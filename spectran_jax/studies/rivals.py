@@ -31,7 +31,7 @@ class Versus:
     p: float | None
     """Corrected for all comparisons of the experiment; None for too few seeds."""
     interval: tuple[float, float] | None
-    """95 % bootstrap interval over users of the gain."""
+    """95 % bootstrap interval over users of the gain; None where the rival serves too few of them for one."""
     seeds: int
     """That both have, over which gain, p and interval are."""
 
@@ -57,7 +57,7 @@ def against_rivals(cells: Cells, places: Sequence[Place], encoders: Sequence[str
             gain, bounds = None, None
             if others.mean() > 0:
                 gain, low, high = statistics.gain_interval(mine, others)
-                bounds = (low, high)
+                bounds = (low, high) if np.isfinite([low, high]).all() else None
             made.append(Versus(place, rival, gain, p, bounds, len(shared)))
     tested = [i for i, each in enumerate(made) if each.p is not None]
     corrected = dict(zip(tested, statistics.holm([made[i].p or 0.0 for i in tested]), strict=True))

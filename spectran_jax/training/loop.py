@@ -82,14 +82,13 @@ class Trained:
 def watch(programs: Programs, params: Any, frozen: Frozen, table: ItemTable) -> dict[str, Any]:
     """What the item encoder wants watched, and the singular values of the item vectors, as JSON values."""
     values = {name: value.tolist() for name, value in jax.device_get(programs.diagnostics(params, frozen)).items()}
-    return values | {"item_singular_values": singular_values(programs, table)}
+    return values | {"item_singular_values": singular_values(programs, table, frozen)}
 
 
-def singular_values(programs: Programs, table: ItemTable) -> list[float]:
-    """Of the centred vectors that are scored, descending, from their Gram matrix."""
-    total, gram = (np.asarray(x, np.float64) for x in jax.device_get(programs.gram(table)))
-    centred = gram - np.outer(total, total) / programs.items
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(centred)[::-1], 0)).tolist()
+def singular_values(programs: Programs, table: ItemTable, frozen: Frozen) -> list[float]:
+    """Of the centred vectors that are scored, of the items that training sees; descending, from their Gram matrix."""
+    gram = np.asarray(jax.device_get(programs.gram(table, frozen.candidates)), np.float64)
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)).tolist()
 
 
 def train(

@@ -66,7 +66,7 @@ def clip(grads: Any, norm: Float[Array, ""], limit: float) -> Any:
 
 
 def build_optimizer(
-    config: OptimizerConfig, total_steps: int, item_params: Sequence[str] = (), steps_per_epoch: int = 1
+    config: OptimizerConfig, total_steps: int, item_params: Sequence[str] = (), *, steps_per_epoch: int
 ) -> optax.GradientTransformation:
     """The rule, decoupled weight decay (AdamW, Loshchilov and Hutter, ICLR 2019), groups, schedule.
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from spectran_jax import evaluation
 from spectran_jax.data import EvalBatches
@@ -42,11 +43,9 @@ class Programs:
     table: item_table.TableBuilder
     rank_step: Callable[..., jax.Array]
     diagnostics: Callable[[Any, Frozen], dict[str, jax.Array]]
-    gram: Callable[[ItemTable], tuple[jax.Array, jax.Array]]
-    """Of the vectors that are scored: their sum [d] and their Gram matrix [d, d]."""
+    gram: Callable[[ItemTable, jax.Array], jax.Array]
+    """See `centred_gram`."""
     mesh: jax.sharding.Mesh
-    items: int
-    """N, without the rows that fill up the tables."""
 
     def rank(
         self, params: Any, table: ItemTable, batches: EvalBatches, progress: Callable[[int], None] | None = None
@@ -65,7 +64,9 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     """The programs of a run of `total_steps` updates; nothing is compiled until it is called."""
     config, mesh, model, objective = setup.config, setup.mesh, setup.model, setup.objective
     names = model.item_encoder.item_params
-    optimizer = optimizers.build_optimizer(config.optimizer, total_steps, names, setup.plan.steps_per_epoch)
+    optimizer = optimizers.build_optimizer(
+        config.optimizer, total_steps, names, steps_per_epoch=setup.plan.steps_per_epoch
+    )
     schedule = optimizers.learning_rate_schedule(config.optimizer, total_steps)
     # Initial values depend on no item's rows, so one row of each array is enough, and nothing large is captured.
     one_row = {
@@ -115,9 +116,8 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
         table=build_table(setup),
         rank_step=jax.jit(item_table.make_rank_step(model, setup.access), out_shardings=everywhere),
         diagnostics=jax.jit(make_diagnostics(model), out_shardings=everywhere),
-        gram=jax.jit(_gram, out_shardings=everywhere),
+        gram=jax.jit(centred_gram, out_shardings=everywhere),
         mesh=mesh,
-        items=setup.dataset.num_items,
     )
 
 
@@ -136,6 +136,19 @@ def make_diagnostics(model: Recommender) -> Callable[[Params, Frozen], dict[str,
     return diagnostics
 
 
-def _gram(table: ItemTable) -> tuple[jax.Array, jax.Array]:
-    vectors = table.vectors
-    return vectors.sum(axis=0), jnp.matmul(vectors.T, vectors, precision="highest")
+def centred_gram(table: ItemTable, candidates: Bool[jax.Array, "N"]) -> Float[jax.Array, "d d"]:
+    """The Gram matrix of the vectors that are scored, less their mean.
+
+    Of the items that training sees alone: an encoder without text knows nothing of the others, and their zeros would
+    make a direction of their own.
+    """
+    seen = candidates[:, None]
+
+    def less_its_mean(x: Float[jax.Array, "N d"]) -> Float[jax.Array, "N d"]:
+        mean = jnp.sum(jnp.where(seen, x, 0), axis=0) / jnp.maximum(jnp.sum(candidates), 1)
+        return jnp.where(seen, x - mean, 0)
+
+    # Twice, and before the product: where vectors collapse their spread is small beside the mean, and what rounding
+    # leaves of the mean would pass for it.
+    centred = less_its_mean(less_its_mean(table.vectors))
+    return jnp.matmul(centred.T, centred, precision="highest")

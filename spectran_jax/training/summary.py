@@ -98,7 +98,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
     # Of the set that was read last, the test set where there is one, also what is recommended.
     scores, ids = recommend(setup, trained.params, targets.history, k, filter_seen=filter_seen, table=table)
     metrics[name] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(k,))
-    ranked = Ranked(targets, ranks, scores, ids, loop.singular_values(trained.programs, table))
+    ranked = Ranked(targets, ranks, scores, ids, loop.singular_values(trained.programs, table, trained.frozen))
     return metrics, ranked, arrays
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from spectran_jax.config import OptimizerConfig
@@ -62,7 +63,7 @@ def test_the_rate_of_the_attention_falls_over_its_epochs(epochs, falls):
 def rates(steps, total, **options):
     """Of a run's first steps."""
     config = OptimizerConfig(optimizer="sgd", weight_decay=0.0, **options)
-    schedule, optimizer = learning_rate_schedule(config, total), build_optimizer(config, total)
+    schedule, optimizer = learning_rate_schedule(config, total), build_optimizer(config, total, steps_per_epoch=1)
     params = {"kernel": jnp.ones((2, 2))}
     state, moved = optimizer.init(params), []
     for _ in range(steps):
@@ -92,3 +93,25 @@ def test_clipping_keeps_the_direction(limit, norm):
     assert clipped["b"].dtype == jnp.bfloat16
     np.testing.assert_allclose(clipped["a"], [3 * norm / 5, 0], rtol=1e-6)
     np.testing.assert_allclose(clipped["b"].astype(jnp.float32), [[-4 * norm / 5]], rtol=1e-2)
+
+
+def test_weight_decay_is_decoupled_and_of_matrices_alone():
+    """AdamW: the learning rate times what Adam says and `weight_decay` times the weights."""
+    rate, decay = 0.1, 0.3
+    config = OptimizerConfig(
+        learning_rate=rate, warmup_steps=0, weight_decay=decay, spectral_lr_multiplier=1.0, spectral_epochs=0.0
+    )
+    rng = np.random.default_rng(0)
+    adam = optax.scale_by_adam()
+    optimizer = build_optimizer(config, 100, steps_per_epoch=5)
+    params = expected = PARAMS
+    state, plain = optimizer.init(params), adam.init(params)
+    for _ in range(4):
+        grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), PARAMS)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        moved, plain = adam.update(grads, plain)
+        expected = jax.tree.map(
+            lambda p, m, decayed: p - rate * (m + decay * p * decayed), expected, moved, is_decayed(PARAMS)
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, expected)

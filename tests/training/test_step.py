@@ -141,6 +141,18 @@ def test_rows_that_no_step_touches_stay_as_they_are(tiny_config):
     np.testing.assert_array_equal(np.asarray(moments)[~moved], 0)
 
 
+def test_the_attention_rests_once_its_epochs_are_over(tiny_config):
+    """`spectral_epochs` counts epochs, of as many steps as the plan has."""
+    run = Run(tiny_config.replace(spectral_epochs=1.0, batch_size=8))
+    each, moved = run.setup.plan.steps_per_epoch, []
+    assert each > 2
+    for _ in range(each + 2):
+        before = params(run)["item_encoder"]["adapter"]["query"]
+        run.steps(1)
+        moved.append(bool((params(run)["item_encoder"]["adapter"]["query"] != before).any()))
+    assert moved == [True] * each + [False] * 2
+
+
 def test_the_dense_step_is_adams_and_its_rule_optax_to_the_last_bit(tiny_config):
     """The gradient of the loss, `optax.adam`'s rule and nothing else."""
     config = tiny_config.replace(table_updates="dense", clip_norm=0.0, warmup_steps=0, dropout=0.0)
@@ -160,7 +172,7 @@ def test_the_dense_step_is_adams_and_its_rule_optax_to_the_last_bit(tiny_config)
         grads,
     )
     # To the last bit: the very transformation that Optax builds.
-    ours = build_optimizer(config.optimizer, 100, run.setup.model.item_encoder.item_params)
+    ours = build_optimizer(config.optimizer, 100, run.setup.model.item_encoder.item_params, steps_per_epoch=1)
     theirs = optax.adam(rate)
     grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(3), p.shape), start)
     mine, reference = ours.init(start), theirs.init(start)
