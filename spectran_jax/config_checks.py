@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from spectran_jax.config import Config, fields
-from spectran_jax.errors import InputError
+from spectran_jax.errors import NOT_MOUNTED, InputError
 
 _LARGEST = 2**31 - 1
 """Of whole numbers: what int32 holds."""
@@ -70,6 +70,8 @@ def check(config: Config) -> None:
             raise InputError(f"--{field.name} must be a finite number, got {value}.{hint}")
         if kind is int and not -_LARGEST <= value <= _LARGEST:
             raise InputError(f"--{field.name} must be at most {_LARGEST}, got {value}.")
+        if kind is str and "://" in value:
+            raise InputError(f"--{field.name}={value}: {NOT_MOUNTED}")
         if kind is str and value.startswith("~"):
             try:
                 Path(value).expanduser()

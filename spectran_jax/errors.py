@@ -12,6 +12,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+NOT_MOUNTED = (
+    "this is an address and no path; name a file or folder of a file system that is mounted here (launch/README.md)."
+)
+"""What is said of gs://... and the like, which would become a folder of that name here."""
+
 
 class SpectranError(Exception):
     """A message for the user; ends a command without a traceback."""

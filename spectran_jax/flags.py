@@ -19,7 +19,7 @@ from typing import Any, cast
 from absl import app, flags
 
 from spectran_jax.config import Config, fields
-from spectran_jax.errors import InputError, exit_with_message
+from spectran_jax.errors import NOT_MOUNTED, InputError, exit_with_message
 
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -44,6 +44,8 @@ class _PathParser(flags.ArgumentParser[Path | None]):
     """A file or folder, whose `~` is the home folder: shells leave it alone behind `--name=`."""
 
     def parse(self, argument: str) -> Path | None:
+        if "://" in argument:
+            raise ValueError(f"{argument}: {NOT_MOUNTED}")
         try:
             return Path(argument).expanduser() if argument else None
         except RuntimeError as error:  # ~NAME of nobody

@@ -159,8 +159,8 @@ def gain_interval(
 ) -> Interval:
     """Percentile bootstrap of the relative gain mean(ours) / mean(theirs) - 1, users drawn with replacement.
 
-    Both means are those of the users drawn, as both are estimates. An end is not finite where so many draws hold no user
-    whom the other serves.
+    Both means are those of the users drawn, as both are estimates. An end is not finite where so many draws hold no
+    user whom the other serves.
 
     Raises:
       InputError: no users.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -51,12 +52,17 @@ def data_dir(config: Config) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spectran_jax"
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config, digest: str = "") -> Dataset:
     """The data set that `config.data` names, with the text that `config.text` chooses.
 
     The inputs are read and filtered once; what comes out is kept as ArrayRecord under `data_dir(config)`, keyed by
     SHA-256 over the content of the inputs and the filters, so that a changed file is never served from an old copy.
     With `--split=leave_one_out`, users with fewer than three interactions are left out and counted.
+
+    Args:
+      config: of the run.
+      digest: of the data set, where another process has prepared it just now; its inputs are not read again, to tell
+        which they are.
 
     Raises:
       InputError: for bad input.
@@ -66,24 +72,26 @@ def load(config: Config) -> Dataset:
     if name not in _SOURCES:
         raise unknown_name("data set", name, _SOURCES)
     folder = data_dir(config)
-    source = _SOURCES[name](config.data, folder)
-    key = {
-        "dataset": name,
-        "inputs": source.digest,
-        "k_core": config.data.k_core,
-        "unknown_items": config.data.unknown_items,
-        "layout": _LAYOUT_VERSION,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    place = lambda digest: folder / "prepared" / f"{name}-{digest[:32]}"  # noqa: E731
+    find: Callable[[], Source] = functools.partial(_SOURCES[name], config.data, folder)
+    if not (digest and place(digest).is_dir()):  # or it is on another host's disk: then these files say what they are
+        source = find()
+        find = lambda: source  # noqa: E731
+        key = {
+            "dataset": name,
+            "inputs": source.digest,
+            "k_core": config.data.k_core,
+            "unknown_items": config.data.unknown_items,
+            "layout": _LAYOUT_VERSION,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def content() -> Content:
-        interactions, items = source.read()
+        interactions, items = find().read()
         return assemble(interactions, items, k_core=config.data.k_core, unknown_items=config.data.unknown_items)
 
-    prepared = folder / "prepared" / f"{name}-{digest[:32]}"
-    dataset = to_dataset(
-        _prepared(name, prepared, content), name=name, digest=digest, text_columns=config.text.text_columns
-    )
+    prepared = _prepared(name, place(digest), content)
+    dataset = to_dataset(prepared, name=name, digest=digest, text_columns=config.text.text_columns)
     if config.data.split == "leave_one_out":
         dataset = dataset.without_short_histories(LEAVE_ONE_OUT_MINIMUM, config.data.interactions)
     return dataset

@@ -76,33 +76,49 @@ class Uniform:
     count: int
 
     def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
-        """`absent`, int32: the items outside the training set, ascending; `items` [] int32: N. See `Sampler.arrays`."""
+        """`before`, int32: items of the training set before each that is not in it, ascending; `items` [] int32: N.
+
+        See `Sampler.arrays`.
+        """
         counts = checked_counts(counts)
-        return {"absent": np.flatnonzero(counts == 0).astype(np.int32), "items": np.asarray(len(counts), np.int32)}
+        absent = np.flatnonzero(counts == 0)
+        before = (absent - np.arange(len(absent))).astype(np.int32)
+        return {"before": before, "items": np.asarray(len(counts), np.int32)}
 
     def draw(
         self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
     ) -> Int[jax.Array, "n"]:
         """See `Sampler.draw`; targets and weight are not used."""
-        absent = jnp.asarray(arrays["absent"])
-        nth = jax.random.randint(key, (self.count,), 0, arrays["items"] - len(absent), jnp.int32)
+        before = jnp.asarray(arrays["before"])
+        nth = jax.random.randint(key, (self.count,), 0, arrays["items"] - len(before), jnp.int32)
         # The n-th item of the training set has as many absent ones before it as have at most n others before them.
-        before = absent - jnp.arange(len(absent), dtype=jnp.int32)
         return nth + jnp.searchsorted(before, nth, side="right").astype(jnp.int32)
 
     def log_q(self, arrays: Arrays, ids: Int[Any, "*b"]) -> Float[Any, "*b"]:
         """See `Sampler.log_q`."""
-        absent, items = arrays["absent"], arrays["items"]
-        on_host = isinstance(ids, np.ndarray | np.generic | int) and not isinstance(absent, jax.core.Tracer)
+        before, items = arrays["before"], arrays["items"]
+        on_host = isinstance(ids, np.ndarray | np.generic | int) and not isinstance(before, jax.core.Tracer)
         xp: Any = np if on_host else jnp
         ids = xp.asarray(ids)
-        place = xp.searchsorted(absent, ids)
-        found = xp.append(xp.asarray(absent), -1)[place] == ids
-        outside = (ids < 0) | (ids >= items)
+        absent, outside = _is_absent(before, ids, xp), (ids < 0) | (ids >= items)
         if on_host:
-            _refuse(ids[outside], ids[found], int(items))
-        value = -xp.log(xp.asarray(items - len(absent), xp.float32))
-        return xp.where(found | outside, -xp.inf, value).astype(xp.float32)
+            _refuse(ids[outside], ids[absent], int(items))
+        value = -xp.log(xp.asarray(items - len(before), xp.float32))
+        return xp.where(absent | outside, -xp.inf, value).astype(xp.float32)
+
+
+def _is_absent(before: Int[Any, "a"], ids: Int[Any, "*b"], xp: Any) -> Any:
+    """Whether items are the k-th absent one, `before[k] + k`, for any k: a binary search that makes nothing as long as
+    `before`."""
+    if not len(before):
+        return xp.zeros(ids.shape, bool)
+    low, high = xp.zeros(ids.shape, np.int32), xp.full(ids.shape, len(before) - 1, np.int32)
+    before = xp.asarray(before)
+    for _ in range(len(before).bit_length()):
+        middle = low + (high - low) // 2
+        further = before[middle] + middle < ids
+        low, high = xp.where(further, xp.minimum(middle + 1, high), low), xp.where(further, high, middle)
+    return before[low] + low == ids
 
 
 @dataclasses.dataclass(frozen=True)

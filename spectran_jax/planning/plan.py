@@ -47,11 +47,18 @@ def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: 
     Raises:
       InputError: no compiler, or a configuration that does not fit.
     """
-    devices = topologies.devices(topology)
+    console, devices = stderr_console(), topologies.devices(topology)
+    users, asked = fitted(config, devices).training.eval_batch_size, config.training.eval_batch_size
+    if users != asked:
+        console.print(
+            f"{topology.name}: planned with --eval_batch_size={users}, as training refuses {asked} on {len(devices)} "
+            "devices.",
+            markup=False,
+            highlight=False,
+        )
     job = build(fitted(config, devices), sizes, devices)
     order = list(job.setup.mesh.devices.flat)
     roofline = Roofline(topology, topologies.coordinates(order))
-    console = stderr_console()
 
     def announce(name: str) -> None:
         console.print(f"Compiling for {topology.name}: {name} ...", markup=False, highlight=False)

@@ -19,10 +19,10 @@ from spectran_jax.studies.tables import Cell, Table
 from spectran_jax.studies.variants import encoder_variants
 
 TEXT = """
-Singular values of the centred item vectors as they are scored, of the items that training sees, at the start and at every
-validation. Effective rank is exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); information abundance their sum over
-the largest (Guo et al., ICML 2024). Both are 1 where one direction holds everything, and d where all directions are
-used alike. The top direction is its share of the variance.
+Singular values of the centred item vectors as they are scored, of the items that training sees, at the start and at
+every validation. Effective rank is exp of the entropy of the normalised singular values (Roy and Vetterli, 2007);
+information abundance their sum over the largest (Guo et al., ICML 2024). Both are 1 where one direction holds
+everything, and d where all directions are used alike. The top direction is its share of the variance.
 
 The table stands at the step that validation chose.
 """

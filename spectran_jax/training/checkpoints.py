@@ -1,9 +1,9 @@
 """Orbax checkpoints of a run: the latest states to resume from, and the best parameters to keep.
 
 A checkpoint holds the training state, and a record (JSON) with the data iterator's state, the early-stopping
-record, the names of the state's arrays and a checksum of them. One whose files are torn, or whose numbers differ
-from the checksum, is put aside with a warning, and the one before it is taken; where the system can't read it, it
-stays, and the run ends. The frozen spectrum is in no checkpoint.
+record, the names and shapes of the state's arrays and a checksum of them. One whose files are torn, or whose numbers
+differ from the checksum, is put aside with a warning, and the one before it is taken; where the system can't read it,
+it stays, and the run ends. The frozen spectrum is in no checkpoint.
 
 Where several processes train, each writes and reads its own parts of the arrays, and calls every method at the same
 place. Orbax gives a checkpoint its name when the last of them has written: one that a crash tore has none. A
@@ -16,10 +16,12 @@ import errno
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from spectran_jax.errors import Diverged, InputError, Interrupted, RunError, first_line
@@ -31,6 +33,11 @@ _log = logging.getLogger(__name__)
 KEEP_LATEST = 2
 """How many full states are kept: the latest, and the one before it in case the latest is damaged."""
 
+_SAVE_SECONDS = 24 * 3600
+"""How long a save may take: terabytes do. That processes hang is noticed elsewhere, by the steps that don't come."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class _Series:
     """Checkpoints of one kind in one folder, by step."""
@@ -41,6 +48,7 @@ class _Series:
             max_to_keep=keep,
             enable_async_checkpointing=True,
             create=True,
+            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS),
             # Two series save at the same time: without names of their own, they meet in each other's barriers.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
         )
@@ -56,7 +64,7 @@ class _Series:
             )
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
-            record=ocp.args.JsonSave({**record, "names": _names(tree), "checksum": checksum}),
+            record=ocp.args.JsonSave({**record, "shapes": _shapes(tree), "checksum": checksum}),
         )
         try:
             self.manager.wait_until_finished()
@@ -86,7 +94,7 @@ class _Series:
 
         `abstract` gives shapes and shardings.
         """
-        wanted = _names(abstract)
+        wanted = _shapes(abstract)
         for step in self.steps() if only is None else [step for step in self.steps() if step == only]:
             try:
                 record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
@@ -97,10 +105,12 @@ class _Series:
                         "bring the old files back, or train in another folder."
                     )
                 # Of the same configuration, so that it takes another version to have others.
-                if differing := set(record.get("names", wanted)).symmetric_difference(wanted):
+                held = record.get("shapes", wanted)
+                if differing := [name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name)]:
                     raise InputError(
                         f"--workdir={self.directory.parents[1]} holds a run of another version of this library, whose "
-                        f"parameters differ ({min(differing)}); go on with that version, or train in another folder."
+                        f"parameters differ ({_difference(differing[0], held, wanted)}); go on with that version, or "
+                        "train in another folder."
                     )
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 tree = self.manager.restore(step, args=args)["state"]
@@ -162,13 +172,24 @@ class _Series:
         reason = os.strerror(code) if code else first_line(error, 300)
         sound = sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
         kept = f"the checkpoint of step {sound[-1]} is kept" if sound else "there is no earlier checkpoint"
-        return RunError(
-            f"Could not write a checkpoint to {self.directory}: {reason}. Free some space and start again; {kept}."
-        )
+        advice = "Free some space and start again" if code in _FULL else "Mend that and start again"
+        return RunError(f"Could not write a checkpoint to {self.directory}: {reason}. {advice}; {kept}.")
+
+    def remove_torn(self) -> None:
+        """Deletes what saves left that a crash broke off. For the owner of the folder, before it saves."""
+        for torn in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(torn, ignore_errors=True)
 
 
-def _names(tree: Any) -> list[str]:
-    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
+
+
+def _difference(name: str, held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str:
+    if name in held and name in wanted:
+        return f"{name} is {held[name]} there and {wanted[name]} here"
+    return name
 
 
 class Checkpoints:
@@ -176,6 +197,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, cluster: Cluster | None = None) -> None:
         directory, cluster = directory.absolute(), cluster or Cluster()
+        self._cluster = cluster
         self._latest = _Series(directory / "latest", KEEP_LATEST, cluster)
         self._best = _Series(directory / "best", KEEP_LATEST, cluster)
 
@@ -194,8 +216,9 @@ class Checkpoints:
     def restore(self, abstract_state: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest sound training state as (step, state, record), or None in a new work directory.
 
-        For the owner of the folder: what is damaged is put aside, and best parameters of later steps, which a crash
-        left before their state was on disk, are deleted: the run will come to them again.
+        For the owner of the folder: what a crash left half-written is deleted, what is damaged is put aside, and best
+        parameters of later steps, which a crash left before their state was on disk, are deleted: the run will come
+        to them again.
 
         Args:
           abstract_state: shapes, dtypes and shardings.
@@ -205,8 +228,11 @@ class Checkpoints:
           InputError: for a checkpoint of other data or of another version; it stays where it is.
           RunError: where all there were are damaged, or the system can't read one.
         """
-        found = self._latest.restore(abstract_state, data)
         folder = self._latest.directory.parent
+        if self._cluster.is_first:
+            for series in (self._latest, self._best):
+                series.remove_torn()
+        found = self._latest.restore(abstract_state, data)
         if found is None and any(folder.glob("damaged-latest-*")):
             raise RunError(
                 f"All checkpoints in {folder} are damaged and were put aside (damaged-latest-*). Remove these to train "

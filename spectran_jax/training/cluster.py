@@ -73,24 +73,23 @@ class Cluster:
             return False
         return True
 
-    def read(self, key: str) -> str:
-        """The value of a key; waits until some process tells it. Signals are heeded meanwhile."""
+    def read(self, key: str, deadline: float = math.inf) -> str:
+        """The value of a key; waits until some process tells it. Signals are heeded meanwhile.
+
+        Raises:
+          JaxRuntimeError: where nobody did by `deadline`, a time of the monotonic clock.
+        """
         while True:
             try:
                 return str(self._client.blocking_key_value_get(_ROOT + key, 500))
             except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
+                if "DEADLINE_EXCEEDED" not in str(error) or time.monotonic() >= deadline:
                     raise
 
     def read_all(self, folder: str) -> dict[str, str]:
         """The values of all keys `folder/NAME`, by name."""
         prefix = f"{_ROOT}{folder}/"
         return {key.removeprefix(prefix): value for key, value in self._client.key_value_dir_get(prefix)}
-
-    def read_each(self, folder: str) -> list[Any]:
-        """The JSON values that each process tells under `folder/INDEX`, in their order; waits for all of them."""
-        values = self._read_until(folder)
-        return [json.loads(values[str(index)]) for index in range(self.count)]
 
     def _read_until(self, folder: str, deadline: float = math.inf) -> dict[str, str]:
         """`read_all` when every process has told its value, or at a time of the monotonic clock."""
@@ -114,7 +113,13 @@ class Cluster:
         if self.alone:
             return [value]
         self.tell(f"each/{key}/{self.index}", json.dumps(value))
-        return self.read_each(f"each/{key}")
+
+        def collect() -> list[Any]:  # on one process: if all looked for all, the coordinator would have n^2 to answer
+            values = self._read_until(f"each/{key}")
+            return [json.loads(values[str(index)]) for index in range(self.count)]
+
+        collected: list[Any] = self.of_first(f"each/{key}", collect)
+        return collected
 
     # Who is there.
 
@@ -231,7 +236,12 @@ class Cluster:
         # None may leave while another one still watches, which would take it for lost.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.tell(f"left/{self.index}", "")
-            self._read_until("left", time.monotonic() + self._peer_timeout)
+            deadline = time.monotonic() + self._peer_timeout
+            if self.is_first:
+                self._read_until("left", deadline)
+                self.tell("all left", "")
+            else:
+                self.read("all left", deadline)
         if self.is_first:
             time.sleep(_LEAVING)
         jax.distributed.shutdown()

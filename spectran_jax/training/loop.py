@@ -19,7 +19,7 @@ from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.recommender import ItemTable
 from spectran_jax.signals import StopRequest
-from spectran_jax.training import consensus, memory, partitioning
+from spectran_jax.training import consensus, memory
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.feed import Feed, row_reader
@@ -114,7 +114,6 @@ def train(
     """
     config, mesh, training = setup.config, setup.mesh, setup.config.training
     phases, cluster = Phases(), cluster or Cluster()
-    partitioning.check_batches(mesh, training)
 
     # Data.
     share, shares = rows_of_process(mesh, jax.process_index())

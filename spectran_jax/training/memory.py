@@ -73,6 +73,8 @@ def require(
     largest = sorted((name for name in arrays if arrays[name]), key=lambda name: -arrays[name])
     sizes = ", ".join(f"{name} {arrays[name] / _GIB:.2f} GiB" for name in largest)
     flags = "; ".join(f"{name}: {SMALLER[name]}" for name in largest[:2])
+    if setup.mesh.size > 1 and not setup.access.cut:
+        flags = f"another number of devices, as {setup.mesh.size} hold each table whole (docs/sharding.md); {flags}"
     raise InputError(
         f"{setup.dataset.num_items:,} items need {total / _GIB:.2f} GiB on each device, which has "
         f"{limit / _GIB:.2f} GiB: {sizes}. What makes them smaller: {flags}."

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -22,14 +23,17 @@ from spectran_jax.errors import InputError
 from spectran_jax.progress import quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
 from spectran_jax.signals import StopRequest
-from spectran_jax.training import consensus, loop, run_report, summary
+from spectran_jax.training import consensus, loop, partitioning, run_report, summary
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
+from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.workdir import locked, refuse_other_run
 from spectran_jax.writing import write_arrays, write_json
 
+_LOCK_SECONDS = 150.0
+"""How long a restart waits for its folder: a server of files keeps the lock of a host that vanished for so long."""
 _REPEATS = 0.01
 """Share of training interactions above which negatives from a user's own history deserve a word."""
 _REPEATS_USERS = 100_000
@@ -79,19 +83,24 @@ def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
         if not cluster.alone:
             consensus.require_same_run(cluster, config)
         if cluster.is_first:
-            stack.enter_context(locked(workdir))
+            stack.enter_context(locked(workdir, patience=0 if cluster.alone else _LOCK_SECONDS))
             refuse_other_run(workdir, config)
         consensus.require_shared(cluster, workdir)
         yield
 
 
 def _prepare(cluster: Cluster, config: Config) -> Setup:
-    """The set-up: process 0 reads the input files first, then all take what it prepared; what follows they share."""
+    """The set-up: process 0 reads the input files, then all take what it prepared; what follows they share."""
+    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
+    partitioning.check_batches(mesh, config.training)
+    rows_of_process(mesh, jax.process_index())
 
     def load(config: Config) -> data.Dataset:
-        dataset = data.load(config) if cluster.is_first else None
-        cluster.of_first("prepared", lambda: True)
-        return data.load(config) if dataset is None else dataset
+        if not cluster.is_first:
+            return data.load(config, cluster.of_first("prepared", str))
+        dataset = data.load(config)
+        cluster.of_first("prepared", lambda: dataset.digest)
+        return dataset
 
     setup = prepare(config, load)
     consensus.require_agreement(cluster, "inputs", {"the content of the input files (a digest)": setup.inputs_digest})

@@ -7,9 +7,10 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spectran_jax.config import LENGTH, Config
 from spectran_jax.errors import InputError, RunError
@@ -19,8 +20,12 @@ from spectran_jax.writing import write_text
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
     """Creates the work directory and holds it for this process.
+
+    Args:
+      workdir: the folder.
+      patience: seconds to wait for another process that holds it.
 
     Raises:
       InputError: where another live process holds it, or it can't be created or written.
@@ -32,7 +37,7 @@ def locked(workdir: Path) -> Iterator[None]:
         raise InputError(f"--workdir={workdir} can't be used: {error.strerror}.") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, time.monotonic() + patience)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
@@ -49,6 +54,18 @@ def locked(workdir: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(file: IO[str], deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 def is_locked(workdir: Path) -> bool:

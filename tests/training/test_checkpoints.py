@@ -167,6 +167,46 @@ def test_another_version_is_refused_by_name_and_the_checkpoint_stays(saved):
     assert steps(folder / "latest") == [3, 6]
 
 
+def test_tables_of_other_lengths_are_another_version_and_no_damage(saved):
+    folder, checkpoints = saved
+    longer = {**ABSTRACT, "w": jax.ShapeDtypeStruct((9, *ABSTRACT["w"].shape[1:]), ABSTRACT["w"].dtype)}
+    with pytest.raises(InputError, match=r"another version of this library.*\['w'\] is \[\d.*\] there and \[9"):
+        checkpoints.restore(longer, "d")
+    assert steps(folder / "latest") == [3, 6]
+    assert not list(folder.glob("damaged-*"))
+
+
+def test_what_a_crash_left_half_written_goes(saved):
+    folder, checkpoints = saved
+    torn = [
+        folder / kind / f"9.orbax-checkpoint-tmp{end}" / "state" for kind in ("latest", "best") for end in ("", "-1")
+    ]
+    for each in torn:
+        each.mkdir(parents=True)
+        (each / "part").write_text("half")
+    assert checkpoints.restore_best({"w": ABSTRACT["w"]}, "d")[0] == 6  # a reader lets it be
+    assert all(each.exists() for each in torn)
+    assert checkpoints.restore(ABSTRACT, "d")[0] == 6
+    assert not any(each.parent.exists() for each in torn)
+
+
+@pytest.mark.parametrize(("code", "advice"), [(errno.ENOSPC, "Free some space"), (errno.EIO, "Mend that")])
+def test_a_failed_save_says_what_would_help(saved, monkeypatch, code, advice):
+    _, checkpoints = saved
+
+    def save(*arguments, **options):
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(checkpoints._latest.manager, "save", save)
+    with pytest.raises(RunError, match=f"{advice} and start again; the checkpoint of step 6 is kept"):
+        checkpoints.save(9, TREE, RECORD)
+
+
+def test_a_save_may_take_hours(saved):
+    _, checkpoints = saved
+    assert checkpoints._latest.manager._options.async_options.timeout_secs >= 12 * 3600
+
+
 def test_a_state_that_overflowed_is_not_saved(saved):
     folder, checkpoints = saved
     with pytest.raises(Diverged, match=r"After step 9 \['w'\] is no longer finite"):
