@@ -154,5 +154,6 @@ def test_flags_that_name_files_know_the_home_folder(given, value):
 def test_the_home_folder_of_nobody_is_told():
     values = flags.FlagValues()
     define_path("output", "A file.", values)
-    with pytest.raises(flags.IllegalFlagValueError, match="~nobody-here/x"):
-        values(["program", "--output=~nobody-here/x"])
+    for path, words in (("~nobody-here/x", "~nobody-here/x"), ("gs://bucket/x", "gs://bucket/x: this is an address")):
+        with pytest.raises(flags.IllegalFlagValueError, match=words):
+            values(["program", f"--output={path}"])

@@ -56,6 +56,7 @@ def test_memory_that_is_used_up(capsys):
         ({"max_length": 10**20}, "--max_length must be at most 2147483647"),
         ({"epochs": 2**31}, "--epochs must be at most"),
         ({"interactions": "~nobody-at-all/c.tsv"}, "--interactions=~nobody-at-all/c.tsv: "),
+        ({"data_dir": "gs://bucket/cache"}, "--data_dir=gs://bucket/cache: this is an address and no path"),
     ],
 )
 def test_values_that_nothing_can_hold(values, message):

@@ -36,9 +36,15 @@ def table_rows(num_items: int) -> int:
     """Rows of the item tables of a catalogue: N, and some that are no item, so that many meshes cut them evenly.
 
     The number follows the catalogue and not the mesh: a checkpoint fits every mesh.
+
+    Raises:
+      InputError: where int32 can't number them.
     """
     cut = next((cut for cut in _CUTS if cut * _WASTE <= num_items), _CUTS[-1])
-    return -(-num_items // cut) * cut
+    rows = -(-num_items // cut) * cut
+    if rows > np.iinfo(np.int32).max:
+        raise InputError(f"{num_items:,} items are too many: their numbers are int32, which counts to 2,147,483,647.")
+    return rows
 
 
 def shards_items(mesh: Mesh, rows: int) -> bool:

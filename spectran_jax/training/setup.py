@@ -201,8 +201,6 @@ def assemble(
     source = _source(config, dataset, split, embeddings, spectrum)
     encoder, arrays = item_encoders.build(config.encoder, source, dtype=DTYPES[config.training.precision])
     rows = partitioning.table_rows(dataset.num_items)
-    if rows > np.iinfo(np.int32).max:
-        raise InputError(f"{dataset.num_items:,} items: their numbers are int32, which counts to 2,147,483,647.")
     objective = objectives.build(config.objective, split.item_counts)
     sampler = {} if objective.sampler is None else objective.sampler.arrays(split.item_counts)
     if config.training.parallelism == "pmap" and not exchanges(encoder):

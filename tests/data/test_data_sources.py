@@ -72,6 +72,18 @@ def test_prepared_data_equals_what_was_read(config, preparations):
     assert prepared(config)[0].startswith(f"files-{first.digest[:32]}")
 
 
+def test_what_another_process_prepared_needs_no_input(config, preparations, tmp_path):
+    first = data.load(config)
+    (tmp_path / "i.tsv").rename(tmp_path / "away.tsv")
+    assert_same(first, data.load(config, first.digest))
+    assert len(preparations) == 1
+    elsewhere = config.replace(data_dir=str(tmp_path / "other"))  # that did not come to this host
+    with pytest.raises(InputError, match=r"i\.tsv"):
+        data.load(elsewhere, first.digest)
+    (tmp_path / "i.tsv").write_text(INTERACTIONS.replace("u0\t0\t0\n", "u0\t4\t0\n"))
+    assert data.load(elsewhere, first.digest).digest != first.digest
+
+
 def test_a_changed_file_is_read_again_and_a_moved_one_is_not(config, preparations, tmp_path):
     before = data.load(config)
     (tmp_path / "i.tsv").rename(tmp_path / "moved.tsv")

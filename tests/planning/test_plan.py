@@ -93,6 +93,8 @@ def test_bad_input(tmp_path, monkeypatch):
         patch.setattr(plan, "plan_slice", lambda *args, **options: pytest.fail("was compiled"))
         two, mesh = ("v5e:2x2", "v5e:2x4"), SMALL.replace(mesh="data:4")
         fails("--mesh=data:4 asks for 4 devices, there are 8", names=two, config=mesh)
+    with pytest.raises(InputError, match="2,147,000,000 items are too many: their numbers are int32"):
+        job.build(SMALL, dataclasses.replace(SIZES, num_items=2_147_000_000), jax.devices()[:1])
     with pytest.raises(InputError, match="--spectrum_memory=host is for one process"):
         job.build(SMALL.replace(spectrum_memory="host"), SIZES, jax.devices()[:1])
     with pytest.raises(InputError, match=r"--max_rank=8: .* take --rank"):

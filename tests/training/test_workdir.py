@@ -5,6 +5,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -32,6 +33,16 @@ def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
     other.communicate("\n")
     with locked(tmp_path):
         pass  # free again once the other is gone
+
+
+def test_a_lock_that_comes_free_is_waited_for(tmp_path, monkeypatch):
+    holder = (tmp_path / ".lock").open("a+")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    waits = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: waits.append(seconds) or len(waits) < 3 or holder.close())
+    with locked(tmp_path, patience=60):
+        pass
+    assert len(waits) == 3
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
