@@ -26,7 +26,7 @@ class DataConfig:
 
     dataset: str = _field("movielens_100k", "Data set: movielens_100k, or files for your own.")
     interactions: str = _field(
-        "", "With --dataset=files: TSV, CSV or Parquet with user_id, item_id and timestamp (Unix seconds) or position."
+        "", "With --dataset=files: TSV, CSV, JSONL or Parquet with user_id, item_id and timestamp or position."
     )
     items: str = _field("", "With --dataset=files: JSONL, CSV or Parquet with item_id and any text columns.")
     movielens: str = _field(
@@ -38,6 +38,11 @@ class DataConfig:
     k_core: int = _field(0, "Keep users and items with at least this many interactions, repeatedly; 0 keeps all.")
     unknown_items: str = _field(
         "error", "What to do with interactions that name items missing from --items.", choices=("error", "drop")
+    )
+    duplicates: str = _field(
+        "keep",
+        "What to do with interactions of the same user, item and time (and position): drop takes each of them once.",
+        choices=("keep", "drop"),
     )
     split: str = _field(
         "leave_one_out",

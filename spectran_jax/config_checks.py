@@ -119,7 +119,8 @@ def check(config: Config) -> None:
     files = config.data.dataset == "files"
     for name, value in (("interactions", config.data.interactions), ("items", config.data.items)):
         if files and not value:
-            raise InputError(f"--dataset=files needs --{name}=FILE.")
+            hint = " A file with a column item_id alone will do for an --item_encoder without text." * (name == "items")
+            raise InputError(f"--dataset=files needs --{name}=FILE.{hint}")
         if value and not files:
             raise InputError(f"--{name} goes with --dataset=files, got --dataset={config.data.dataset}.")
 

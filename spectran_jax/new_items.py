@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spectran_jax import item_encoders, spectral, text
-from spectran_jax.data import data_dir, files
+from spectran_jax.data import data_dir, files, text_files
 from spectran_jax.data.content import text_of
 from spectran_jax.data.interactions import OriginalId
 from spectran_jax.errors import InputError
@@ -108,12 +108,17 @@ def _embeddings(setup: Setup, found: files.Items, embeddings: Path | None) -> te
                 "does so with the new items'; leave the flag out."
             )
         wanted = setup.dataset.text_columns
-        if missing := [name for name in wanted if name not in found.columns]:
+        columns = dict(found.columns)
+        missing = [name for name in wanted if name not in columns]
+        if text_files.content_suffix(path) in text_files.JSON_SUFFIXES and len(missing) < len(wanted):
+            columns |= {name: texts for name in missing}  # a key that a line lacks is an entry that it lacks
+            missing = []
+        if missing:
             raise InputError(
                 f"{path}: no column {', '.join(missing)}, and the run made the text of its items of "
                 f"{', '.join(wanted)}; columns found: {', '.join(found.columns) or 'none'}."
             )
-        texts = text_of(found.columns, wanted)
+        texts = text_of(columns, wanted)
     with task("Encoding text", total=len(found.ids)) as progress:
         made = text.item_embeddings(
             config.replace(embeddings="" if embeddings is None else str(embeddings)),

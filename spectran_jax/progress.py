@@ -310,7 +310,9 @@ class TrainingProgress:
 
     def _place(self) -> str:
         epoch = self._step / self._steps_per_epoch
-        return f"step {self._step:,}/{self._total:,}, epoch {epoch:.1f}/{self._total / self._steps_per_epoch:.0f}"
+        return (
+            f"step {self._step:,}/{self._total:,}, epoch {epoch:.1f}/{round(self._total / self._steps_per_epoch, 1):g}"
+        )
 
     def _left(self) -> str:
         """The time to the last step at the average pace, validation included, since the first update: before it,

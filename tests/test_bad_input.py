@@ -196,11 +196,17 @@ BAD = {
     "all rows alike": Bad(("all items with text have the same embedding",), embeddings=np.ones_like),
     # What does not fit together.
     "rank below d, spectran": Bad(
-        ("rank 24, below --dimension=32 of --item_encoder=spectran", "--dimension=24 or less, or --pad_rank"),
+        (
+            "rank 24, below --dimension=32 of --item_encoder=spectran",
+            "a --dimension of at most 24 that --heads divides, or --pad_rank",
+        ),
         {"dimension": 32},
     ),
     "rank below d, svd": Bad(
-        ("rank 10, below --dimension=16 of --item_encoder=svd", "--dimension=10 or less, or --pad_rank"),
+        (
+            "rank 10, below --dimension=16 of --item_encoder=svd",
+            "a --dimension of at most 10 that --heads divides, or --pad_rank",
+        ),
         {"item_encoder": "svd", "max_rank": 10},
     ),
     "heads": Bad(("--dimension=16 is not divisible by --heads=3; take one of 1, 2, 4, 8, 16 heads",), {"heads": 3}),

@@ -1,5 +1,6 @@
 """What serving gets: the run's own numbers from files and JAX alone, and vectors for items that came later."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -229,6 +230,12 @@ def test_text_of_new_items_is_encoded_as_the_run_did(tiny_config, tmp_path):
     (tmp_path / "new.jsonl").write_text('{"item_id": "new", "name": "Thing"}\n')
     with pytest.raises(InputError, match=r"no column title, and the run made.*columns found: name"):
         new_items.new_items(setup, params, tmp_path / "new.jsonl")
+    columns = ("title", "category")
+    two = dataclasses.replace(setup, dataset=dataclasses.replace(setup.dataset, text_columns=columns))
+    (tmp_path / "new.jsonl").write_text('{"item_id": "new", "title": "Thing number 38"}\n')  # without a category
+    np.testing.assert_array_equal(new_items.new_items(two, params, tmp_path / "new.jsonl").vectors, found.vectors[:1])
+    with pytest.raises(InputError, match=r"no column category, and the run made the text .* of title, category"):
+        new_items.new_items(two, params, tmp_path / "new.csv")
     with pytest.raises(InputError, match=r"encoded its text itself, by wordllama.*leave the flag out"):
         new_items.new_items(setup, params, tmp_path / "new.csv", tmp_path / "new.npy")
 

@@ -80,6 +80,20 @@ def test_losses_add_the_history_to_the_negatives(case, name):
     assert loss(case, name, history=True) > loss(case, name, history=False)
 
 
+def test_a_person_is_told_of_rows_that_stand_twice(tiny_config):
+    setup = prepare(tiny_config)
+    assert not any("say again" in line for line in notices(setup))
+    times = np.array([1, 1, 2, 2, 2, 7, 7, 7])
+    items = np.array([3, 3, 3, 4, 4, 4, 4, 5], np.int32)
+    twice = Histories(np.array([0, 3, 3, 5, 6, 8]), items, times)
+    assert twice.doubled == 2  # in the first row and the third
+    assert dataclasses.replace(twice, placed=np.arange(8) == 1).doubled == 1
+    assert dataclasses.replace(twice, timestamps=None).doubled == 0
+    assert Histories.from_lists([[], []]).doubled == 0
+    setup = dataclasses.replace(setup, dataset=dataclasses.replace(setup.dataset, histories=twice))
+    assert any(line.startswith("2 interactions say again") and "--duplicates=drop" in line for line in notices(setup))
+
+
 @pytest.mark.parametrize(("wanted", "told"), [(True, True), (False, False)])
 def test_a_person_is_told_of_repeats(tiny_config, wanted, told):
     """Of the tiny data, in which some walks come back to an item, and only where it matters."""

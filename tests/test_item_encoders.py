@@ -262,7 +262,9 @@ def test_unknown_encoder_names_the_nearest():
 @pytest.mark.parametrize("name", ["svd", "spectran"])
 def test_rank_below_dimension_is_refused_or_padded(name):
     config = whitened(item_encoder=name, dimension=R + 4)
-    with pytest.raises(InputError, match=r"rank 20, below --dimension=24.*--dimension=20 or less, or --pad_rank"):
+    with pytest.raises(
+        InputError, match=r"rank 20, below --dimension=24.*at most 20 that --heads divides, or --pad_rank"
+    ):
         item_encoders.build(config, make_source())
     module, frozen = item_encoders.build(whitened(item_encoder=name, dimension=R + 4, pad_rank=True), make_source())
     key = jax.random.key(0, impl="rbg")

@@ -30,7 +30,14 @@ class Content:
     dropped: dict[str, int]
 
 
-def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unknown_items: str = "error") -> Content:
+def assemble(
+    interactions: Interactions,
+    items: Items,
+    *,
+    k_core: int = 0,
+    unknown_items: str = "error",
+    duplicates: str = "keep",
+) -> Content:
     """Maps ids to dense ones, filters, and orders each history (by time, then position, then file order).
 
     Dense items follow the items file; dense users follow their first appearance. Items without interactions stay,
@@ -41,6 +48,7 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
       items: the catalogue.
       k_core: keep users and items with at least this many interactions, repeatedly; 0 keeps all.
       unknown_items: "drop" leaves out interactions with items that the catalogue lacks, "error" refuses them.
+      duplicates: "drop" takes interactions of the same user, item, time and position once, "keep" as often as they are.
 
     Raises:
       InputError: for unknown items, or where nothing is left.
@@ -59,6 +67,10 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
             names = [interactions.items.values[int(code)].as_py() for code in different[np.argsort(first)][:3]]
             raise unknown_items_error(interactions.path, items.path, unknown, len(different), names)
         dropped["unknown_items"] = unknown
+    if duplicates == "drop":
+        again = _again(interactions)
+        dropped["duplicates"] = int((again & keep).sum())
+        keep &= ~again
     users_before = int((np.bincount(user) > 0).sum())
     keep_items = np.ones(len(items.ids), bool)
     if k_core > 0:
@@ -92,6 +104,17 @@ def assemble(interactions: Interactions, items: Items, *, k_core: int = 0, unkno
         text_columns=items.text_columns,
         dropped={reason: count for reason, count in dropped.items() if count},
     )
+
+
+def _again(interactions: Interactions) -> Bool[np.ndarray, "n"]:
+    """Whether a row says what one before it in the file said."""
+    columns = (interactions.positions, interactions.nanoseconds, interactions.timestamps)
+    keys = [interactions.items.codes, *(key for key in columns if key is not None), interactions.users.codes]
+    order = np.lexsort(keys)  # which keeps file order among equals
+    same = np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0)
+    again = np.zeros(len(order), bool)
+    again[order[1:]] = same
+    return again
 
 
 def _placed(interactions: Interactions, order: Int[np.ndarray, "nnz"]) -> Bool[np.ndarray, "nnz"] | None:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from spectran_jax.data import tables, text_files
+from spectran_jax.data import table_files, tables, text_files
 from spectran_jax.data.interactions import OriginalId
 from spectran_jax.errors import InputError
 
 ORDER_COLUMNS = ("timestamp", "position")
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate without its other half, as cut text leaves it in JSON; UTF-8 has none."""
 
@@ -59,14 +58,15 @@ class Items:
 
 
 def read_interactions(path: Path) -> Interactions:
-    """Reads TSV, CSV or Parquet with `user_id`, `item_id` and `timestamp` or `position` (both are fine).
+    """Reads TSV, CSV, JSONL or Parquet with `user_id`, `item_id` and `timestamp` or `position` (both are fine).
 
     Raises:
       InputError: for bad input; names the file and, where there is one, the line.
     """
-    table = tables.read_table(path, required=("user_id", "item_id"), wanted=("user_id", "item_id", *ORDER_COLUMNS))
+    wanted = ("user_id", "item_id", *ORDER_COLUMNS)
+    table = table_files.read_table(path, required=("user_id", "item_id"), wanted=wanted)
     if not any(name in table.columns for name in ORDER_COLUMNS):
-        found = ", ".join(tables.column_names(path))
+        found = ", ".join(table_files.column_names(path))
         raise InputError(f"{path}: no column timestamp or position to order by; columns found: {found}.")
     seconds, nanoseconds = table.times("timestamp") if "timestamp" in table.columns else (None, None)
     positions = table.whole_numbers("position") if "position" in table.columns else None
@@ -98,7 +98,7 @@ def read_items(path: Path) -> Items:
     Raises:
       InputError: for bad input, duplicate ids among it; names the file and, where there is one, the line.
     """
-    if text_files.content_suffix(path) in _JSON_SUFFIXES:
+    if text_files.content_suffix(path) in text_files.JSON_SUFFIXES:
         ids, raw, lines = _read_jsonl(path)
     else:
         ids, raw = _read_item_table(path)
@@ -113,7 +113,7 @@ def read_items(path: Path) -> Items:
 
 
 def _read_item_table(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]]]:
-    table = tables.read_table(path, required=("item_id",), also=_JSON_SUFFIXES)
+    table = table_files.read_table(path, required=("item_id",))
     encoded = table.ids("item_id")
     originals = encoded.originals()
     columns = {name: tables.entries(column) for name, column in table.columns.items() if name != "item_id"}
@@ -161,7 +161,10 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, line {number}: malformed JSON ({error}); each line must be one object.") from None
     if not isinstance(record, dict):
-        raise InputError(f"{path}, line {number}: each line must be one JSON object, got {type(record).__name__}.")
+        raise InputError(
+            f"{path}, line {number}: each line must be one JSON object, got {type(record).__name__} "
+            "(pandas: to_json(..., orient='records', lines=True))."
+        )
     return record
 
 

@@ -10,8 +10,6 @@ from spectran_jax.data import files, text_files
 from spectran_jax.data.interactions import Dataset, Histories
 from spectran_jax.errors import InputError
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-
 
 def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories, int]:
     """Original user ids, their items as dense ids, oldest first, and how many users were left out.
@@ -27,7 +25,7 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     Raises:
       InputError: naming the file and the line, user or item.
     """
-    if text_files.content_suffix(path) in _JSON_SUFFIXES:
+    if text_files.content_suffix(path) in text_files.JSON_SUFFIXES:
         users, rows = _read_jsonl(path)
         times = None
     else:

@@ -86,6 +86,17 @@ class Histories:
         """Interactions with an item that the same user had before."""
         return len(self.items) - len(self.distinct().items)
 
+    @property
+    def doubled(self) -> int:
+        """Interactions with the item of the one before them, of the same user and time; 0 where there are no times."""
+        if self.timestamps is None:
+            return 0
+        same = (self.items[1:] == self.items[:-1]) & (self.timestamps[1:] == self.timestamps[:-1])
+        if self.placed is not None:
+            same &= ~self.placed[1:]
+        starts = self.offsets[1:-1]
+        return int(same.sum() - same[starts[(starts > 0) & (starts < len(self.items))] - 1].sum())
+
     @functools.cached_property
     def most_items(self) -> int:
         """Different items of the user who has most of them."""

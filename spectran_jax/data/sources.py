@@ -84,11 +84,19 @@ def load(config: Config, digest: str = "") -> Dataset:
             "unknown_items": config.data.unknown_items,
             "layout": _LAYOUT_VERSION,
         }
+        if config.data.duplicates != "keep":  # only then, so that what was prepared before it could be asked serves on
+            key["duplicates"] = config.data.duplicates
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def content() -> Content:
         interactions, items = find().read()
-        return assemble(interactions, items, k_core=config.data.k_core, unknown_items=config.data.unknown_items)
+        return assemble(
+            interactions,
+            items,
+            k_core=config.data.k_core,
+            unknown_items=config.data.unknown_items,
+            duplicates=config.data.duplicates,
+        )
 
     prepared = _prepared(name, place(digest), content)
     dataset = to_dataset(prepared, name=name, digest=digest, text_columns=config.text.text_columns)

@@ -1,32 +1,31 @@
-"""Reads tables (TSV, CSV, Parquet) in bulk with PyArrow, and finds the line to blame where that fails."""
+"""Typed columns of a table: ids, whole numbers and times, and the row to blame where an entry is none of these."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pa_parquet
 from jaxtyping import Int
 
 from spectran_jax.data import text_files
 from spectran_jax.data.interactions import OriginalId
 from spectran_jax.errors import InputError
 
+_DATED = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}")
+"""How ISO 8601 times begin."""
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _LARGEST = 2.0**62
 _PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Of a second, by the units of Arrow."""
 _LATEST_SECONDS = 10**11
 """Of the year 5138; in milliseconds it is 1973."""
-_LONG_BLOCK = 2**28
-"""Bytes that are read at once where a row is longer than Arrow's 1 MiB."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class Table:
     path: Path
     columns: dict[str, pa.ChunkedArray]
     delimiter: str | None
-    """None for Parquet, whose columns are typed; else all columns are strings."""
+    """None for Parquet and JSON, whose columns are typed; else all columns are strings."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -90,19 +89,36 @@ class Table:
         return whole
 
     def times(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
-        """A column of Unix seconds, or of Parquet's times and dates, as int64 seconds and int64 nanoseconds after them.
+        """A column of Unix seconds, of times in ISO 8601, or of Parquet's times and dates, as int64 seconds and int64
+        nanoseconds after them.
 
-        The latter are None where all times are whole seconds.
+        The latter are None where all times are whole seconds. Written times without a zone are UTC.
 
         Raises:
-          InputError: for the first entry that is no number, or too large a one, with its line.
+          InputError: for the first entry that is no time, or too large a number, with its line.
         """
+        if _is_dated(self.columns[name]):
+            dated = dataclasses.replace(self, columns={name: self._dates(name)})
+            seconds, nanoseconds = dated._numbers(name)
+            return seconds, None if nanoseconds is None or not nanoseconds.any() else nanoseconds
         seconds, nanoseconds = self._numbers(name)
         far = (seconds > _LATEST_SECONDS) | (seconds < -_LATEST_SECONDS)
         if not pa.types.is_temporal(_value_type(self.columns[name])) and far.any():
             late = "looks like milliseconds or a written date; times are Unix seconds"
             self.blame(name, lambda cell: abs(float(cell)) <= _LATEST_SECONDS, late)
         return seconds, None if nanoseconds is None or not nanoseconds.any() else nanoseconds
+
+    def _dates(self, name: str) -> pa.ChunkedArray:
+        """A column of ISO 8601 times as Arrow's."""
+        column = pc.utf8_trim_whitespace(self.columns[name].cast(pa.string()))
+        for kind in (pa.timestamp("ns"), pa.timestamp("ns", tz="UTC")):
+            try:
+                return column.cast(kind)
+            except pa.ArrowInvalid:
+                continue
+        self.blame(
+            name, _is_date, "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none"
+        )
 
     def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
         """A column of numbers, of times in seconds: the whole part, rounded down, and the rest in 1e-9, both int64; no
@@ -177,122 +193,25 @@ def entries(column: pa.ChunkedArray) -> list[Any]:
     return [None if entry is None else Written(entry) for entry in written.to_pylist()]
 
 
-def read_table(
-    path: Path, *, required: Collection[str], wanted: Collection[str] | None = None, also: Sequence[str] = ()
-) -> Table:
-    """Reads a TSV, CSV (also `.gz`) or Parquet file; delimited files give strings only.
-
-    Args:
-      path: the file; its suffix says what it is.
-      required: columns that must be there.
-      wanted: columns to read; None reads all.
-      also: other kinds that the caller reads, to be named.
-
-    Raises:
-      InputError: where the file is missing, empty, of unknown kind, lacks a required column, has a line with the
-        wrong number of columns, or is not UTF-8.
-    """
-    text_files.require_file(path)
-    suffix = text_files.content_suffix(path)
-    if suffix == ".parquet":
-        return _read_parquet(path, required, wanted)
-    if suffix not in text_files.DELIMITERS:
-        known = ", ".join([*also, *text_files.DELIMITERS, ".parquet"])
-        raise InputError(f"{path}: unknown kind of file {suffix!r}; use {known} (text also as .gz).")
-    delimiter = text_files.DELIMITERS[suffix]
-    names, _ = text_files.lines(path, delimiter)
-    plain = {name: text_files.plain_name(name) for name in names}
-    _require_columns(path, [text_files.plain_name(name) for name in names], required)
-    chosen = [name for name in names if wanted is None or plain[name] in wanted]
-    ids, quoted = pa.dictionary(pa.int32(), pa.string()), text_files.has_quotes(path, delimiter)
-    how = dict(
-        parse_options=pa_csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if quoted else False,
-            newlines_in_values=quoted,
-        ),
-        convert_options=pa_csv.ConvertOptions(
-            include_columns=chosen,
-            column_types={name: ids if plain[name].endswith("_id") else pa.string() for name in chosen},
-            strings_can_be_null=False,
-        ),
-    )
-
-    def read(**options: Any) -> pa.Table:
-        with pa.input_stream(path, compression="gzip" if text_files.is_gzip(path) else None) as stream:
-            return pa_csv.read_csv(stream, **how, **options)
-
-    try:
-        try:
-            table = read()
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error):
-                raise
-            table = read(read_options=pa_csv.ReadOptions(block_size=_LONG_BLOCK))
-    except (pa.ArrowInvalid, OSError) as error:
-        _blame_line(path, delimiter, names, error)
-    if not len(table):
-        raise text_files.NoRows(f"{path}: has a header but no rows.")
-    columns = {plain[name]: column for name, column in zip(chosen, table.columns, strict=True)}
-    return Table(path, columns, delimiter)
-
-
-def column_names(path: Path) -> list[str]:
-    """The names of all columns of a table, without the `:type` suffix of RecBole's headers."""
-    delimiter = text_files.DELIMITERS.get(text_files.content_suffix(path))
-    if delimiter is None:
-        return list(pa_parquet.read_schema(path).names)
-    return [text_files.plain_name(name) for name in text_files.lines(path, delimiter)[0]]
-
-
-def _require_columns(path: Path, names: list[str], required: Collection[str]) -> None:
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise InputError(
-            f"{path}: no column {' and no column '.join(missing)}; columns found: {', '.join(names)}."
-            f"{text_files.separated_otherwise(names, path)}"
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")
-
-
-def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) -> NoReturn:
-    """Raises the error for the first line that PyArrow can't have liked."""
-    expected = len(names)
-    _, rows = text_files.lines(path, delimiter)
-    for number, row in rows:
-        if len(row) != expected:
-            many = "few" if len(row) < expected else "many"
-            raise InputError(
-                f"{path}, line {number}: too {many} columns, {len(row)} where the header has {expected}."
-            ) from None
-    raise InputError(f"{path}: can't be read ({error}).") from error
-
-
-def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
-    try:
-        file = pa_parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        _require_columns(path, names, required)
-        table = file.read(columns=[name for name in names if wanted is None or name in wanted])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
-    if not len(table):
-        raise text_files.NoRows(f"{path}: has columns but no rows.")
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid as error:
-            reason = "holds text that is not valid UTF-8" if "UTF8" in str(error) else f"is damaged ({error})"
-            raise InputError(f"{path}: column {name!r} {reason}.") from None
-    columns = [c.cast(pa.string()) if pa.types.is_string_view(c.type) else c for c in table.columns]
-    return Table(path, dict(zip(table.column_names, columns, strict=True)), None)
-
-
 def _value_type(column: pa.ChunkedArray) -> pa.DataType:
     """The type of the entries, be they categories or not."""
     return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+
+
+def _is_dated(column: pa.ChunkedArray) -> bool:
+    """Whether text begins, in its first entry, as a date does."""
+    kind = _value_type(column)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or not len(column):
+        return False
+    return _DATED.match(column[0].as_py() or "") is not None
+
+
+def _is_date(cell: str) -> bool:
+    try:
+        datetime.datetime.fromisoformat(cell.strip())
+    except ValueError:
+        return False
+    return True
 
 
 def _written_as_integers(values: pa.Array) -> bool:

@@ -14,6 +14,8 @@ from spectran_jax.errors import InputError
 
 DELIMITERS = {".tsv": "\t", ".inter": "\t", ".item": "\t", ".csv": ","}
 """Of columns, by the suffix of a file."""
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+"""Of files with one JSON object a line."""
 _KINDS = ("token", "token_seq", "float", "float_seq")
 """Of RecBole's columns, written behind their names."""
 csv.field_size_limit(2**31 - 1)

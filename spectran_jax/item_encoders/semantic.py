@@ -114,7 +114,8 @@ def spectral_arrays(config: EncoderConfig, source: ItemSource) -> dict[str, np.n
     if u.shape[1] < config.dimension and not config.pad_rank:
         raise InputError(
             f"The item text has rank {u.shape[1]}, below --dimension={config.dimension} of --item_encoder="
-            f"{config.item_encoder}. Take --dimension={u.shape[1]} or less, or --pad_rank to fill up with zeros."
+            f"{config.item_encoder}. Take a --dimension of at most {u.shape[1]} that --heads divides, or --pad_rank to "
+            "fill up with zeros."
         )
     arrays = {"u": u, "sigma": np.asarray(source.spectrum.sigma, np.float32)}
     return arrays if scale is None else {**arrays, "u_scale": np.asarray(scale, np.float32)}

@@ -41,8 +41,8 @@ SET_BY_STUDIES = ("seed", "evaluate")
 """Fields that a study sets run by run: by --seeds, and by whether a run is a trial."""
 
 OF_THE_PROTOCOL = (
-    "dataset", "interactions", "items", "movielens", "unknown_items", "k_core", "split", "valid_time", "test_time",
-    "holdout_items", "holdout_seed", "filter_seen",
+    "dataset", "interactions", "items", "movielens", "unknown_items", "k_core", "duplicates", "split", "valid_time",
+    "test_time", "holdout_items", "holdout_seed", "filter_seen",
 )  # fmt: skip
 """Fields that decide what is measured: runs that differ in one of them have no common table."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.studies.datasets import SET_BY_STUDIES
+from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
 from spectran_jax.studies.space import Range, design
 from spectran_jax.studies.tables import Spread
@@ -212,6 +212,8 @@ def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, floa
     for field in method.space:
         if field.name in SET_BY_STUDIES:
             raise InputError(f"{field.name} is no field to search: a study sets it run by run.")
+        if field.name in OF_THE_PROTOCOL:
+            raise InputError(f"{field.name} is no field to search: it decides what is measured, trial by trial.")
     check(method.config)
     points = []
     for values in design(method.space, trials, seed) if trials and method.space else []:

@@ -171,8 +171,14 @@ def notices(setup: Setup) -> list[str]:
             f"{setup.mesh.size} devices do not cut the {setup.access.rows:,} rows of item tables evenly: each holds "
             "them whole."
         )
+    doubled = dataset.histories.doubled
+    if doubled:
+        lines.append(
+            f"{doubled:,} interactions say again what the one before them said: the same user, item and time. "
+            "--duplicates=drop takes each once."
+        )
     some = split.train.take(np.arange(min(len(split.train), _REPEATS_USERS)))
-    repeats = some.repeats if setup.objective.history_negatives else 0
+    repeats = some.repeats - some.doubled if setup.objective.history_negatives else 0
     if repeats > _REPEATS * len(some.items):
         lines.append(
             f"{repeats:,} of {len(some.items):,} training interactions repeat an item of the same user: where a "

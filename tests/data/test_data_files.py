@@ -55,13 +55,20 @@ def as_parquet(path, interactions):
     pyarrow.parquet.write_table(table, path)
 
 
-@pytest.mark.parametrize("kind", ["tsv", "csv", "parquet", "tsv.gz", "TSV.GZ", "inter", "crlf", "bom", "quoted"])
+@pytest.mark.parametrize(
+    "kind", ["tsv", "csv", "parquet", "tsv.gz", "TSV.GZ", "inter", "crlf", "bom", "quoted", "jsonl", "jsonl.gz"]
+)
 def test_all_forms_of_interactions_say_the_same(write, tmp_path, kind):
     path = tmp_path / f"i.{kind}"
     if kind == "parquet":
         as_parquet(path, INTERACTIONS)
     elif kind == "csv":
         write(path.name, INTERACTIONS.replace("\t", ","))
+    elif kind.startswith("jsonl"):
+        names, *lines = (line.split("\t") for line in INTERACTIONS.splitlines())
+        records = [dict(zip(names, line, strict=True)) | {"timestamp": int(line[2]), "page": [1]} for line in lines]
+        text = "\n\n".join(map(json.dumps, records)).encode()
+        path.write_bytes(gzip.compress(text) if kind.endswith("gz") else text)
     elif kind.lower() == "tsv.gz":
         path.write_bytes(gzip.compress(INTERACTIONS.encode()))
     elif kind == "inter":
@@ -76,6 +83,90 @@ def test_all_forms_of_interactions_say_the_same(write, tmp_path, kind):
     content = read(path, write("items.jsonl", ITEMS))
     assert rows(content) == {"ann": ["a", "b", "c"], "bob": ["a"]}
     assert content.histories.timestamps.tolist() == [2, 3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            '{"user_id": "a", "item_id": 1}',
+            "no column timestamp or position to order by; columns found: user_id, item_id",
+        ),
+        ('{"user_id": "a", "timestamp": 1}', "no column item_id"),
+        ('{"user_id": "a", "item_id": 1, "timestamp": null}', "row 1: timestamp is empty"),
+        ('{"user_id": "a", "item_id": 1, "timestamp": 3}\n{"item_id": 1, "timestamp": 3}', "row 2: user_id is empty"),
+        (
+            '{"user_id": "a", "item_id": 1, "timestamp": 1700000000000}',
+            "row 1: timestamp '1700000000000' looks like milli",
+        ),
+        (
+            '{"user_id": "a", "item_id": [1], "timestamp": 3}',
+            "column 'item_id' has type list<item: int64>; ids must be",
+        ),
+        ('{"user_id": "a"}\n{"user_id": 3}', "changed from string to number in row 1"),
+        ('[{"user_id": "a"}]', "can't be read as JSON Lines"),
+        ('{"user_id": "a"', "can't be read as JSON Lines"),
+        ("\n\n", "has no rows"),
+    ],
+)
+def test_bad_interactions_in_json(write, lines, message):
+    with pytest.raises(InputError) as caught:
+        read_interactions(write("i.jsonl", lines))
+    assert message in str(caught.value)
+    assert "i.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "seconds"),
+    [
+        (("1970-01-02", "1970-01-01T00:00:05", " 1970-01-01 00:01:00.250 "), [86400, 5, 60]),
+        (("1970-01-01T00:00:05Z", "1970-01-01T01:00:06+01:00", "1969-12-31T23:59:59-00:30"), [5, 6, 1799]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_times_in_iso_8601(write, tmp_path, cells, seconds, kind):
+    if kind == "csv":
+        path = write("i.csv", "user_id,item_id,timestamp\n" + "".join(f"u,a,{cell}\n" for cell in cells))
+    elif kind == "jsonl":
+        path = write(
+            "i.jsonl", "".join(json.dumps({"user_id": "u", "item_id": "a", "timestamp": c}) + "\n" for c in cells)
+        )
+    else:
+        path = tmp_path / "i.parquet"
+        pyarrow.parquet.write_table(pa.table({"user_id": ["u"] * 3, "item_id": ["a"] * 3, "timestamp": cells}), path)
+    found = read_interactions(path)
+    assert found.timestamps.tolist() == seconds
+    rest = [0, 0, 250_000_000] if "250" in cells[2] else None
+    assert (None if found.nanoseconds is None else found.nanoseconds.tolist()) == rest
+
+
+def test_bad_times_in_iso_8601(write):
+    head = "user_id,item_id,timestamp\nu,a,2026-01-31T12:00:00\n"
+    for cell, message in (
+        ("2026-02-31", r"line 3: timestamp '2026-02-31' is no time like 2026-01-31T12:00:00, with a zone"),
+        ("17", r"line 3: timestamp '17' is no time like"),
+        ("", r"line 3: timestamp is no time like"),
+        ("2026-01-31T12:00:00Z", r"an entry of column 'timestamp' is no time like .* on all of them or none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_interactions(write("i.csv", f"{head}u,b,{cell}\n"))
+
+
+def test_duplicates_are_kept_or_dropped_and_counted(write):
+    items = write("items.jsonl", ITEMS)
+    path = write(
+        "i.csv",
+        "user_id,item_id,timestamp,position\n"
+        "ann,b,5,1\nann,a,5,1\nann,b,5,1\nann,b,5,2\nbob,b,5,1\nann,b,6,1\nann,a,5,1\nann,a,5,1\n",
+    )
+    kept = read(path, items)
+    assert rows(kept) == {"ann": ["b", "a", "b", "a", "a", "b", "b"], "bob": ["b"]}
+    assert kept.dropped == {}
+    once = read(path, items, duplicates="drop")
+    assert rows(once) == {"ann": ["b", "a", "b", "b"], "bob": ["b"]}
+    assert once.dropped == {"duplicates": 3}
+    plain = read(write("j.csv", "user_id,item_id,position\nann,b,1\nann,b,1\nann,b,0\n"), items, duplicates="drop")
+    assert rows(plain) == {"ann": ["b", "b"]}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
@@ -302,7 +393,7 @@ def test_missing_file_folder_and_unknown_kind(tmp_path, write):
         read_interactions(tmp_path / "nowhere.tsv")
     with pytest.raises(InputError, match="is not a file"):
         read_items(tmp_path)
-    with pytest.raises(InputError, match=r"unknown kind of file '\.xls'; use \.tsv"):
+    with pytest.raises(InputError, match=r"unknown kind of file '\.xls'; use \.jsonl, .*\.tsv"):
         read_interactions(write("a.xls", INTERACTIONS))
 
 

@@ -239,6 +239,7 @@ def test_bad_search(text, message):
         ({"seeds": [1, 2, 1]}, "--seeds=1,2,1: give at least one seed, and each only once"),
         ({"methods": {"a": Method(Config(), parse_space("dropout=0.5:1.5"))}, "trials": 2}, "--dropout must be"),
         ({"methods": {"a": Method(Config(), parse_space("seed=0:5"))}}, "seed is no field to search"),
+        ({"methods": {"a": Method(Config(), parse_space("k_core=0:5"))}}, "k_core is no field to search: it decides"),
     ],
 )
 def test_bad_sizes_start_nothing(tmp_path, options, message):

@@ -1,0 +1,168 @@
+"""Reads tables (TSV, CSV, JSONL, Parquet) in bulk with PyArrow, and finds the line to blame where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pa_parquet
+
+from spectran_jax.data import text_files
+from spectran_jax.data.tables import Table
+from spectran_jax.errors import InputError
+
+_LONG_BLOCK = 2**28
+"""Bytes that are read at once where a row is longer than Arrow's 1 MiB."""
+_JSON_BLOCK = 2**24
+"""Bytes of JSON that are read at once: a line must not be longer."""
+
+
+def read_table(path: Path, *, required: Collection[str], wanted: Collection[str] | None = None) -> Table:
+    """Reads a TSV, CSV, JSONL (also `.gz`) or Parquet file; delimited files give strings only.
+
+    Args:
+      path: the file; its suffix says what it is.
+      required: columns that must be there.
+      wanted: columns to read; None reads all.
+
+    Raises:
+      InputError: where the file is missing, empty, of unknown kind, lacks a required column, has a line with the
+        wrong number of columns, or is not UTF-8.
+    """
+    text_files.require_file(path)
+    suffix = text_files.content_suffix(path)
+    if suffix == ".parquet":
+        return _read_parquet(path, required, wanted)
+    if suffix in text_files.JSON_SUFFIXES:
+        return _read_json_lines(path, required, wanted)
+    if suffix not in text_files.DELIMITERS:
+        known = ", ".join([*text_files.JSON_SUFFIXES, *text_files.DELIMITERS, ".parquet"])
+        raise InputError(f"{path}: unknown kind of file {suffix!r}; use {known} (text also as .gz).")
+    delimiter = text_files.DELIMITERS[suffix]
+    names, _ = text_files.lines(path, delimiter)
+    plain = {name: text_files.plain_name(name) for name in names}
+    _require_columns(path, [text_files.plain_name(name) for name in names], required)
+    chosen = [name for name in names if wanted is None or plain[name] in wanted]
+    ids, quoted = pa.dictionary(pa.int32(), pa.string()), text_files.has_quotes(path, delimiter)
+    how = dict(
+        parse_options=pa_csv.ParseOptions(
+            delimiter=delimiter,
+            quote_char='"' if quoted else False,
+            newlines_in_values=quoted,
+        ),
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=chosen,
+            column_types={name: ids if plain[name].endswith("_id") else pa.string() for name in chosen},
+            strings_can_be_null=False,
+        ),
+    )
+
+    def read(**options: Any) -> pa.Table:
+        with _stream(path) as stream:
+            return pa_csv.read_csv(stream, **how, **options)
+
+    try:
+        try:
+            table = read()
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            table = read(read_options=pa_csv.ReadOptions(block_size=_LONG_BLOCK))
+    except (pa.ArrowInvalid, OSError) as error:
+        _blame_line(path, delimiter, names, error)
+    if not len(table):
+        raise text_files.NoRows(f"{path}: has a header but no rows.")
+    columns = {plain[name]: column for name, column in zip(chosen, table.columns, strict=True)}
+    return Table(path, columns, delimiter)
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of all columns of a table, without the `:type` suffix of RecBole's headers."""
+    suffix = text_files.content_suffix(path)
+    if suffix in text_files.JSON_SUFFIXES:
+        return list(_json_table(path).column_names)
+    delimiter = text_files.DELIMITERS.get(suffix)
+    if delimiter is None:
+        return list(pa_parquet.read_schema(path).names)
+    return [text_files.plain_name(name) for name in text_files.lines(path, delimiter)[0]]
+
+
+def _require_columns(path: Path, names: list[str], required: Collection[str]) -> None:
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise InputError(
+            f"{path}: no column {' and no column '.join(missing)}; columns found: {', '.join(names)}."
+            f"{text_files.separated_otherwise(names, path)}"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")
+
+
+def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) -> NoReturn:
+    """Raises the error for the first line that PyArrow can't have liked."""
+    expected = len(names)
+    _, rows = text_files.lines(path, delimiter)
+    for number, row in rows:
+        if len(row) != expected:
+            many = "few" if len(row) < expected else "many"
+            raise InputError(
+                f"{path}, line {number}: too {many} columns, {len(row)} where the header has {expected}."
+            ) from None
+    raise InputError(f"{path}: can't be read ({error}).") from error
+
+
+def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
+    try:
+        file = pa_parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        _require_columns(path, names, required)
+        table = file.read(columns=[name for name in names if wanted is None or name in wanted])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
+    if not len(table):
+        raise text_files.NoRows(f"{path}: has columns but no rows.")
+    _validate(path, table)
+    columns = [c.cast(pa.string()) if pa.types.is_string_view(c.type) else c for c in table.columns]
+    return Table(path, dict(zip(table.column_names, columns, strict=True)), None)
+
+
+def _validate(path: Path, table: pa.Table) -> None:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            reason = "holds text that is not valid UTF-8" if "UTF8" in str(error) else f"is damaged ({error})"
+            raise InputError(f"{path}: column {name!r} {reason}.") from None
+
+
+def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
+    table = _json_table(path)
+    names = table.column_names
+    _require_columns(path, names, required)
+    table = table.select([name for name in names if wanted is None or name in wanted])
+    _validate(path, table)
+    return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
+
+
+def _json_table(path: Path) -> pa.Table:
+    try:
+        with _stream(path) as stream:
+            table = pa_json.read_json(stream, pa_json.ReadOptions(block_size=_JSON_BLOCK))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise InputError(
+            f"{path}: can't be read as JSON Lines ({error}); each line must be one object, and the entries of a key of "
+            "one type."
+        ) from error
+    if not len(table):
+        raise text_files.NoRows(f"{path}: has no rows.")
+    return table
+
+
+def _stream(path: Path) -> Any:
+    """The content of a file, unpacked."""
+    return pa.input_stream(path, compression="gzip" if text_files.is_gzip(path) else None)
