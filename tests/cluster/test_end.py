@@ -27,6 +27,18 @@ class Client:
     def key_value_set(self, key, value):
         self.told.append(key.removeprefix("spectran/"))
 
+    def blocking_key_value_get(self, key, milliseconds):
+        """What process 0 tells: who has finished, and, where all come to it, that all have left."""
+        if key.endswith("each/finished"):
+            return "[true, true]"
+        assert key.endswith("all left")
+        assert not self.down.is_set()
+        self.asked += 1
+        if min(self.asked, self.leave) < 2:
+            time.sleep(0.05)
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+        return ""
+
     def key_value_dir_get(self, prefix):
         if "left" in prefix:
             self.asked += 1
@@ -55,18 +67,21 @@ def test_no_thread_is_in_the_client_when_python_ends(client, index):
     assert set(threading.enumerate()) <= before
 
 
-def test_none_leaves_while_another_one_watches(client):
+@pytest.mark.parametrize("index", [0, 1])
+def test_none_leaves_while_another_one_watches(client, index):
     """Who still watches would take it for lost."""
-    cluster = Cluster(1, 2)
+    cluster = Cluster(index, 2)
     cluster.start()
     cluster.finish()
-    assert client.told[-2:] == ["each/finished/1", "left/1"]
     assert client.asked == 2  # until both have told it
+    collected = ["first/each/finished", "left/0", "all left"] if index == 0 else ["left/1"]
+    assert client.told == [f"each/finished/{index}", *collected]
 
 
-def test_none_waits_for_ever_for_one_that_died_at_the_end(client):
+@pytest.mark.parametrize("index", [0, 1])
+def test_none_waits_for_ever_for_one_that_died_at_the_end(client, index):
     client.leave = 1
-    cluster = Cluster(1, 2, peer_timeout=0.3)
+    cluster = Cluster(index, 2, peer_timeout=0.3)
     cluster.start()
     cluster.finish()
     assert client.down.is_set()
