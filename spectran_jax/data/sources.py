@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from spectran_jax import npy
 from spectran_jax.config import Config, DataConfig
@@ -72,37 +73,32 @@ def load(config: Config, digest: str = "") -> Dataset:
     if name not in _SOURCES:
         raise unknown_name("data set", name, _SOURCES)
     folder = data_dir(config)
-    place = lambda digest: folder / "prepared" / f"{name}-{digest[:32]}"  # noqa: E731
-    find: Callable[[], Source] = functools.partial(_SOURCES[name], config.data, folder)
-    if not (digest and place(digest).is_dir()):  # or it is on another host's disk: then these files say what they are
-        source = find()
-        find = lambda: source  # noqa: E731
-        key = {
-            "dataset": name,
-            "inputs": source.digest,
-            "k_core": config.data.k_core,
-            "unknown_items": config.data.unknown_items,
-            "layout": _LAYOUT_VERSION,
-        }
-        if config.data.duplicates != "keep":  # only then, so that what was prepared before it could be asked serves on
-            key["duplicates"] = config.data.duplicates
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+    @functools.cache
+    def source() -> Source:
+        return _SOURCES[name](config.data, folder)
+
+    def place(digest: str) -> Path:
+        return folder / "prepared" / f"{name}-{digest[:32]}"
 
     def content() -> Content:
-        interactions, items = find().read()
-        return assemble(
-            interactions,
-            items,
-            k_core=config.data.k_core,
-            unknown_items=config.data.unknown_items,
-            duplicates=config.data.duplicates,
-        )
+        interactions, items = source().read()
+        return assemble(interactions, items, **_filters(config.data))
 
+    if not (digest and place(digest).is_dir()):  # or it is on another host's disk: then these files say what they are
+        key = {"dataset": name, "inputs": source().digest, **_filters(config.data), "layout": _LAYOUT_VERSION}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     prepared = _prepared(name, place(digest), content)
     dataset = to_dataset(prepared, name=name, digest=digest, text_columns=config.text.text_columns)
     if config.data.split == "leave_one_out":
         dataset = dataset.without_short_histories(LEAVE_ONE_OUT_MINIMUM, config.data.interactions)
     return dataset
+
+
+def _filters(config: DataConfig) -> dict[str, Any]:
+    """Those of `assemble`, in what is prepared: by default as before there were duplicates, so that it serves on."""
+    duplicates = {} if config.duplicates == "keep" else {"duplicates": config.duplicates}
+    return {"k_core": config.k_core, "unknown_items": config.unknown_items, **duplicates}
 
 
 def _movielens(config: DataConfig, folder: Path) -> Source:
