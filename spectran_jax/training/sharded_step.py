@@ -9,6 +9,8 @@ The traffic is that of vectors of d numbers, whatever a row holds beside them: c
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +53,51 @@ class Owned(NamedTuple):
     """The collection "frozen"."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The rounds of one step's exchange: the first carries all requests in all but unlucky steps, others the rest."""
+
+    part: Recommender
+    """The model, over the rows of a round."""
+    layout: exchange.Layout
+    requests: exchange.Requests
+    arrays: dict[str, Any]
+    """The frozen arrays of the item encoder."""
+    dropout: jax.Array
+    """Key of the encoders' dropout."""
+
+    def owned(self, params: Params, at: Int[Array, ""] | int) -> Owned:
+        """What the owners hold of the items of a round."""
+        encoder, served = self.part.item_encoder, exchange.serve(self.layout, self.requests, at)
+        frozen = {"item_encoder": self.arrays}
+        arrays = exchange.take(self.layout, frozen, served, encoder.item_arrays, as_stored=True)
+        return Owned(served, exchange.take(self.layout, params, served, encoder.item_params), arrays)
+
+    def deliver(self, params: Params, owned: Owned, at: Int[Array, ""] | int) -> Float[Array, "S w d"]:
+        """The vectors of a round's items where the shards of the batch read them, zero where another round's go.
+
+        `params` are those of `owned`, by themselves as a gradient goes to them.
+        """
+        encode = lambda module: module.item_encoder.encode(module.item_encoder.rows(None), train=True)  # noqa: E731
+        variables = {"params": params, "frozen": owned.arrays}
+        vectors: Any = self.part.apply(variables, rngs={"dropout": self.dropout}, method=encode)
+        vectors = vectors.reshape(self.layout.mesh.size, self.layout.received, -1)
+        return exchange.deliver(self.layout, self.requests, owned.served, vectors, at)
+
+    def pull_back(
+        self, params: Params, at: Int[Array, ""] | int, gradient: Float[Array, "S w d"]
+    ) -> tuple[Owned, Params]:
+        """What the owners hold of a round's items, and the gradient that goes home from the vectors delivered."""
+        owned = self.owned(params, at)
+        _, back = jax.vjp(lambda params: self.deliver(params, owned, at), owned.params)
+        return owned, back(gradient)[0]
+
+    def after_the_first(self, body: Callable[[Int[Array, ""], Any], Any], start: Any) -> Any:
+        """`body(round, carry)` over all rounds but the first: none, as a rule."""
+        step = lambda carry: (carry[0] + 1, body(carry[0], carry[1]))  # noqa: E731
+        return jax.lax.while_loop(lambda carry: carry[0] < self.requests.rounds, step, (jnp.int32(1), start))[1]
+
+
 def make_sharded_train_step(
     model: Recommender,
     objective: Objective,
@@ -72,7 +119,7 @@ def make_sharded_train_step(
       layout: see `exchange.plan`; its shards are the groups of the batch.
       clip_norm: global norm that gradients are clipped to; 0 does not clip.
     """
-    names, row_arrays = model.item_encoder.item_params, model.item_encoder.item_arrays
+    names = model.item_encoder.item_params
     part = model.of_items(layout.mesh.size * layout.received)
     no_item = layout.mesh.size * layout.rows
 
@@ -83,33 +130,20 @@ def make_sharded_train_step(
         targets = batch.at_supervised(batch.targets)
         drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=batch.weight())
         found, requests = exchange.request(layout, _touched(layout, batch, drawn, no_item))
-        rounds = requests.rounds
+        rounds = Rounds(part, layout, requests, frozen.item_encoder, keys.dropout)
 
-        def own(at: Int[Array, ""] | int, params: Params = state.params) -> Owned:
-            served = exchange.serve(layout, requests, at)
-            arrays = exchange.take(layout, {"item_encoder": frozen.item_encoder}, served, row_arrays, as_stored=True)
-            return Owned(served, exchange.take(layout, params, served, names), arrays)
+        # Vectors come to the shards: the first round's inside of what is differentiated, those of others beside it.
+        first = rounds.owned(state.params, 0)
+        shape = jax.eval_shape(rounds.deliver, first.params, first, 0)
 
-        def travel(params: Params, owned: Owned, at: Int[Array, ""] | int) -> Float[Array, "S w d"]:
-            encode = lambda module: module.item_encoder.encode(module.item_encoder.rows(None), train=True)  # noqa: E731
-            variables = {"params": params, "frozen": owned.arrays}
-            vectors: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=encode)
-            vectors = vectors.reshape(layout.mesh.size, layout.received, -1)
-            return exchange.deliver(layout, requests, owned.served, vectors, at)
+        def fetch(at: Int[Array, ""], delivered: Float[Array, "S w d"]) -> Float[Array, "S w d"]:
+            owned = rounds.owned(state.params, at)
+            return delivered + rounds.deliver(owned.params, owned, at)
 
-        def extra_rounds(body: Any, start: Any) -> Any:
-            step = lambda carry: (carry[0] + 1, body(carry[0], carry[1]))  # noqa: E731
-            return jax.lax.while_loop(lambda carry: carry[0] < rounds, step, (jnp.int32(1), start))[1]
-
-        # What the first round can't carry comes by others; none in all but unlucky steps.
-        first = own(0)
-        shape = jax.eval_shape(travel, first.params, first, 0)
-        later = extra_rounds(
-            lambda at, sum_: sum_ + travel((owned := own(at)).params, owned, at), jnp.zeros(shape.shape, shape.dtype)
-        )
+        later = rounds.after_the_first(fetch, jnp.zeros(shape.shape, shape.dtype))
 
         def total_loss(params: Params, later: Float[Array, "S w d"]) -> tuple[Float[Array, ""], Scalars]:
-            delivered = travel(params, first, 0) + later
+            delivered = rounds.deliver(params, first, 0) + later
             variables = {"params": params, "frozen": first.arrays}
 
             def loss(module: Recommender) -> tuple[Float[Array, ""], Scalars]:
@@ -121,47 +155,42 @@ def make_sharded_train_step(
         differentiate = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
         (grads, at_shards), metrics = differentiate(first.params, later)
 
-        def home(at: Int[Array, ""], params: Params = state.params) -> tuple[Owned, Params]:
-            """The rows of a later round, and the gradients that they and the other parameters get from it."""
-            owned = own(at, params)
-            _, back = jax.vjp(lambda params: travel(params, owned, at), owned.params)
-            return owned, back(at_shards)[0]
-
+        # The gradient of what has no rows is a sum over all rounds, and so is the norm that everything is clipped by.
         def add(at: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:
-            rows, shared = _split(home(at)[1], names)
+            rows, shared = _split(rounds.pull_back(state.params, at, at_shards)[1], names)
             return jax.tree.map(jnp.add, sums[0], shared), sums[1] + optax.global_norm(rows) ** 2
 
         rows, shared = _split(grads, names)
-        shared, square = extra_rounds(add, (shared, optax.global_norm(rows) ** 2))
+        shared, square = rounds.after_the_first(add, (shared, optax.global_norm(rows) ** 2))
         norm = jnp.sqrt(square + optax.global_norm(shared) ** 2)
 
+        # The owners update their rows, a round after the other.
         def update(owned: Owned, grads: Params, opt_state: Any) -> tuple[Params, Any]:
             opt_state = exchange.take(layout, opt_state, owned.served, names)
             updates, opt_state = optimizer.update(clip(grads, norm, clip_norm), opt_state, owned.params)
             return optax.apply_updates(owned.params, updates), opt_state
 
-        def settle(tables: tuple[Params, Any], owned: Owned, changed: tuple[Params, Any]) -> tuple[Params, Any]:
+        def write(tables: tuple[Params, Any], owned: Owned, changed: tuple[Params, Any]) -> tuple[Params, Any]:
             put = lambda tree, new: exchange.put(layout, tree, new, owned.served, names, keys.rounding)  # noqa: E731
             return put(tables[0], changed[0]), put(tables[1], changed[1])
 
-        def settle_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
+        def write_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
             # From the tables as they are by now: no round before has touched these rows, and if those of `state` were
             # read here, the compiler would have to copy every table before it is written to.
             params = _with_rows(state.params, tables[0], names)
             opt_state = _with_rows(state.opt_state, tables[1], names)
-            owned, grads = home(at, params)
+            owned, grads = rounds.pull_back(params, at, at_shards)
             params, opt_state = update(owned, grads, opt_state)
             # Parameters without rows have moved in the first round, with the gradients of all.
-            return settle(
-                tables, owned, (_with_rows(tables[0], params, names), _with_rows(tables[1], opt_state, names))
-            )
+            changed = _with_rows(tables[0], params, names), _with_rows(tables[1], opt_state, names)
+            return write(tables, owned, changed)
 
-        tables = settle((state.params, state.opt_state), first, update(first, _join(rows, shared), state.opt_state))
-        params, opt_state = extra_rounds(settle_later, tables)
+        tables = write((state.params, state.opt_state), first, update(first, _join(rows, shared), state.opt_state))
+        params, opt_state = rounds.after_the_first(write_later, tables)
         metrics |= {
             "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "exchange_rounds": rounds.astype(jnp.float32),
+            "exchange_rounds": requests.rounds.astype(jnp.float32),
         }
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
