@@ -90,6 +90,8 @@ def test_a_person_is_told_of_rows_that_stand_twice(tiny_config):
     assert dataclasses.replace(twice, placed=np.arange(8) == 1).doubled == 1
     assert dataclasses.replace(twice, timestamps=None).doubled == 0
     assert Histories.from_lists([[], []]).doubled == 0
+    two_users = Histories(np.array([0, 0, 1, 1, 1, 2, 2]), np.array([5, 5], np.int32), np.array([1, 1]))
+    assert two_users.doubled == 0
     setup = dataclasses.replace(setup, dataset=dataclasses.replace(setup.dataset, histories=twice))
     assert any(line.startswith("2 interactions say again") and "--duplicates=drop" in line for line in notices(setup))
 

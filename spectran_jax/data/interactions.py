@@ -95,7 +95,8 @@ class Histories:
         if self.placed is not None:
             same &= ~self.placed[1:]
         starts = self.offsets[1:-1]
-        return int(same.sum() - same[starts[(starts > 0) & (starts < len(self.items))] - 1].sum())
+        same[starts[(starts > 0) & (starts < len(self.items))] - 1] = False  # two users
+        return int(same.sum())
 
     @functools.cached_property
     def most_items(self) -> int:
