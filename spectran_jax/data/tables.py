@@ -98,9 +98,7 @@ class Table:
           InputError: for the first entry that is no time, or too large a number, with its line.
         """
         if _is_dated(self.columns[name]):
-            dated = dataclasses.replace(self, columns={name: self._dates(name)})
-            seconds, nanoseconds = dated._numbers(name)
-            return seconds, None if nanoseconds is None or not nanoseconds.any() else nanoseconds
+            return dataclasses.replace(self, columns={name: self._dates(name)}).times(name)
         seconds, nanoseconds = self._numbers(name)
         far = (seconds > _LATEST_SECONDS) | (seconds < -_LATEST_SECONDS)
         if not pa.types.is_temporal(_value_type(self.columns[name])) and far.any():

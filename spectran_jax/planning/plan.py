@@ -48,15 +48,15 @@ def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: 
       InputError: no compiler, or a configuration that does not fit.
     """
     console, devices = stderr_console(), topologies.devices(topology)
-    users, asked = fitted(config, devices).training.eval_batch_size, config.training.eval_batch_size
-    if users != asked:
+    asked, config = config.training.eval_batch_size, fitted(config, devices)
+    if (users := config.training.eval_batch_size) != asked:
         console.print(
             f"{topology.name}: planned with --eval_batch_size={users}, as training refuses {asked} on {len(devices)} "
             "devices.",
             markup=False,
             highlight=False,
         )
-    job = build(fitted(config, devices), sizes, devices)
+    job = build(config, sizes, devices)
     order = list(job.setup.mesh.devices.flat)
     roofline = Roofline(topology, topologies.coordinates(order))
 

@@ -36,6 +36,12 @@ def steps(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
+def assert_all_stay(folder):
+    """What was saved lies where it did, and nothing was put aside."""
+    assert steps(folder / "latest") == [3, 6]
+    assert not list(folder.glob("damaged-*"))
+
+
 def test_round_trip(saved):
     _, checkpoints = saved
     step, tree, record = checkpoints.restore(ABSTRACT, "d")
@@ -95,8 +101,7 @@ def test_what_the_system_can_not_read_is_no_damage(saved, monkeypatch, error, wo
     monkeypatch.setattr(module, "inspect", inspect)
     with pytest.raises(RunError, match=f"Could not read checkpoint .*latest/6: .*{words}.*Mend that and start again"):
         checkpoints.restore(ABSTRACT, "d")
-    assert steps(folder / "latest") == [3, 6]
-    assert not list(folder.glob("damaged-*"))
+    assert_all_stay(folder)
 
 
 def test_best_parameters_of_steps_that_a_crash_took_back_go(saved):
@@ -156,7 +161,7 @@ def test_other_data_is_refused_and_the_checkpoint_stays(saved):
     folder, checkpoints = saved
     with pytest.raises(InputError, match="trained on other data"):
         checkpoints.restore(ABSTRACT, "e")
-    assert steps(folder / "latest") == [3, 6]
+    assert_all_stay(folder)
 
 
 def test_another_version_is_refused_by_name_and_the_checkpoint_stays(saved):
@@ -164,7 +169,7 @@ def test_another_version_is_refused_by_name_and_the_checkpoint_stays(saved):
     renamed = {"weight": ABSTRACT["w"], "step": ABSTRACT["step"]}
     with pytest.raises(InputError, match=r"of another version of this library.*\['w'\]"):
         checkpoints.restore(renamed, "d")
-    assert steps(folder / "latest") == [3, 6]
+    assert_all_stay(folder)
 
 
 def test_tables_of_other_lengths_are_another_version_and_no_damage(saved):
@@ -172,8 +177,7 @@ def test_tables_of_other_lengths_are_another_version_and_no_damage(saved):
     longer = {**ABSTRACT, "w": jax.ShapeDtypeStruct((9, *ABSTRACT["w"].shape[1:]), ABSTRACT["w"].dtype)}
     with pytest.raises(InputError, match=r"another version of this library.*\['w'\] is \[\d.*\] there and \[9"):
         checkpoints.restore(longer, "d")
-    assert steps(folder / "latest") == [3, 6]
-    assert not list(folder.glob("damaged-*"))
+    assert_all_stay(folder)
 
 
 def test_what_a_crash_left_half_written_goes(saved):
