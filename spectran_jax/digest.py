@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from spectran_jax.errors import InputError
 
@@ -27,7 +28,7 @@ def params_digest(params: Any) -> str:
       params: arrays on devices or on the host; fetched one by one, explicitly. Where they lie on several hosts, each of
         these calls this.
     """
-    leaves = {"/".join(_name(key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {keystr(path, simple=True, separator="/"): leaf for path, leaf in tree_leaves_with_path(params)}
     digest = hashlib.sha256()
     for path in sorted(leaves):
         leaf = leaves[path]
@@ -66,13 +67,6 @@ def json_digest(value: Any) -> str:
             f"A fingerprint holds numbers, text, lists and objects that JSON can hold: {error}."
         ) from error
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
 
 
 def _blocks(leaf: Any) -> Iterator[Any]:

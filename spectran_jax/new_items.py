@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -147,9 +146,8 @@ def _encoded(
     size = min(_CHUNK, items)
     part = setup.model.of_items(size)
     # What was learned of single items says nothing of these: zeros, which the model passes over as they are untrained.
-    shared = jax.tree_util.tree_map_with_path(
-        lambda path, p: jnp.zeros((size, *p.shape[1:])) if catalogue.has_item_rows(path, names) else np.asarray(p),
-        params,
+    shared = jax.tree.map(
+        np.asarray, catalogue.map_item_rows(lambda p: np.zeros((size, *p.shape[1:]), np.float32), names, params)
     )
     frozen = {name: array for name, array in setup.frozen.item_encoder.items() if name not in arrays_by_row}
 

@@ -122,6 +122,11 @@ class ItemEncoder(nn.Module, kw_only=True):
         """Vectors of all items."""
         return self.encode(self.rows(None), train=train)
 
+    @classmethod
+    def has_auxiliary(cls) -> bool:
+        """Whether there are losses of its own: a step of such an encoder works on a batch as a whole."""
+        return cls.auxiliary is not ItemEncoder.auxiliary
+
     def contextualize(
         self, inputs: Float[Array, "B L d"], layout: SequenceLayout, *, train: bool = False
     ) -> Float[Array, "B L d"]:

@@ -99,9 +99,7 @@ def flops_per_item(setup: Setup, params: Any, few: int = 256) -> float:
         part = setup.model.of_items(items)
         encoder = setup.model.item_encoder
         shape = lambda x: jax.ShapeDtypeStruct((items, *x.shape[1:]), x.dtype)  # noqa: E731
-        shapes = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: shape(leaf) if catalogue.has_item_rows(path, encoder.item_params) else leaf, params
-        )
+        shapes = catalogue.map_item_rows(shape, encoder.item_params, params)
         arrays = {k: shape(v) if k in encoder.item_arrays else v for k, v in setup.frozen.item_encoder.items()}
 
         def encode(params: Any, arrays: Any) -> Any:

@@ -12,12 +12,15 @@ let it drift along the old ones (see `row_optimizers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+Path = tuple[Any, ...]
+"""Of a leaf in a tree: the keys of `jax.tree_util`."""
 
 
 def distinct(ids: Int[Array, "n"], size: int, num_items: int) -> Int[Array, "size"]:
@@ -40,18 +43,24 @@ def place(distinct_ids: Int[Array, "U"], ids: Int[Array, "*b"]) -> Int[Array, "*
     return jnp.minimum(jnp.searchsorted(distinct_ids, ids), len(distinct_ids) - 1).astype(jnp.int32)
 
 
-def has_item_rows(path: Sequence[Any], item_params: Collection[str]) -> bool:
+def path_names(path: Path) -> list[str]:
+    """The names along a path: of dictionaries' entries and of fields; of a sequence's entries their places."""
+    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+
+
+def has_item_rows(path: Path, item_params: Collection[str]) -> bool:
     """Whether the leaf at this path, of parameters or of an optimiser's state, has one row an item."""
-    return leaf_name(path) in item_params and any(leaf_name((key,)) == "item_encoder" for key in path)
+    *above, last = path_names(path)
+    return last in item_params and "item_encoder" in above
 
 
-def leaf_name(path: Sequence[Any]) -> str:
-    """The last name of a path: of a dictionary's entry, or a field."""
-    key = path[-1]
-    return str(getattr(key, "key", getattr(key, "name", key)))
+def frozen_by_row(path: Path, item_arrays: Collection[str]) -> bool:
+    """Whether this leaf of `step.Frozen` has one row an item."""
+    return path_names(path)[-1] in {"candidates", *item_arrays}
 
 
-def _on_item_rows(change: Callable[..., Any], item_params: Sequence[str], tree: Any, *rest: Any) -> Any:
+def map_item_rows(change: Callable[..., Any], item_params: Collection[str], tree: Any, *rest: Any) -> Any:
+    """`change` of the leaves that have one row an item, all else as it is; as it is in the last tree, of several."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, *others: change(leaf, *others) if has_item_rows(path, item_params) else (*others, leaf)[0],
         tree,
@@ -59,7 +68,7 @@ def _on_item_rows(change: Callable[..., Any], item_params: Sequence[str], tree: 
     )
 
 
-def take(tree: Any, ids: Int[Array, "U"] | None, item_params: Sequence[str], *, as_stored: bool = False) -> Any:
+def take(tree: Any, ids: Int[Array, "U"] | None, item_params: Collection[str], *, as_stored: bool = False) -> Any:
     """The tree over the items `ids`, floating rows in float32 or as they are stored; over all items for None.
 
     An id of N gives some row, which `put` drops.
@@ -69,14 +78,14 @@ def take(tree: Any, ids: Int[Array, "U"] | None, item_params: Sequence[str], *, 
         chosen = leaf if ids is None else leaf.at[ids].get(mode="clip")
         return chosen.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) and not as_stored else chosen
 
-    return _on_item_rows(rows, item_params, tree)
+    return map_item_rows(rows, item_params, tree)
 
 
 def put(
     tree: Any,
     changed: Any,
     ids: Int[Array, "U"] | None,
-    item_params: Sequence[str],
+    item_params: Collection[str],
     key: Array,
     *,
     first: Int[Array, ""] | int = 0,
@@ -102,7 +111,7 @@ def put(
             return rows
         return leaf.at[ids].set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
 
-    return _on_item_rows(back, item_params, tree, changed)
+    return map_item_rows(back, item_params, tree, changed)
 
 
 def round_stochastically(key: Array, x: Float[Array, "n d"], ids: Int[Array, "n"]) -> Float[Array, "n d"]:

@@ -94,51 +94,58 @@ class _Series:
 
         `abstract` gives shapes and shardings.
         """
-        wanted = _shapes(abstract)
-        for step in self.steps() if only is None else [step for step in self.steps() if step == only]:
+        for step in self.steps():
+            if only is not None and step != only:
+                continue
             try:
-                record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-                # Before the state: of other data it has other shapes, which would pass for damage.
-                if record["data"] != data:
-                    raise InputError(
-                        f"--workdir={self.directory.parents[1]} was trained on other data than its files hold now; "
-                        "bring the old files back, or train in another folder."
-                    )
-                # Of the same configuration, so that it takes another version to have others.
-                held = record.get("shapes", wanted)
-                if differing := [name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name)]:
-                    raise InputError(
-                        f"--workdir={self.directory.parents[1]} holds a run of another version of this library, whose "
-                        f"parameters differ ({_difference(differing[0], held, wanted)}); go on with that version, or "
-                        "train in another folder."
-                    )
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                tree = self.manager.restore(step, args=args)["state"]
-                if inspect(tree)[0] != record.get("checksum"):
-                    raise ValueError("its numbers do not match its checksum")
+                return step, *self._read(step, abstract, data)
             except InputError:
                 raise
             except Exception as error:
-                self._cluster.settle()
-                if reason := _fault_of_the_system(error):
-                    other = ", or move its folder away to go on from the one before" if put_aside else ""
-                    raise RunError(
-                        f"Could not read checkpoint {self.directory / str(step)}: {reason}. Mend that and start "
-                        f"again{other}."
-                    ) from error
-                reason = first_line(error, 200)
-                _log.warning("Checkpoint %s is damaged and is skipped: %s", self.directory / str(step), reason)
-                if put_aside:
-                    self._put_aside(step)
-                if not self._cluster.alone:  # the others may have read their parts, and wait for this one
-                    if not put_aside:  # it would be found again at each start
-                        raise RunError(
-                            f"Checkpoint {self.directory / str(step)} is damaged ({reason}); train in a new folder."
-                        ) from None
-                    raise Interrupted(f"Checkpoint {self.directory / str(step)} is damaged; start again.") from None
-                continue
-            return step, tree, record
+                self._pass_over(step, error, put_aside)
         return None
+
+    def _read(self, step: int, abstract: Any, data: str) -> tuple[Any, dict[str, Any]]:
+        """The tree and the record of a step; any error but an `InputError` says that it can't be had."""
+        record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        # Before the state: of other data it has other shapes, which would pass for damage.
+        if record["data"] != data:
+            raise InputError(
+                f"--workdir={self.directory.parents[1]} was trained on other data than its files hold now; bring the "
+                "old files back, or train in another folder."
+            )
+        # Of the same configuration, so that it takes another version to have others.
+        wanted = _shapes(abstract)
+        held = record.get("shapes", wanted)
+        if differing := [name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name)]:
+            raise InputError(
+                f"--workdir={self.directory.parents[1]} holds a run of another version of this library, whose "
+                f"parameters differ ({_difference(differing[0], held, wanted)}); go on with that version, or train in "
+                "another folder."
+            )
+        tree = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        if inspect(tree)[0] != record.get("checksum"):
+            raise ValueError("its numbers do not match its checksum")
+        return tree, record
+
+    def _pass_over(self, step: int, error: Exception, put_aside: bool) -> None:
+        """Returns where the checkpoint before this one may be tried: where it is damaged, and no process waits."""
+        self._cluster.settle()
+        folder = self.directory / str(step)
+        if reason := _fault_of_the_system(error):
+            other = ", or move its folder away to go on from the one before" if put_aside else ""
+            message = f"Could not read checkpoint {folder}: {reason}. Mend that and start again{other}."
+            raise RunError(message) from error
+        reason = first_line(error, 200)
+        _log.warning("Checkpoint %s is damaged and is skipped: %s", folder, reason)
+        if put_aside:
+            self._put_aside(step)
+        if self._cluster.alone:
+            return
+        # The others may have read their parts, and wait for this one.
+        if put_aside:
+            raise Interrupted(f"Checkpoint {folder} is damaged; start again.") from None
+        raise RunError(f"Checkpoint {folder} is damaged ({reason}); train in a new folder.") from None
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps."""

@@ -144,9 +144,7 @@ def make_encode_chunk(
         params: Params, arrays: dict[str, Any], rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
     ) -> ItemTable:
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size)  # noqa: E731
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, p: cut(p).astype(jnp.float32) if catalogue.has_item_rows(path, names) else p, params
-        )
+        params = catalogue.map_item_rows(lambda p: cut(p).astype(jnp.float32), names, params)
         arrays = {name: cut(array) if name in arrays_by_row else array for name, array in arrays.items()}
         made: Any = part.apply({"params": params, "frozen": {"item_encoder": arrays | rows}}, method=part.table)
         real = access.shard.first(table.vectors) + start + jnp.arange(size) < access.items

@@ -11,7 +11,7 @@ import numpy as np
 
 from spectran_jax.errors import InputError
 from spectran_jax.training import partitioning
-from spectran_jax.training.catalogue import has_item_rows, leaf_name
+from spectran_jax.training.catalogue import has_item_rows, path_names
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import TrainState
 
@@ -45,7 +45,7 @@ def needed(setup: Setup, state: TrainState) -> dict[str, int]:
     encoder = setup.model.item_encoder
     kinds = dict.fromkeys(encoder.wide_arrays, "other arrays of the text") | {"u": "text coordinates u"}
     for path, leaf in jax.tree_util.tree_leaves_with_path(setup.abstract()):
-        bytes_of[kinds.get(leaf_name(path), "other frozen arrays")] += _shard_bytes(leaf, leaf.sharding)
+        bytes_of[kinds.get(path_names(path)[-1], "other frozen arrays")] += _shard_bytes(leaf, leaf.sharding)
     height = setup.access.rows
     table = jax.ShapeDtypeStruct((height, setup.config.encoder.dimension + 1), np.float32)
     bytes_of["item table of an evaluation"] = _shard_bytes(table, partitioning.item_sharding(setup.mesh, height))

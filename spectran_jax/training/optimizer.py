@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from spectran_jax.config import OptimizerConfig
-from spectran_jax.training.catalogue import has_item_rows
+from spectran_jax.training.catalogue import has_item_rows, path_names
 from spectran_jax.training.row_optimizers import scale_by_row_adam, scale_by_rowwise_adagrad
 
 SPECTRAL = ("query", "key", "threshold", "taylor")
@@ -20,24 +20,22 @@ SPECTRAL = ("query", "key", "threshold", "taylor")
 _DECAYED_NDIM = 2
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(key, "key", key)) for key in path]
-
-
 def is_decayed(params: Any) -> Any:
     """A tree of bools: True where weight decay applies, i.e. matrices other than position embeddings.
 
     Thresholds, Taylor coefficients, norms and biases have fewer axes.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim >= _DECAYED_NDIM and not _names(path)[-1].endswith("position_embedding"), params
-    )
+
+    def decayed(path: tuple[Any, ...], leaf: Any) -> bool:
+        return leaf.ndim >= _DECAYED_NDIM and not path_names(path)[-1].endswith("position_embedding")
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def is_spectral(params: Any) -> Any:
     """A tree of bools: True for the parameters of the spectral attention."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "adapter" in _names(path) and _names(path)[-1] in SPECTRAL, params
+        lambda path, _: "adapter" in path_names(path) and path_names(path)[-1] in SPECTRAL, params
     )
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import InputError
 from spectran_jax.recommender import ItemTable
-from spectran_jax.training.catalogue import has_item_rows, leaf_name
+from spectran_jax.training.catalogue import frozen_by_row, has_item_rows, path_names
 
 AXES = ("data", "model")
 
@@ -133,10 +133,9 @@ def row_specs(tree: Any, names: Sequence[str]) -> Any:
 
 def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Sequence[str], rows: int) -> Any:
     """Shardings of the frozen arrays: those of one row an item by the rule of `item`, the rest replicated."""
-    by_row = {"candidates", *item_arrays}
 
     def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
-        return item_sharding(mesh, rows) if leaf_name(path) in by_row else replicated(mesh)
+        return item_sharding(mesh, rows) if frozen_by_row(path, item_arrays) else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, frozen)
 
@@ -191,7 +190,7 @@ def batch_shardings(mesh: Mesh, batch: Any, *, steps: bool = False) -> Any:
     """
 
     def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
-        shared = any(leaf_name((key,)) == "rows" for key in path)
+        shared = "rows" in path_names(path)
         return replicated(mesh) if shared else sharding(mesh, *[None] * steps, "batch")
 
     return jax.tree_util.tree_map_with_path(of, batch)

@@ -21,7 +21,6 @@ from spectran_jax.recommender import Recommender
 from spectran_jax.spectral import Spectrum
 from spectran_jax.training import catalogue, exchange, partitioning
 from spectran_jax.training.item_table import Access
-from spectran_jax.training.sharded_step import exchanges
 from spectran_jax.training.step import Frozen
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -86,7 +85,7 @@ class Setup:
         the traffic of the whole batch's items on each of them.
         """
         encoder = self.model.item_encoder
-        if not self.access.cut or self.touched is None or self.host_arrays or not exchanges(encoder):
+        if not self.access.cut or self.touched is None or self.host_arrays or encoder.has_auxiliary():
             return None
         touched = min(self.plan.group_items + self.config.objective.negatives, self.dataset.num_items)
         return exchange.plan(self.mesh, self.access.rows, touched)
@@ -107,8 +106,7 @@ class Setup:
         shardings = partitioning.frozen_shardings(self.mesh, self.frozen, names, rows)
 
         def of(path: Any, array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-            by_row = catalogue.leaf_name(path) in {"candidates", *names}
-            shape = (rows, *array.shape[1:]) if by_row else np.shape(array)
+            shape = (rows, *array.shape[1:]) if catalogue.frozen_by_row(path, names) else np.shape(array)
             dtype = jax.dtypes.canonicalize_dtype(array.dtype)  # float64 files are float32 on the devices
             return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
@@ -203,7 +201,7 @@ def assemble(
     rows = partitioning.table_rows(dataset.num_items)
     objective = objectives.build(config.objective, split.item_counts)
     sampler = {} if objective.sampler is None else objective.sampler.arrays(split.item_counts)
-    if config.training.parallelism == "pmap" and not exchanges(encoder):
+    if config.training.parallelism == "pmap" and encoder.has_auxiliary():
         raise InputError(
             f"--parallelism=pmap computes losses on each device's part of the batch, and --item_encoder="
             f"{config.encoder.item_encoder} compares its users with one another; take --parallelism=jit."

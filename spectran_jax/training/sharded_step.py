@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from spectran_jax.gather import gather_rows
-from spectran_jax.item_encoders import ItemEncoder
 from spectran_jax.layout import TrainBatch
 from spectran_jax.objectives import History, Negatives, Objective
 from spectran_jax.recommender import Recommender
@@ -37,11 +35,6 @@ from spectran_jax.training.step import (
     step_negatives,
     touched_items,
 )
-
-
-def exchanges(encoder: nn.Module) -> bool:
-    """Whether a step works on parts of a batch: not where the encoder has a loss of its own, over all of its items."""
-    return getattr(type(encoder), "auxiliary", None) is ItemEncoder.auxiliary
 
 
 class Owned(NamedTuple):

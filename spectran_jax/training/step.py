@@ -63,12 +63,8 @@ class Frozen(NamedTuple):
           ids: int32; an id of N gives some row.
           rows: arrays that the host keeps, over these items already.
         """
-        per_item = model.item_encoder.item_arrays
-        arrays = {
-            name: array.at[ids].get(mode="clip") if ids is not None and name in per_item else array
-            for name, array in self.item_encoder.items()
-        }
-        return {"item_encoder": arrays | rows}
+        taken = catalogue.take(self.collection(), ids, model.item_encoder.item_arrays, as_stored=True)
+        return {"item_encoder": taken["item_encoder"] | rows}
 
 
 Step = Callable[[TrainState, Frozen, TrainBatch], tuple[TrainState, Scalars]]
@@ -125,10 +121,7 @@ def init_state(
     params = variables["params"]
     params = params.unfreeze() if isinstance(params, FrozenDict) else params
     opt_state = optimizer.init(params)  # of the float32 parameters: moments stay float32
-    names = model.item_encoder.item_params
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, p: p.astype(table_dtype) if catalogue.has_item_rows(path, names) else p, params
-    )
+    params = catalogue.map_item_rows(lambda p: p.astype(table_dtype), model.item_encoder.item_params, params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, key=key)
 
 

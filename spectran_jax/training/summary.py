@@ -13,7 +13,7 @@ import numpy as np
 from spectran_jax import data, evaluation
 from spectran_jax.digest import params_digest
 from spectran_jax.recommend import recommend
-from spectran_jax.training import catalogue, loop
+from spectran_jax.training import catalogue, engine, loop
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.shares import rows_of_process
 
@@ -98,7 +98,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
     # Of the set that was read last, the test set where there is one, also what is recommended.
     scores, ids = recommend(setup, trained.params, targets.history, k, filter_seen=filter_seen, table=table)
     metrics[name] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(k,))
-    ranked = Ranked(targets, ranks, scores, ids, loop.singular_values(trained.programs, table, trained.frozen))
+    ranked = Ranked(targets, ranks, scores, ids, engine.singular_values(trained.programs, table, trained.frozen))
     return metrics, ranked, arrays
 
 
@@ -144,7 +144,7 @@ def parameter_rows(params: Any) -> list[tuple[str, tuple[int, ...], str, int, st
     """Name, shape, dtype, size and sharding of each parameter, for the tables."""
     return [
         (
-            "/".join(str(getattr(key, "key", key)) for key in path),
+            jax.tree_util.keystr(path, simple=True, separator="/"),
             tuple(leaf.shape),
             str(leaf.dtype),
             int(np.prod(leaf.shape)),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from spectran_jax.recommender import ItemTable
-from spectran_jax.training import loop
+from spectran_jax.training import engine
 from spectran_jax.training.programs import build_programs, centred_gram
 from spectran_jax.training.setup import prepare
 
@@ -45,4 +45,4 @@ def test_a_run_logs_those_of_its_table(tiny_config):
     table = programs.table(programs.init().params, frozen)
     vectors = np.asarray(table.vectors, np.float64)[: setup.dataset.num_items][setup.split.item_counts > 0]
     expected = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
-    np.testing.assert_allclose(loop.singular_values(programs, table, frozen), expected, rtol=1e-4)
+    np.testing.assert_allclose(engine.singular_values(programs, table, frozen), expected, rtol=1e-4)

@@ -1,0 +1,166 @@
+"""A run under way: where it stands, and what it does at a step, a validation and a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from spectran_jax import data
+from spectran_jax.errors import Diverged, Interrupted
+from spectran_jax.metrics import metrics_from_ranks
+from spectran_jax.progress import TrainingProgress
+from spectran_jax.recommender import ItemTable
+from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.cluster import Cluster
+from spectran_jax.training.feed import Feed
+from spectran_jax.training.phases import Phases
+from spectran_jax.training.programs import Programs
+from spectran_jax.training.setup import Setup
+from spectran_jax.training.step import Frozen, TrainState
+from spectran_jax.training.timetable import Timetable
+from spectran_jax.training.workdir import MetricsLog
+
+SELECTION_METRIC = "ndcg@20"
+
+
+@dataclasses.dataclass
+class Record:
+    """What a resumed loop must know besides the state: JSON values, saved with every checkpoint."""
+
+    data: Any = None
+    """State of the data iterator."""
+    best_value: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+    """Validations since the best."""
+    validated_step: int = 0
+    """That of the last validation."""
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """Losses since the last training line."""
+    seconds: float = 0.0
+    """Time spent in the loop, over all starts."""
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether validation has not become better for `patience` validations; 0 is never."""
+        return 0 < patience <= self.stale
+
+
+@dataclasses.dataclass
+class Run:
+    """A run under way: where it stands, and what it works with."""
+
+    setup: Setup
+    cluster: Cluster
+    workdir: Path
+    phases: Phases
+    batches: data.TrainIterator
+    valid: data.EvalBatches
+    timetable: Timetable
+    programs: Programs
+    frozen: Frozen
+    checkpoints: Checkpoints
+    log: MetricsLog
+    state: TrainState
+    step: int
+    """Updates done."""
+    record: Record
+    pending: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)
+    """Metrics of dispatches that were not fetched yet."""
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        return self.step / self.batches.steps_per_epoch
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or patience is."""
+        return self.step >= self.timetable.total or self.record.exhausted(self.setup.config.training.patience)
+
+    def dispatch(self, feed: Feed) -> dict[str, jax.Array]:
+        """Starts the next updates, one or several, and gives their metrics, which may take a while to come."""
+        dispatch = feed.take()
+        with self.phases("step"):
+            update = self.programs.train_step if dispatch.steps == 1 else self.programs.train_steps
+            self.state, metrics = update(self.state, self.frozen, dispatch.batch)
+        self.step += dispatch.steps
+        self.record.data = dispatch.state
+        self.pending.append(metrics)
+        return metrics
+
+    def fetch(self) -> dict[str, float]:
+        """The metrics of the newest step; stops at the first loss that is not finite."""
+        for metrics in self.pending:  # waits for the steps under way, and each that ends is a sign of progress
+            with self.phases("step"):
+                jax.block_until_ready(metrics["loss"])
+        fetched = jax.device_get(self.pending)
+        losses = np.concatenate([np.atleast_1d(metrics["loss"]) for metrics in fetched])
+        for at, loss in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                self.checkpoints.wait()  # what is being saved is from before
+                raise Diverged(
+                    f"The loss became {float(loss)} at step {at}. Lower --learning_rate or raise "
+                    f"--temperature; {self.checkpoints.kept()}."
+                )
+        self.record.losses.extend(float(loss) for loss in losses)
+        self.pending.clear()
+        latest = {name: float(np.atleast_1d(value)[-1]) for name, value in fetched[-1].items()}
+        return {name: value for name, value in latest.items() if math.isfinite(value)}
+
+    def validate(self, progress: TrainingProgress) -> None:
+        """Ranks the validation targets, writes a line, and saves the parameters where they are the best so far."""
+        with self.phases("evaluation"), progress.task("Validation", len(self.valid)) as ranked:
+            table = self.programs.table(self.state.params, self.frozen)
+            self.phases.move()
+            ranks = self.programs.rank(self.state.params, table, self.valid, self.phases.moving(ranked))
+            # What decides on stopping is one process's, to the last bit.
+            read = functools.partial(metrics_from_ranks, ranks)
+            values = self.cluster.of_first(f"validation/{self.step}", lambda: dict(read()))
+            watched = watch(self.programs, self.state.params, self.frozen, table)
+            del table
+        self.write("valid", values | watched)
+        record, value = self.record, values[SELECTION_METRIC]
+        record.validated_step = self.step
+        better = value > record.best_value
+        if better:
+            record.best_value, record.best_step, record.stale = value, self.step, 0
+            with self.phases("checkpoint"), jax.transfer_guard("allow"):
+                about = {"metrics": values, "data": self.setup.inputs_digest}
+                self.checkpoints.save_best(self.step, self.state.params, about)
+        else:
+            record.stale += 1
+        progress.validation(values, better)
+
+    def save(self) -> None:
+        """Starts a checkpoint of the state, with the record."""
+        with self.phases("checkpoint"), jax.transfer_guard("allow"):  # a transfer that the loop asks for
+            about = {"loop": dataclasses.asdict(self.record), "data": self.setup.inputs_digest}
+            self.checkpoints.save(self.step, self.state, about)
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+        self.log.write({"kind": kind, "step": self.step, "epoch": self.epoch} | values)
+
+    def leave(self, reason: str) -> NoReturn:
+        """Raises `Interrupted` when all that was saved is on disk."""
+        with self.phases("checkpoint"):
+            self.checkpoints.wait()
+        raise Interrupted(f"{reason}: saved step {self.step}; start the same command again to go on.")
+
+
+def watch(programs: Programs, params: Any, frozen: Frozen, table: ItemTable) -> dict[str, Any]:
+    """What the item encoder wants watched, and the singular values of the item vectors, as JSON values."""
+    values = {name: value.tolist() for name, value in jax.device_get(programs.diagnostics(params, frozen)).items()}
+    return values | {"item_singular_values": singular_values(programs, table, frozen)}
+
+
+def singular_values(programs: Programs, table: ItemTable, frozen: Frozen) -> list[float]:
+    """Of the centred vectors that are scored, of the items that training sees; descending, from their Gram matrix."""
+    gram = np.asarray(jax.device_get(programs.gram(table, frozen.candidates)), np.float64)
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)).tolist()
