@@ -12,10 +12,12 @@ from spectran_jax.studies import spectra
 from spectran_jax.studies.curves import Series, lines
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
+from spectran_jax.studies.jobs import Outcome
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.search import spread
 from spectran_jax.studies.spectra import collapse
 from spectran_jax.studies.tables import Cell, Table
+from spectran_jax.studies.text_part import text_singular_values
 from spectran_jax.studies.variants import encoder_variants
 
 TEXT = """
@@ -23,6 +25,10 @@ Singular values of the centred item vectors as they are scored, of the items tha
 every validation. Effective rank is exp of the entropy of the normalised singular values (Roy and Vetterli, 2007);
 information abundance their sum over the largest (Guo et al., ICML 2024). Both are 1 where one direction holds
 everything, and d where all directions are used alike. The top direction is its share of the variance.
+
+The vectors are what text and IDs make together, and IDs that start at random fill all directions. Text rank and text
+abundance are those of the same items' vectors with every ID at zero, as an item has them that came after training; an
+encoder that leaves nothing without IDs has none.
 
 The table stands at the step that validation chose.
 """
@@ -46,8 +52,13 @@ def result(grid: Grid, command: str) -> Result:
         starts = [collapse(spectra.course(h, spectra.KEY)[1][0]).effective_rank for h in read]
         measures = [collapse(values) for values in best if values is not None]
         at_best = [spread([values[i] for values in measures]) for i in range(3)]
-        rows.append([dataset, encoder, grid.metric(dataset, encoder, "ndcg@10"), spread(starts), *at_best])
+        text = [collapse(_text_values(outcome)) for outcome in outcomes]
+        of_text = [
+            spread([values[i] for values in text]) if any(values[i] for values in text) else None for i in (0, 1)
+        ]
+        rows.append([dataset, encoder, grid.metric(dataset, encoder, "ndcg@10"), spread(starts), *at_best, *of_text])
     columns = ["Data set", "Encoder", "NDCG@10", "Rank at start", "Effective rank", "Abundance", "Top direction"]
+    columns += ["Text rank", "Text abundance"]
     table = Table("Collapse of item vectors", columns, rows, note=grid.failures())
     plots = []
     for dataset in grid.runs:
@@ -58,6 +69,11 @@ def result(grid: Grid, command: str) -> Result:
         }
         plots += [spectrum_plot(dataset, read_here, best_steps), rank_plot(dataset, read_here)]
     return Result("Collapse of item vectors", [table], plots, TEXT, command)
+
+
+def _text_values(outcome: Outcome) -> list[float]:
+    assert outcome.metrics is not None
+    return text_singular_values(outcome.folder, outcome.metrics["digest"])
 
 
 def spectrum_plot(dataset: str, histories: dict[str, list[Any]], best_steps: dict[str, list[int]]) -> Plot:

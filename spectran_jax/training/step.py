@@ -6,6 +6,7 @@ that a mesh shards, a benchmark times and a test compares.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -135,6 +136,35 @@ def touched_items(batch: TrainBatch, negative_ids: Int[Array, "n"], num_items: i
     return jnp.concatenate([x.reshape(-1) for x in (*ids, negative_ids)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """The devices that share a step under `jax.pmap`; without an axis one does it all, and nothing is exchanged."""
+
+    axis: str | None = None
+
+    def number_rows(self, batch: TrainBatch) -> TrainBatch:
+        """A device's rows, numbered as rows of the whole batch."""
+        if self.axis is None:
+            return batch
+        first_row = jax.lax.axis_index(self.axis) * len(batch.item_ids)
+        return batch._replace(layout=batch.layout._replace(first_row=first_row))
+
+    def gather(self, x: Array) -> Array:
+        """The rows of all devices."""
+        return x if self.axis is None else jax.lax.all_gather(x, self.axis, tiled=True)
+
+    def sum(self, tree: Any) -> Any:
+        """Over the devices."""
+        return tree if self.axis is None else jax.lax.psum(tree, self.axis)
+
+    def weigh(self, tree: Any, weight: Float[Array, "S"]) -> Any:
+        """Means over this device's supervised positions, times its share of all of them: `sum` makes means of these."""
+        if self.axis is None:
+            return tree
+        share = weight.sum() / jnp.maximum(jax.lax.psum(weight.sum(), self.axis), 1)
+        return jax.tree.map(lambda x: share * x, tree)
+
+
 def make_train_step(
     model: Recommender,
     objective: Objective,
@@ -160,18 +190,17 @@ def make_train_step(
       axis: of `jax.pmap`, where a device is given its rows of the batch and whole tables. The numbers are the same.
     """
     num_items, names = model.item_encoder.num_items, model.item_encoder.item_params
+    peers = Peers(axis)
 
     def train_step(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
         keys = step_keys(state.key, state.step)
-        if axis is not None:
-            first_row = jax.lax.axis_index(axis) * len(batch.item_ids)
-            batch = batch._replace(layout=batch.layout._replace(first_row=first_row))
-        everyone = lambda x: x if axis is None else jax.lax.all_gather(x, axis, tiled=True)  # noqa: E731
+        batch = peers.number_rows(batch)
         targets, weight = batch.at_supervised(batch.targets), batch.weight()
         sampler = objective.sampler
         drawn = jnp.zeros(0, jnp.int32)
         if sampler is not None:
-            drawn = sampler.draw(keys.negatives, frozen.sampler, targets=everyone(targets), weight=everyone(weight))
+            whole = {"targets": peers.gather(targets), "weight": peers.gather(weight)}
+            drawn = sampler.draw(keys.negatives, frozen.sampler, **whole)
 
         # The items of this step as a catalogue of their own: `at` numbers them.
         ids, at = None, lambda these: these
@@ -179,7 +208,7 @@ def make_train_step(
         if batch.rows is not None:
             ids, rows = batch.rows.ids, batch.rows.arrays
         elif touched is not None:
-            ids = catalogue.distinct(everyone(touched_items(batch, drawn, num_items)), touched, num_items)
+            ids = catalogue.distinct(peers.gather(touched_items(batch, drawn, num_items)), touched, num_items)
         if ids is not None:
             at = functools.partial(catalogue.place, ids)
         part = model.of_items(num_items if ids is None else len(ids))
@@ -215,15 +244,10 @@ def make_train_step(
 
             made: Any = part.apply({"params": params, "frozen": arrays}, rngs={"dropout": keys.dropout}, method=forward)
             loss, extra, auxiliary = made
-            total, values = loss + sum(auxiliary.values(), jnp.zeros(())), {"loss": loss, **extra, **auxiliary}
-            if axis is not None:  # a mean over the device's supervised positions, of which it has a share
-                share = weight.sum() / jnp.maximum(jax.lax.psum(weight.sum(), axis), 1)
-                total, values = jax.tree.map(lambda x: share * x, (total, values))
-            return total, values
+            total = loss + sum(auxiliary.values(), jnp.zeros(()))
+            return peers.weigh((total, {"loss": loss, **extra, **auxiliary}), weight)
 
-        grads, metrics = jax.grad(total_loss, has_aux=True)(params)
-        if axis is not None:
-            grads, metrics = jax.lax.psum((grads, metrics), axis)
+        grads, metrics = peers.sum(jax.grad(total_loss, has_aux=True)(params))
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(clip(grads, norm, clip_norm), opt_state, params)
         params = optax.apply_updates(params, updates)

@@ -12,7 +12,7 @@ from conftest import REPO
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.studies import ablation, collapse, dimension, grid, longtail, sensitivity, spectrum
+from spectran_jax.studies import ablation, collapse, dimension, grid, longtail, sensitivity, spectrum, text_part
 from spectran_jax.studies.attention import FILE
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Outcome
@@ -50,6 +50,8 @@ def write_run(folder, config):
     weights = np.eye(D, R)
     parts = {"attention": np.full((D, R), 0.5), "diagonal": np.linspace(1.5, 1.1, D), "taylor": [1.0, 0.5, 0.0]}
     np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, digest="d", **parts)
+    text = [0.0] * D if encoder == "id" else [3.0, 3.0] + [0.0] * (D - 2)
+    (folder / text_part.FILE).write_text(json.dumps({"digest": "d", "singular_values": text}))
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
@@ -148,6 +150,8 @@ def test_collapse_reads_the_step_that_validation_chose(study, trained):
     measures = [[float(row[name]) for name in ("Rank at start", "Effective rank", "Abundance")] for row in rows[:2]]
     assert measures == [pytest.approx([D, D, D]), pytest.approx([D, (1 + D) / 2, (1 + D) / 2])]
     assert float(rows[1]["Top direction"]) == pytest.approx((1 + 1 / D) / 2)
+    assert [row["Text rank"] for row in rows[:2]] == ["", "2.0"]
+    assert [row["Text abundance"] for row in rows[:2]] == ["", "2.0"]
     assert len(result.figures) == 4
 
 
