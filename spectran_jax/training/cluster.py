@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed
 
-from spectran_jax.errors import InputError, Interrupted, SpectranError
+from spectran_jax.errors import InputError, Interrupted, RunError, first_line, outcome
 from spectran_jax.training import coordinator
 
 _ROOT = "spectran/"
@@ -209,14 +209,8 @@ class Cluster:
         """Ends this process for an error, and with it all others."""
         if self._stage == "leaving":  # a thread of ours is at it
             time.sleep(self._peer_timeout)
-        trace = None
-        if isinstance(error, (SpectranError, Interrupted)):
-            status, message = error.exit_status, str(error)
-        elif isinstance(error, KeyboardInterrupt):
-            status, message = Interrupted.exit_status, "Stopped by SIGINT; start the same command again."
-        else:
-            status, message = 1, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-            trace = error
+        told = outcome(error)
+        status, message = told or (RunError.exit_status, f"{type(error).__name__}: {first_line(error, 300)}")
         if not isinstance(error, (InputError, Interrupted, KeyboardInterrupt)):
             self.settle()  # it may follow from a process that died
         with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -224,8 +218,8 @@ class Cluster:
             news = self.read_all("news")
             if json.loads(news["failed"])["message"] != message:  # another one was first: that is the cause
                 self._heed(news)
-        if trace is not None:
-            traceback.print_exception(trace)
+        if told is None:
+            traceback.print_exception(error)
         self._leave(status, message)
 
     def finish(self) -> None:

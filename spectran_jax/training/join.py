@@ -110,8 +110,7 @@ def _connect(options: ClusterOptions, address: str, count: int, index: int, devi
             shutdown_timeout_seconds=10,
         )
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"{coordinator.not_met(address, count)} ({reason})") from None
+        raise InputError(f"{coordinator.not_met(address, count)} ({first_line(error, 200)})") from None
     cluster.start()
     return cluster
 
