@@ -17,6 +17,9 @@ NOT_MOUNTED = (
 )
 """What is said of gs://... and the like, which would become a folder of that name here."""
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says where a disk or a quota has no room left, or a file may not grow."""
+
 
 class SpectranError(Exception):
     """A message for the user; ends a command without a traceback."""
@@ -62,6 +65,11 @@ def first_line(error: BaseException, length: int | None = None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
 
 
+def refusal(error: OSError) -> type[InputError] | type[RunError]:
+    """What a refused file is: where the disk is full or broken a failure, else the fault of the input."""
+    return RunError if error.errno in {*DISK_FULL, errno.EIO} else InputError
+
+
 def outcome(error: BaseException) -> tuple[int, str] | None:
     """The exit status and the one line of an error for people; None for a defect, which keeps its traceback.
 
@@ -75,8 +83,7 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, OSError):
         if error.filename is None:
             return None
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        return (RunError if full else InputError).exit_status, f"{error.filename}: {error.strerror}."
+        return refusal(error).exit_status, f"{error.filename}: {error.strerror}."
     # JAX's own class has no name that stays, and importing it takes a second.
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return RunError.exit_status, (

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: a reader, or a process that is killed, never leaves half of one."""
+"""What is written whole or not at all: a reader, or a process that is killed, never leaves half of one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from spectran_jax.errors import RunError
+from spectran_jax.errors import DISK_FULL, RunError, refusal
+
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,3 +59,32 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **cast(Any, dict(arrays)))
     write_bytes(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def write_errors(place: Path) -> Iterator[None]:
+    """Turns a failure to write into a message for the user.
+
+    Raises:
+      RunError: the disk is full, or broken.
+      InputError: the place can't be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in DISK_FULL:
+            raise RunError(
+                f"The disk is full: {place} could not be written ({reason}). Free some space, or choose another "
+                "--data_dir."
+            ) from error
+        raise refusal(error)(f"{place} can't be written ({reason}); choose another folder with --data_dir.") from error
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether a draft is what a killed process left behind: for a day nothing in it was written to."""
+    try:
+        last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:  # something went away just now: somebody is at work on it
+        return False
+    return time.time() - last > _ABANDONED_SECONDS

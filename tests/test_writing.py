@@ -1,12 +1,14 @@
 """Files are written whole or not at all, and nothing but a plain file is replaced."""
 
+import errno
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
-from spectran_jax.errors import RunError
-from spectran_jax.writing import write_bytes, write_text
+from spectran_jax.errors import InputError, RunError, outcome
+from spectran_jax.writing import write_bytes, write_errors, write_text
 
 
 def test_a_link_is_followed(tmp_path):
@@ -35,3 +37,20 @@ def test_a_name_as_long_as_names_can_be(tmp_path):
     assert [len(name) for name in os.listdir(tmp_path)] == [255]
     with pytest.raises(RunError, match="File name too long"):
         write_text(tmp_path / ("x" * 256), "one")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (errno.ENOSPC, RunError, "The disk is full: place could not be written"),
+        (errno.EDQUOT, RunError, "The disk is full: place could not be written"),
+        (errno.EFBIG, RunError, "The disk is full: place could not be written"),
+        (errno.EIO, RunError, "place can't be written"),
+        (errno.EACCES, InputError, "place can't be written"),
+    ],
+)
+def test_a_disk_that_is_full_or_broken_is_a_failure_and_another_place_is_input(code, kind, message):
+    refused = OSError(code, os.strerror(code), "/place")
+    with pytest.raises(kind, match=rf"^{message} .*--data_dir"), write_errors(Path("place")):
+        raise refused
+    assert outcome(refused) == (kind.exit_status, f"/place: {os.strerror(code)}.")

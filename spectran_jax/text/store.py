@@ -30,6 +30,7 @@ import numpy as np
 from spectran_jax import npy, processes
 from spectran_jax.errors import InputError
 from spectran_jax.text.digests import digest_of, row_digests
+from spectran_jax.writing import is_abandoned, write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def sealed_folder(folder: Path, identity: Identity) -> Iterator[Draft]:
     draft = Draft(folder.parent / processes.gathered_bytes(made.encode())[0].decode())
 
     def seal() -> None:
-        with npy.write_errors(folder):
+        with write_errors(folder):
             meta = {"format": _FORMAT, "identity": dict(identity), "arrays": dict(sorted(draft._arrays.items()))}
             (draft.folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             _put_in_place(draft.folder, folder, old)
@@ -150,7 +151,7 @@ def sealed_folder(folder: Path, identity: Identity) -> Iterator[Draft]:
 
 def _new_folder(folder: Path) -> str:
     """The name of a new folder beside `folder`."""
-    with npy.write_errors(folder):
+    with write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
         return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).name
@@ -266,5 +267,5 @@ def _put_in_place(draft: Path, folder: Path, old: int | None) -> None:
 def _remove_abandoned(folder: Path) -> None:
     """Drafts that a killed process left behind long ago."""
     for draft in folder.parent.glob(f".{folder.name}.*"):
-        if npy.is_abandoned(draft):
+        if is_abandoned(draft):
             shutil.rmtree(draft, ignore_errors=True)

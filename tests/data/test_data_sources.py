@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -174,16 +175,24 @@ def test_another_process_that_was_first_wins(config, monkeypatch):
 
 def test_where_it_cannot_be_written(config, monkeypatch, tmp_path):
     (tmp_path / "blocked").write_text("a file, not a folder")
-    with pytest.raises(InputError, match=r"prepared data can't be written.*--data_dir"):
+    with pytest.raises(InputError, match=r"prepared can't be written.*--data_dir"):
         data.load(config.replace(data_dir=str(tmp_path / "blocked")))
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def failing(error):
+        def write(*_):
+            raise error
 
-    monkeypatch.setattr(builders, "write", full)
-    with pytest.raises(RunError, match="No space left on device"):
-        data.load(config)
-    assert prepared(config) == []
+        return write
+
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Failed to write\nmore"),  # as ArrayRecord says it
+    ):
+        monkeypatch.setattr(builders, "write", failing(error))
+        with pytest.raises(RunError, match=rf"{str(error).splitlines()[0][-10:]}.*--data_dir"):
+            data.load(config)
+        assert prepared(config) == []
 
 
 def test_flags_that_are_missing(config):
