@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from spectran_jax import data
+from spectran_jax import data, writing
 from spectran_jax.config import Config
 from spectran_jax.data import builders, sources
 from spectran_jax.data.content import Content
@@ -138,12 +138,12 @@ def test_a_killed_preparation_leaves_nothing_that_counts_as_done(config, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(builders, "write", killed)
-    monkeypatch.setattr(sources.shutil, "rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
+    monkeypatch.setattr(writing.shutil, "rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
     with pytest.raises(KeyboardInterrupt):
         data.load(config)
     monkeypatch.undo()
     (left,) = prepared(config)
-    assert ".tmp-" in left
+    assert left.startswith(".spectran-draft-")
     assert data.load(config).num_users == 5
     assert len(prepared(config)) == 2
     # Once it is certain that nobody works on it, the next preparation removes it.
