@@ -21,10 +21,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed
 
 from spectran_jax.errors import InputError, Interrupted, RunError, first_line, outcome
-from spectran_jax.training import coordinator
+from spectran_jax.training import coordinator, jax_private
 
 _ROOT = "spectran/"
 _POLL = 0.5
@@ -136,7 +135,7 @@ class Cluster:
 
     def start(self) -> None:
         """To be called once when JAX's client is there: begins to watch."""
-        self._client: Any = distributed.global_state.client
+        self._client: Any = jax_private.client()
         self._stage = "running"
         for work in (self._watch_peers, self._watch_news):
             self._threads.append(threading.Thread(target=work, name=work.__name__, daemon=True))

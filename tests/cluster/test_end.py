@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from jax._src import distributed
 
 from spectran_jax.training import cluster as rooms
+from spectran_jax.training import jax_private
 from spectran_jax.training.cluster import Cluster
 
 
@@ -53,7 +53,7 @@ class Client:
 @pytest.fixture
 def client(monkeypatch):
     client = Client()
-    monkeypatch.setattr(distributed, "global_state", SimpleNamespace(client=client))
+    monkeypatch.setattr(jax_private, "client", lambda: client)
     monkeypatch.setattr(jax.distributed, "shutdown", client.down.set)
     monkeypatch.setattr(rooms, "_LEAVING", 0.01)
     return client
