@@ -34,6 +34,11 @@ def stderr_console() -> Console:
     return Console(stderr=True, quiet=_quiet.get())
 
 
+def print_line(console: Console, text: str) -> None:
+    """One line, unwrapped and without markup: what it says may come from the user's data."""
+    console.print(Text(text), soft_wrap=True, highlight=False)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing below an error is shown meanwhile, for a process beside the one that talks."""
@@ -67,11 +72,6 @@ class _Pace:
             return False
         self._last = now
         return True
-
-
-def _print_line(console: Console, text: str) -> None:
-    """One line, unwrapped and without markup: what it says may come from the user's data."""
-    console.print(Text(text), soft_wrap=True, highlight=False)
 
 
 class Task:
@@ -137,11 +137,11 @@ def _plain_task(
     handle = Task(
         description,
         total,
-        lambda t: _print_line(console, f"{t.description}: {t.share()}") if pace.due() else None,
+        lambda t: print_line(console, f"{t.description}: {t.share()}") if pace.due() else None,
     )
     yield handle
     if (elapsed := clock() - start) >= interval:
-        _print_line(console, f"{description}: done, {handle.completed:,} in {duration(elapsed)}")
+        print_line(console, f"{description}: done, {handle.completed:,} in {duration(elapsed)}")
 
 
 @contextlib.contextmanager
@@ -243,7 +243,7 @@ class TrainingProgress:
             bar.start()
         else:
             begun = f"Training: step {self._step:,} of at most {self._total:,}"
-            _print_line(self.console, f"{begun}, {self._steps_per_epoch:,} steps an epoch")
+            print_line(self.console, f"{begun}, {self._steps_per_epoch:,} steps an epoch")
         return self
 
     def __exit__(
@@ -253,7 +253,7 @@ class TrainingProgress:
             self._bar.stop()
             self._bar = None
         elif kind is None:
-            _print_line(self.console, self._line())
+            print_line(self.console, self._line())
 
     def update(self, step: int, *, loss: float | None = None, examples_per_second: float | None = None) -> None:
         """`step` updates are done; a number left out keeps its last value."""
@@ -265,7 +265,7 @@ class TrainingProgress:
         if self._bar is not None:
             self._refresh()
         elif self._pace.due():
-            _print_line(self.console, self._line())
+            print_line(self.console, self._line())
 
     def validation(self, metrics: Mapping[str, float], best: bool) -> None:
         """One validation.
@@ -282,14 +282,14 @@ class TrainingProgress:
         if self._bar is not None:
             self._refresh()
         else:
-            _print_line(
+            print_line(
                 self.console,
                 f"{self._place()}: valid NDCG@20 {value:.4f}{recall}, {standing}{self._loss_text(', ')}",
             )
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar: a checkpoint saved, an early stop."""
-        _print_line(self.console if self._bar is None else self._bar.console, text)
+        print_line(self.console if self._bar is None else self._bar.console, text)
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
