@@ -83,10 +83,6 @@ class Task:
         self.completed = 0
         self._show = show
 
-    def advance(self, count: int = 1) -> None:
-        """`count` more units are done."""
-        self(self.completed + count)
-
     def __call__(self, completed: int, total: int | None = None) -> None:
         """`completed` units are done, of `total` where that has become known."""
         self.completed = completed
@@ -155,10 +151,10 @@ def task(
 ) -> Iterator[Task]:
     """Shows the progress of one piece of work: encoding text, decomposing, evaluation.
 
-        with task("Encoding text", total=len(texts)) as progress:
-            for batch in batches:
+        with task("Encoding text", total=len(batches)) as progress:
+            for done, batch in enumerate(batches, 1):
                 ...
-                progress.advance(len(batch))
+                progress(done)
 
     Args:
       description: what is being done.
@@ -168,7 +164,7 @@ def task(
       clock: seconds since some fixed point.
 
     Yields:
-      A `Task`: `advance(count)`, or call it with `(completed, total)`.
+      A `Task`, to be called with `completed`, or `(completed, total)`.
     """
     console = console or stderr_console()
     if not console.is_terminal:

@@ -43,8 +43,6 @@ class Cluster:
         """Seconds without progress after which a process that lives counts as hanging; 0 is never."""
         self.on_news: list[Callable[[dict[str, str]], None]] = []
         """Called by a thread with what stands in the key-value store under "news/", twice a second."""
-        self.prepare_to_print: Callable[[], None] = lambda: None
-        """Called before a line is written from a thread: a progress bar moves out of the way."""
         self._peer_timeout = peer_timeout
         self._rounds, self._round_at = 0, time.monotonic()
         self._stage = "starting"
@@ -252,8 +250,6 @@ class Cluster:
         last = threading.Timer(2 * _POLL + 5 * _LEAVING, os._exit, [status])
         last.daemon = True
         last.start()
-        with contextlib.suppress(Exception):
-            self.prepare_to_print()
         write_last(message)
         if self.is_first:
             time.sleep(2 * _POLL + _LEAVING)
