@@ -57,7 +57,7 @@ def main() -> None:
     if _UNKNOWN_ITEMS.value == "drop" and not _ITEMS.value:
         raise InputError("--unknown_items=drop needs --items: without a catalogue every item is known.")
     from spectran_jax.data.reduction import Filters, reduce_interactions
-    from spectran_jax.progress import stderr_console
+    from spectran_jax.progress import print_line, stderr_console
 
     console = stderr_console()
     counts = reduce_interactions(
@@ -66,7 +66,7 @@ def main() -> None:
         _OUTPUT.value,
         Filters(_K_CORE.value, _NEWEST.value, _UNKNOWN_ITEMS.value),
         options=_BEAM.value,
-        progress=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        progress=lambda line: print_line(console, line),
     )
     for name in ("files", "users", "interactions"):
         print(f"{name}: {counts.pop(name):,}")

@@ -17,6 +17,9 @@ NOT_MOUNTED = (
 )
 """What is said of gs://... and the like, which would become a folder of that name here."""
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says where a disk or a quota has no room left, or a file may not grow."""
+
 
 class SpectranError(Exception):
     """A message for the user; ends a command without a traceback."""
@@ -62,33 +65,46 @@ def first_line(error: BaseException, length: int | None = None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
 
 
-def exit_with_message(main: Callable[[], None]) -> None:
-    """Runs `main`; turns a `SpectranError` into one line on stderr and its exit status.
+def refusal(error: OSError) -> type[InputError] | type[RunError]:
+    """What a refused file is: where the disk is full or broken a failure, else the fault of the input."""
+    return RunError if error.errno in {*DISK_FULL, errno.EIO} else InputError
 
-    The same for what the system says of a file, and for memory that is used up, on the host or on a device.
+
+def outcome(error: BaseException) -> tuple[int, str] | None:
+    """The exit status and the one line of an error for people; None for a defect, which keeps its traceback.
+
+    An error for people is a `SpectranError` or an interruption, and also what the system says of a file, or memory that
+    is used up, on the host or on a device.
     """
+    if isinstance(error, SpectranError | Interrupted):
+        return error.exit_status, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_status, "Stopped by SIGINT; start the same command again."
+    if isinstance(error, OSError):
+        if error.filename is None:
+            return None
+        return refusal(error).exit_status, f"{error.filename}: {error.strerror}."
+    # JAX's own class has no name that stays, and importing it takes a second.
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return RunError.exit_status, (
+            f"Out of memory ({first_line(error, 200)}). Take a smaller --batch_size, --max_length, --negatives or "
+            "--eval_batch_size, or more devices."
+        )
+    return None
+
+
+def exit_with_message(main: Callable[[], None]) -> None:
+    """Runs `main`; turns an error for people into one line on stderr and its exit status."""
     try:
         main()
-    except (SpectranError, Interrupted) as error:
-        _leave(str(error), error.exit_status)
-    except OSError as error:
-        if error.filename is None:
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
+        told = outcome(error)
+        if told is None:
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        _leave(f"{error.filename}: {error.strerror}.", RunError.exit_status if full else InputError.exit_status)
-    except KeyboardInterrupt:
-        _leave("Stopped by SIGINT; start the same command again.", Interrupted.exit_status)
-    except Exception as error:
-        # JAX's own class has no name that stays, and importing it takes a second.
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        _leave(
-            f"Out of memory ({first_line(error, 200)}). Take a smaller --batch_size, --max_length, --negatives or "
-            "--eval_batch_size, or more devices.",
-            RunError.exit_status,
-        )
+        leave(*told)
 
 
-def _leave(message: str, status: int) -> NoReturn:
+def leave(status: int, message: str) -> NoReturn:
+    """Ends the command with one line on stderr."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(status)

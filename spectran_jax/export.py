@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from spectran_jax.training.programs import build_table
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
-from spectran_jax.writing import write_bytes, write_json, write_text
+from spectran_jax.writing import new_folder, write_bytes, write_json, write_text
 
 FORMAT = 1
 """Goes up whenever a reader of an older export would go wrong."""
@@ -73,24 +72,16 @@ def export_run(
         progress(2, 3)
         about = _about(setup, workdir, len(ids), 0 if extra is None else len(extra.ids))
         output = Path(os.path.realpath(output))
-        staging, aside = (output.with_name(f".{output.name[:64]}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
         try:
-            staging.mkdir()
-            for name, array in (("vectors", vectors), ("lengths", lengths)):
-                np.save(staging / f"{name}.npy", array)
-            write_text(staging / "item_ids.jsonl", "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in ids))
-            write_bytes(staging / "user_states.stablehlo", program)
-            write_json(staging / "export.json", about)
-            if output.exists():
-                output.rename(aside)
-            staging.rename(output)
+            with new_folder(output, replace=True) as draft:
+                for name, array in (("vectors", vectors), ("lengths", lengths)):
+                    np.save(draft / f"{name}.npy", array)
+                lines = "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in ids)
+                write_text(draft / "item_ids.jsonl", lines)
+                write_bytes(draft / "user_states.stablehlo", program)
+                write_json(draft / "export.json", about)
         except OSError as error:
-            if aside.exists() and not output.exists():
-                aside.rename(output)
             raise RunError(f"Could not write {output}: {error.strerror or error}.") from None
-        finally:
-            for folder in (staging, aside):
-                shutil.rmtree(folder, ignore_errors=True)
         progress(3, 3)
     return len(ids), about["items"]["new"]
 

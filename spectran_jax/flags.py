@@ -19,7 +19,7 @@ from typing import Any, cast
 from absl import app, flags
 
 from spectran_jax.config import Config, fields
-from spectran_jax.errors import NOT_MOUNTED, InputError, exit_with_message
+from spectran_jax.errors import NOT_MOUNTED, InputError, exit_with_message, leave
 
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -153,11 +153,12 @@ def run(main: Callable[[], None], synopsis: str, own: Sequence[str] = (), with_c
             ]
             near = difflib.get_close_matches(error.flagname, known, n=1, cutoff=0.7)
             hint = f" Did you mean --{near[0]}?" if near else " See --help."
-            _fail(f"Unknown flag --{error.flagname}.{hint}")
+            leave(InputError.exit_status, f"Unknown flag --{error.flagname}.{hint}")
         except flags.Error as error:
-            _fail(" ".join(str(error).split()))
+            leave(InputError.exit_status, " ".join(str(error).split()))
         if len(rest) > 1:
-            _fail(f"Unexpected argument {rest[1]!r}: flags are written --name=value. See --help.")
+            message = f"Unexpected argument {rest[1]!r}: flags are written --name=value. See --help."
+            leave(InputError.exit_status, message)
         return rest
 
     def plainly(_: Sequence[str]) -> None:
@@ -179,11 +180,3 @@ def _warn_plainly() -> None:
     handler = _Stderr(logging.WARNING)
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     logging.getLogger().handlers[:] = [handler]
-
-
-def _fail(message: str) -> None:
-    exit_with_message(lambda: _raise(message))
-
-
-def _raise(message: str) -> None:
-    raise InputError(message)

@@ -7,11 +7,9 @@ Several processes may write one file, each its own rows: see `allocate`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.writing import write_errors
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -28,7 +26,6 @@ BLOCK_ROWS = 4096
 
 _REWRITE_BYTES = 16 * 2**20
 _PAGE = 4096
-_ABANDONED_SECONDS = 24 * 3600.0
 
 
 class RowDigests:
@@ -200,29 +197,6 @@ def open_array(path: Path, dtype: np.dtype[Any] | None = None) -> np.ndarray:
         np.lib.format.read_magic(file)
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.view(BFLOAT16) if dtype == BFLOAT16 else array
-
-
-@contextlib.contextmanager
-def write_errors(place: Path) -> Iterator[None]:
-    """Turns a failure to write into a message for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"The disk is full: {place} could not be written. Free some space, or choose another --data_dir."
-            ) from error
-        reason = error.strerror or str(error)
-        raise InputError(f"{place} can't be written ({reason}); choose another folder with --data_dir.") from error
-
-
-def is_abandoned(folder: Path) -> bool:
-    """Whether a draft is what a killed process left behind: for a day nothing in it was written to."""
-    try:
-        last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-    except OSError:  # something went away just now: somebody is at work on it
-        return False
-    return time.time() - last > _ABANDONED_SECONDS
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any], size: int = 0) -> bytes:

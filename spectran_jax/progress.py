@@ -34,6 +34,11 @@ def stderr_console() -> Console:
     return Console(stderr=True, quiet=_quiet.get())
 
 
+def print_line(console: Console, text: str) -> None:
+    """One line, unwrapped and without markup: what it says may come from the user's data."""
+    console.print(Text(text), soft_wrap=True, highlight=False)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing below an error is shown meanwhile, for a process beside the one that talks."""
@@ -69,11 +74,6 @@ class _Pace:
         return True
 
 
-def _print_line(console: Console, text: str) -> None:
-    """One line, unwrapped and without markup: what it says may come from the user's data."""
-    console.print(Text(text), soft_wrap=True, highlight=False)
-
-
 class Task:
     """Counts the work of one task; callable, so that it can be passed as a `progress(done, total)` callback."""
 
@@ -82,10 +82,6 @@ class Task:
         self.total = total
         self.completed = 0
         self._show = show
-
-    def advance(self, count: int = 1) -> None:
-        """`count` more units are done."""
-        self(self.completed + count)
 
     def __call__(self, completed: int, total: int | None = None) -> None:
         """`completed` units are done, of `total` where that has become known."""
@@ -137,11 +133,11 @@ def _plain_task(
     handle = Task(
         description,
         total,
-        lambda t: _print_line(console, f"{t.description}: {t.share()}") if pace.due() else None,
+        lambda t: print_line(console, f"{t.description}: {t.share()}") if pace.due() else None,
     )
     yield handle
     if (elapsed := clock() - start) >= interval:
-        _print_line(console, f"{description}: done, {handle.completed:,} in {duration(elapsed)}")
+        print_line(console, f"{description}: done, {handle.completed:,} in {duration(elapsed)}")
 
 
 @contextlib.contextmanager
@@ -155,10 +151,10 @@ def task(
 ) -> Iterator[Task]:
     """Shows the progress of one piece of work: encoding text, decomposing, evaluation.
 
-        with task("Encoding text", total=len(texts)) as progress:
-            for batch in batches:
+        with task("Encoding text", total=len(batches)) as progress:
+            for done, batch in enumerate(batches, 1):
                 ...
-                progress.advance(len(batch))
+                progress(done)
 
     Args:
       description: what is being done.
@@ -168,7 +164,7 @@ def task(
       clock: seconds since some fixed point.
 
     Yields:
-      A `Task`: `advance(count)`, or call it with `(completed, total)`.
+      A `Task`, to be called with `completed`, or `(completed, total)`.
     """
     console = console or stderr_console()
     if not console.is_terminal:
@@ -243,7 +239,7 @@ class TrainingProgress:
             bar.start()
         else:
             begun = f"Training: step {self._step:,} of at most {self._total:,}"
-            _print_line(self.console, f"{begun}, {self._steps_per_epoch:,} steps an epoch")
+            print_line(self.console, f"{begun}, {self._steps_per_epoch:,} steps an epoch")
         return self
 
     def __exit__(
@@ -253,7 +249,7 @@ class TrainingProgress:
             self._bar.stop()
             self._bar = None
         elif kind is None:
-            _print_line(self.console, self._line())
+            print_line(self.console, self._line())
 
     def update(self, step: int, *, loss: float | None = None, examples_per_second: float | None = None) -> None:
         """`step` updates are done; a number left out keeps its last value."""
@@ -265,7 +261,7 @@ class TrainingProgress:
         if self._bar is not None:
             self._refresh()
         elif self._pace.due():
-            _print_line(self.console, self._line())
+            print_line(self.console, self._line())
 
     def validation(self, metrics: Mapping[str, float], best: bool) -> None:
         """One validation.
@@ -282,14 +278,14 @@ class TrainingProgress:
         if self._bar is not None:
             self._refresh()
         else:
-            _print_line(
+            print_line(
                 self.console,
                 f"{self._place()}: valid NDCG@20 {value:.4f}{recall}, {standing}{self._loss_text(', ')}",
             )
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar: a checkpoint saved, an early stop."""
-        _print_line(self.console if self._bar is None else self._bar.console, text)
+        print_line(self.console if self._bar is None else self._bar.console, text)
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:

@@ -17,7 +17,7 @@ from spectran_jax import backbones, data, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import EvalBatch
-from spectran_jax.progress import stderr_console, task
+from spectran_jax.progress import print_line, stderr_console, task
 from spectran_jax.ranking import check_recall
 from spectran_jax.recommender import ItemTable, Recommender
 from spectran_jax.training import partitioning
@@ -159,7 +159,7 @@ def _of_histories(
 
 
 def _tell(note: str) -> None:
-    stderr_console().print(note, markup=False, highlight=False, soft_wrap=True)
+    print_line(stderr_console(), note)
 
 
 def _check_finite(values: np.ndarray) -> None:

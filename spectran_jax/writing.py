@@ -1,18 +1,26 @@
-"""Files that are written whole or not at all: a reader, or a process that is killed, never leaves half of one."""
+"""What is written whole or not at all: a reader, or a process that is killed, never leaves half of one."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from spectran_jax.errors import RunError
+from spectran_jax.errors import DISK_FULL, RunError, refusal
+
+_ABANDONED_SECONDS = 24 * 3600.0
+_DRAFT = ".spectran-draft-"
+"""What the names of drafts begin with, and those of no folders of anybody else."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,3 +64,89 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **cast(Any, dict(arrays)))
     write_bytes(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A draft beside `folder` to fill, which gets its name in one step when the block ends well.
+
+    Where the block fails, nothing is left and an older `folder` stays as it was. Drafts that killed processes left
+    there are removed, once nobody can still be at work on them.
+
+    Args:
+      folder: the name; what has it when the block begins gives way.
+      replace: whether what another process put there meanwhile gives way, too. Else it stands, and the draft goes: it
+        is as good where both made the same of the same inputs, and its owner may be opening it.
+
+    Raises:
+      OSError: as the system refuses; see `write_errors`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{_DRAFT}*"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    old, draft = _inode(folder), _draft_beside(folder)
+    draft.mkdir()
+    try:
+        yield draft
+        _put_in_place(draft, folder, old, replace)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def write_errors(place: Path) -> Iterator[None]:
+    """Turns a failure to write into a message for the user.
+
+    Raises:
+      RunError: the disk is full, or broken.
+      InputError: the place can't be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in DISK_FULL:
+            raise RunError(
+                f"The disk is full: {place} could not be written ({reason}). Free some space, or choose another "
+                "--data_dir."
+            ) from error
+        raise refusal(error)(f"{place} can't be written ({reason}); choose another folder with --data_dir.") from error
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether a draft is what a killed process left behind: for a day nothing in it was written to."""
+    try:
+        last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:  # something went away just now: somebody is at work on it
+        return False
+    return time.time() - last > _ABANDONED_SECONDS
+
+
+def _draft_beside(folder: Path) -> Path:
+    return folder.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
+
+
+def _inode(folder: Path) -> int | None:
+    """Which folder it is that has this name; None where there is none."""
+    with contextlib.suppress(OSError):
+        return folder.stat().st_ino
+    return None
+
+
+def _put_in_place(draft: Path, folder: Path, old: int | None, replace: bool) -> None:
+    aside = _draft_beside(folder)
+    try:
+        if replace or (old is not None and _inode(folder) == old):
+            aside.mkdir()  # a folder can't be renamed over one that holds files
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(aside / "old")
+        draft.rename(folder)
+    except OSError as error:
+        if replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    finally:
+        if not folder.exists():  # the draft could not take its place
+            with contextlib.suppress(OSError):
+                (aside / "old").rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)

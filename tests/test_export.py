@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from conftest import TINY_MODEL, without_report
 
 from spectran_jax import export as exports
-from spectran_jax import item_encoders, new_items, spectral
+from spectran_jax import item_encoders, new_items, spectral, writing
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError
 from spectran_jax.export import export_run
@@ -278,6 +280,30 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "no" / "where")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_an_export_that_was_killed_leaves_nothing_after_the_next_ones(export, tmp_path, monkeypatch):
+    folder = export()
+    before = (folder / "export.json").read_bytes()
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export()
+        assert os.listdir(tmp_path) == [folder.name]
+        patch.setattr(writing.shutil, "rmtree", lambda *arguments, **options: None)  # a kill cleans nothing up
+        with pytest.raises(KeyboardInterrupt):
+            export()
+    assert (folder / "export.json").read_bytes() == before
+    (draft,) = set(tmp_path.iterdir()) - {folder}
+    past = time.time() - 2 * 24 * 3600
+    for path in (*draft.iterdir(), draft):
+        os.utime(path, (past, past))
+    export()
+    assert os.listdir(tmp_path) == [folder.name]
 
 
 def test_the_command(run, tmp_path, run_command):

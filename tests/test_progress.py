@@ -98,7 +98,7 @@ def test_terminal_shows_a_bar_with_all_numbers():
         progress.update(250, loss=1.5, examples_per_second=4321.0)
         progress.validation({"ndcg@20": 0.0412}, True)
         with progress.task("Validation", total=50) as task:
-            task.advance(25)
+            task(25)
     shown = console.file.getvalue()
     assert "step 250/1,000, epoch 2.5/10, ≤ " in shown
     assert "loss 1.5000  ·  4,321 examples/s  ·  valid NDCG@20 0.0412 (best so far)" in shown
@@ -119,12 +119,12 @@ def test_short_tasks_are_silent_and_long_ones_are_not():
     clock, console = Clock(), log_file()
     with task("Encoding text", total=400, console=console, interval=10, clock=clock) as progress:
         clock.now += 9
-        progress.advance(100)
+        progress(100)
     assert lines(console) == []
     with task("Encoding text", total=400, console=console, interval=10, clock=clock) as progress:
-        for _ in range(4):
+        for done in (100, 200, 300, 400):
             clock.now += 6
-            progress.advance(100)
+            progress(done)
     assert lines(console) == [
         "Encoding text: 200/400 (50 %)",
         "Encoding text: 400/400 (100 %)",
@@ -132,7 +132,7 @@ def test_short_tasks_are_silent_and_long_ones_are_not():
     ]
 
 
-def test_a_task_is_a_callback_too():
+def test_a_task_learns_its_total():
     clock, console = Clock(), log_file()
     with task("Reading", console=console, interval=0, clock=clock) as progress:
         progress(3)
@@ -151,7 +151,7 @@ def test_a_failed_task_does_not_say_done():
 def test_a_task_on_a_terminal(total):
     console = terminal()
     with task("Decomposing [m x m]", total=total, console=console) as progress:
-        progress.advance(2)
+        progress(2)
     assert "Decomposing [m x m]" in console.file.getvalue()
     assert "✓" in console.file.getvalue()
 

@@ -1,12 +1,15 @@
 """Files are written whole or not at all, and nothing but a plain file is replaced."""
 
+import errno
 import os
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
-from spectran_jax.errors import RunError
-from spectran_jax.writing import write_bytes, write_text
+from spectran_jax.errors import InputError, RunError, outcome
+from spectran_jax.writing import new_folder, write_bytes, write_errors, write_text
 
 
 def test_a_link_is_followed(tmp_path):
@@ -35,3 +38,56 @@ def test_a_name_as_long_as_names_can_be(tmp_path):
     assert [len(name) for name in os.listdir(tmp_path)] == [255]
     with pytest.raises(RunError, match="File name too long"):
         write_text(tmp_path / ("x" * 256), "one")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (errno.ENOSPC, RunError, "The disk is full: place could not be written"),
+        (errno.EDQUOT, RunError, "The disk is full: place could not be written"),
+        (errno.EFBIG, RunError, "The disk is full: place could not be written"),
+        (errno.EIO, RunError, "place can't be written"),
+        (errno.EACCES, InputError, "place can't be written"),
+    ],
+)
+def test_a_disk_that_is_full_or_broken_is_a_failure_and_another_place_is_input(code, kind, message):
+    refused = OSError(code, os.strerror(code), "/place")
+    with pytest.raises(kind, match=rf"^{message} .*--data_dir"), write_errors(Path("place")):
+        raise refused
+    assert outcome(refused) == (kind.exit_status, f"/place: {os.strerror(code)}.")
+
+
+def filled(folder, text, **options):
+    with new_folder(folder, **options) as draft:
+        (draft / "file").write_text(text)
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("replace", [True, False])
+def test_two_that_make_one_folder(tmp_path, old, replace):
+    folder = tmp_path / "parent" / "folder"
+    if old:
+        filled(folder, "old")
+    with new_folder(folder, replace=replace) as draft:
+        (draft / "file").write_text("last")
+        filled(folder, "first", replace=replace)
+        assert (folder / "file").read_text() == "first"
+    assert (folder / "file").read_text() == ("last" if replace else "first")
+    assert os.listdir(folder.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_an_older_folder_outlives_a_draft_that_fails(tmp_path, replace):
+    filled(tmp_path / "folder", "old")
+    with pytest.raises(ValueError, match="no"), new_folder(tmp_path / "folder", replace=replace):
+        raise ValueError("no")
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "folder", replace=replace) as draft:
+        shutil.rmtree(draft)  # it can't take its place
+    assert (tmp_path / "folder" / "file").read_text() == "old"
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_new_folder_may_be_read_by_others_as_any_other(tmp_path):
+    filled(tmp_path / "new", "")
+    (tmp_path / "other").mkdir()
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "other").stat().st_mode

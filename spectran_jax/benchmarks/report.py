@@ -20,7 +20,7 @@ from spectran_jax.benchmarks.rows import Bar, Row, Settings
 from spectran_jax.config import Config
 from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
-from spectran_jax.progress import stderr_console
+from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.workdir import locked
 from spectran_jax.writing import write_json, write_text
@@ -68,10 +68,9 @@ def benchmark(
             held = found.get(bar.name)
             if held is not None and not again and held.stands_for(bars.pending(bar, settings, machine)):
                 continue
-            console.print(f"{bar.name}: {bar.what}", markup=False, highlight=False, soft_wrap=True)
+            print_line(console, f"{bar.name}: {bar.what}")
             found[bar.name] = row = bars.measure(bar, settings, machine)
-            text = f"{bar.name}: {number(row.ratio)} ({row.bar}): {row.verdict}. {row.note}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, f"{bar.name}: {number(row.ratio)} ({row.bar}): {row.verdict}. {row.note}")
             order = [name for name in registry if name in found] + [name for name in found if name not in registry]
             found = {name: found[name] for name in order}
             write_json(path, {"machine": machine, "rows": [dataclasses.asdict(row) for row in found.values()]})

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from spectran_jax import npy
 from spectran_jax.data import tables
 from spectran_jax.data.files import Interactions, Items
 from spectran_jax.errors import InputError
+from spectran_jax.writing import write_errors
 
 WHEEL_REQUIREMENT = "recbole==1.2.1"
 WHEEL_NAME = "recbole-1.2.1-py3-none-any.whl"
@@ -156,7 +156,7 @@ def _checksum_matches(path: Path) -> bool:
 
 def _fetch_checked(fetch: Callable[[Path], Path], downloads: Path) -> Path:
     """Fetches into a scratch folder, and moves the file to its place only once its checksum is right."""
-    with npy.write_errors(downloads):
+    with write_errors(downloads):
         downloads.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=downloads) as scratch:
             path = fetch(Path(scratch))

@@ -22,12 +22,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from spectran_jax import npy
 from spectran_jax.data import files
 from spectran_jax.data.content import nothing_left, unknown_items_error
 from spectran_jax.errors import InputError, Interrupted, RunError, first_line
 from spectran_jax.progress import quiet
 from spectran_jax.signals import StopRequest
+from spectran_jax.writing import is_abandoned
 
 try:
     with quiet():  # it warns of clients of Google Cloud that nobody asked for
@@ -309,7 +309,7 @@ def _remove_abandoned(output: str) -> None:
     """Removes what killed reductions left beside a local output, but for a result that could not be published."""
     if "://" not in output:
         for folder in Path(output).parent.glob(f"{Path(output).name}.tmp-*"):
-            if npy.is_abandoned(folder) and not (folder / "histories.parquet").exists():
+            if is_abandoned(folder) and not (folder / "histories.parquet").exists():
                 shutil.rmtree(folder, ignore_errors=True)
 
 

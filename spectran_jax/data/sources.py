@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import hashlib
 import json
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spectran_jax import npy
 from spectran_jax.config import Config, DataConfig
 from spectran_jax.data import files, movielens
 from spectran_jax.data.content import Content, assemble, to_dataset
 from spectran_jax.data.interactions import Dataset
 from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
 from spectran_jax.data.text_files import require_file
-from spectran_jax.errors import InputError, RunError, unknown_name
+from spectran_jax.errors import InputError, RunError, first_line, unknown_name
+from spectran_jax.writing import new_folder, write_errors
 
 _LAYOUT_VERSION = 4
 """Goes up whenever prepared data of the same inputs would look different."""
@@ -142,61 +139,21 @@ def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Conten
     from spectran_jax.data import builders  # imports TFDS
 
     builder = name if name in builders.BUILDERS else builders.Files.name
-    damaged = False
     if folder.is_dir():
         try:
             return builders.read(builder, folder)
         except Exception as error:  # whatever a damaged file makes TFDS or ArrayRecord raise
             _log.warning("%s is damaged (%s) and is made anew.", folder, error)
-            damaged = True
     made = content()
-    staging = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
     try:
-        if damaged:
-            _set_aside(folder)
-        staging.mkdir(parents=True)
-        _remove_stale(folder.parent)
-        builders.write(builder, made, staging)
-        _publish(staging, folder)
-    except OSError as error:
-        kind = RunError if error.errno == errno.ENOSPC else InputError
-        raise kind(
-            f"{folder.parent}: prepared data can't be written ({error.strerror or error}); "
-            "make room, or choose another folder with --data_dir."
-        ) from error
+        with write_errors(folder.parent), new_folder(folder) as draft:
+            builders.write(builder, made, draft)
     except RuntimeError as error:  # how ArrayRecord says that a write failed
         raise RunError(
-            f"{folder.parent}: prepared data can't be written ({str(error).splitlines()[0]}); "
-            "make room, or choose another folder with --data_dir."
+            f"{folder.parent} can't be written ({first_line(error)}); make room, or choose another folder with "
+            "--data_dir."
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return made
-
-
-def _publish(staging: Path, folder: Path) -> None:
-    """Gives finished data its name in one step. Where another process was first, its copy stands: it is the same."""
-    try:
-        staging.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-
-
-def _set_aside(folder: Path) -> None:
-    aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        folder.rename(aside)
-    except FileNotFoundError:  # another process did it
-        return
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Removes what killed preparations left behind, once nobody can still be at work on it."""
-    for path in folder.glob("*.tmp-*"):
-        if npy.is_abandoned(path):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 register("movielens_100k", _movielens)

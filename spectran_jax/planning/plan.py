@@ -14,7 +14,7 @@ from spectran_jax.planning.account import Account, account
 from spectran_jax.planning.job import Sizes, build, mesh_of
 from spectran_jax.planning.roofline import Roofline
 from spectran_jax.planning.topologies import Topology
-from spectran_jax.progress import stderr_console
+from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.training.run import print_table
 from spectran_jax.writing import write_json
 
@@ -50,18 +50,17 @@ def plan_slice(config: Config, sizes: Sizes, topology: Topology, *, everything: 
     console, devices = stderr_console(), topologies.devices(topology)
     asked, config = config.training.eval_batch_size, fitted(config, devices)
     if (users := config.training.eval_batch_size) != asked:
-        console.print(
+        print_line(
+            console,
             f"{topology.name}: planned with --eval_batch_size={users}, as training refuses {asked} on {len(devices)} "
             "devices.",
-            markup=False,
-            highlight=False,
         )
     job = build(config, sizes, devices)
     order = list(job.setup.mesh.devices.flat)
     roofline = Roofline(topology, topologies.coordinates(order))
 
     def announce(name: str) -> None:
-        console.print(f"Compiling for {topology.name}: {name} ...", markup=False, highlight=False)
+        print_line(console, f"Compiling for {topology.name}: {name} ...")
 
     return account(job, roofline, everything=everything, announce=announce)
 

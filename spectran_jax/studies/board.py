@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
-from spectran_jax.progress import duration, stderr_console
+from spectran_jax.progress import duration, print_line, stderr_console
 
 
 class Board:
@@ -104,4 +103,4 @@ class Board:
 
     def _line(self, text: str) -> None:
         console = self._console if self._bar is None else self._bar.console
-        console.print(Text(text), soft_wrap=True, highlight=False)
+        print_line(console, text)

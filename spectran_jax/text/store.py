@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +27,7 @@ import numpy as np
 from spectran_jax import npy, processes
 from spectran_jax.errors import InputError
 from spectran_jax.text.digests import digest_of, row_digests
+from spectran_jax.writing import new_folder, write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -121,39 +119,31 @@ class Draft:
 def sealed_folder(folder: Path, identity: Identity) -> Iterator[Draft]:
     """A new folder to write arrays into; sealed, and put in place of `folder`, when the block ends well.
 
-    Where the block fails, nothing is left and an older `folder` stays as it was. A `folder` that another run puts there
-    meanwhile stands: it is as good. The block must fail on all processes or on none (`processes.together`).
+    As `writing.new_folder`, with one draft for all processes: what another run puts there meanwhile stands. The block
+    must fail on all processes or on none (`processes.together`).
 
     Raises:
       RunError: the disk is full.
       InputError: the place can't be written to, or is not one place for all processes.
     """
-    first = jax.process_index() == 0
-    old = _inode(folder)
-    made = processes.together(lambda: _new_folder(folder) if first else "")
-    draft = Draft(folder.parent / processes.gathered_bytes(made.encode())[0].decode())
+    with contextlib.ExitStack() as stack:  # of process 0, which makes the folder
 
-    def seal() -> None:
-        with npy.write_errors(folder):
-            meta = {"format": _FORMAT, "identity": dict(identity), "arrays": dict(sorted(draft._arrays.items()))}
-            (draft.folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            _put_in_place(draft.folder, folder, old)
+        def make() -> str:
+            with write_errors(folder):
+                return stack.enter_context(new_folder(folder)).name
 
-    try:
+        name = processes.together(make if jax.process_index() == 0 else lambda: "")
+        draft = Draft(folder.parent / processes.gathered_bytes(name.encode())[0].decode())
+
+        def seal() -> None:
+            with write_errors(folder):
+                meta = {"format": _FORMAT, "identity": dict(identity), "arrays": dict(sorted(draft._arrays.items()))}
+                (draft.folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+                stack.close()  # which puts it in place
+
         processes.together(lambda: _require_shared(draft.folder))
         yield draft
         processes.by_first(seal)
-    finally:
-        if first:
-            shutil.rmtree(draft.folder, ignore_errors=True)
-
-
-def _new_folder(folder: Path) -> str:
-    """The name of a new folder beside `folder`."""
-    with npy.write_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).name
 
 
 def _require_shared(folder: Path) -> None:
@@ -237,34 +227,3 @@ def _own_digests(array: np.ndarray) -> bytes:
 def _description(shape: tuple[int, ...], dtype: np.dtype[Any], sha256: str) -> dict[str, Any]:
     name = "bfloat16" if dtype == npy.BFLOAT16 else dtype.str
     return {"shape": list(shape), "dtype": name, "sha256": sha256}
-
-
-def _inode(folder: Path) -> int | None:
-    """Which folder it is that has this name; None where there is none."""
-    with contextlib.suppress(OSError):
-        return folder.stat().st_ino
-    return None
-
-
-def _put_in_place(draft: Path, folder: Path, old: int | None) -> None:
-    draft.chmod(0o755)  # a temporary folder is private; a cache may be shared
-    if old is not None and _inode(folder) == old:
-        # A folder can't be renamed over one that holds files, so the old one steps aside first. One that another run
-        # has put there since is left alone: that run may be opening it.
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(aside / "old")
-        shutil.rmtree(aside, ignore_errors=True)
-    try:
-        draft.rename(folder)
-    except OSError as error:
-        # Another process that made the same arrays came first: its folder is as good.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Drafts that a killed process left behind long ago."""
-    for draft in folder.parent.glob(f".{folder.name}.*"):
-        if npy.is_abandoned(draft):
-            shutil.rmtree(draft, ignore_errors=True)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from spectran_jax.errors import Diverged, InputError, Interrupted, RunError, first_line
+from spectran_jax.errors import DISK_FULL, Diverged, InputError, Interrupted, RunError, first_line
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.integrity import inspect
 
@@ -35,8 +35,6 @@ KEEP_LATEST = 2
 
 _SAVE_SECONDS = 24 * 3600
 """How long a save may take: terabytes do. That processes hang is noticed elsewhere, by the steps that don't come."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Series:
@@ -179,7 +177,7 @@ class _Series:
         reason = os.strerror(code) if code else first_line(error, 300)
         sound = sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
         kept = f"the checkpoint of step {sound[-1]} is kept" if sound else "there is no earlier checkpoint"
-        advice = "Free some space and start again" if code in _FULL else "Mend that and start again"
+        advice = "Free some space and start again" if code in DISK_FULL else "Mend that and start again"
         return RunError(f"Could not write a checkpoint to {self.directory}: {reason}. {advice}; {kept}.")
 
     def remove_torn(self) -> None:

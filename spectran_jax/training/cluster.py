@@ -21,10 +21,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed
 
-from spectran_jax.errors import InputError, Interrupted, SpectranError
-from spectran_jax.training import coordinator
+from spectran_jax.errors import InputError, Interrupted, RunError, first_line, outcome
+from spectran_jax.training import coordinator, jax_private
 
 _ROOT = "spectran/"
 _POLL = 0.5
@@ -44,8 +43,6 @@ class Cluster:
         """Seconds without progress after which a process that lives counts as hanging; 0 is never."""
         self.on_news: list[Callable[[dict[str, str]], None]] = []
         """Called by a thread with what stands in the key-value store under "news/", twice a second."""
-        self.prepare_to_print: Callable[[], None] = lambda: None
-        """Called before a line is written from a thread: a progress bar moves out of the way."""
         self._peer_timeout = peer_timeout
         self._rounds, self._round_at = 0, time.monotonic()
         self._stage = "starting"
@@ -136,7 +133,7 @@ class Cluster:
 
     def start(self) -> None:
         """To be called once when JAX's client is there: begins to watch."""
-        self._client: Any = distributed.global_state.client
+        self._client: Any = jax_private.client()
         self._stage = "running"
         for work in (self._watch_peers, self._watch_news):
             self._threads.append(threading.Thread(target=work, name=work.__name__, daemon=True))
@@ -209,14 +206,8 @@ class Cluster:
         """Ends this process for an error, and with it all others."""
         if self._stage == "leaving":  # a thread of ours is at it
             time.sleep(self._peer_timeout)
-        trace = None
-        if isinstance(error, (SpectranError, Interrupted)):
-            status, message = error.exit_status, str(error)
-        elif isinstance(error, KeyboardInterrupt):
-            status, message = Interrupted.exit_status, "Stopped by SIGINT; start the same command again."
-        else:
-            status, message = 1, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-            trace = error
+        told = outcome(error)
+        status, message = told or (RunError.exit_status, f"{type(error).__name__}: {first_line(error, 300)}")
         if not isinstance(error, (InputError, Interrupted, KeyboardInterrupt)):
             self.settle()  # it may follow from a process that died
         with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -224,8 +215,8 @@ class Cluster:
             news = self.read_all("news")
             if json.loads(news["failed"])["message"] != message:  # another one was first: that is the cause
                 self._heed(news)
-        if trace is not None:
-            traceback.print_exception(trace)
+        if told is None:
+            traceback.print_exception(error)
         self._leave(status, message)
 
     def finish(self) -> None:
@@ -259,8 +250,6 @@ class Cluster:
         last = threading.Timer(2 * _POLL + 5 * _LEAVING, os._exit, [status])
         last.daemon = True
         last.start()
-        with contextlib.suppress(Exception):
-            self.prepare_to_print()
         write_last(message)
         if self.is_first:
             time.sleep(2 * _POLL + _LEAVING)

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import clusters
 
 from spectran_jax.cluster_flags import ClusterOptions
 from spectran_jax.errors import InputError, first_line
-from spectran_jax.training import coordinator
+from spectran_jax.training import coordinator, jax_private
 from spectran_jax.training.cluster import Cluster
 
 
@@ -53,8 +52,8 @@ def _find(options: ClusterOptions) -> tuple[str, int, int, Any] | None:
     devices = None
     if None in (address, count, index):
         try:
-            address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                address, count, index, None, None, options.coordinator_timeout
+            address, count, index, devices = jax_private.find_processes(
+                address, count, index, options.coordinator_timeout
             )
         except Exception as error:
             reason = first_line(error, 300)
@@ -110,8 +109,7 @@ def _connect(options: ClusterOptions, address: str, count: int, index: int, devi
             shutdown_timeout_seconds=10,
         )
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"{coordinator.not_met(address, count)} ({reason})") from None
+        raise InputError(f"{coordinator.not_met(address, count)} ({first_line(error, 200)})") from None
     cluster.start()
     return cluster
 

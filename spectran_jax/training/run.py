@@ -20,7 +20,7 @@ from spectran_jax.cluster_flags import ALONE, ClusterOptions
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
-from spectran_jax.progress import quiet, stderr_console
+from spectran_jax.progress import print_line, quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
 from spectran_jax.signals import StopRequest
 from spectran_jax.training import consensus, loop, partitioning, run_report, summary
@@ -127,9 +127,9 @@ def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float
     def announce(params: Any, step: int) -> None:
         print_table(parameter_table(summary.parameter_rows(params)), console)
         for line in notices(setup) if cluster.is_first else ():
-            console.print(line, markup=False, highlight=False)
+            print_line(console, line)
         if step:
-            console.print(f"Resuming from step {step:,}.", markup=False, highlight=False)
+            print_line(console, f"Resuming from step {step:,}.")
 
     trained = loop.train(setup, workdir, stop, announce, cluster)
     phases |= trained.phases

@@ -1,14 +1,17 @@
-"""How a process of a run leaves the others when all is done."""
+"""How a process of a run leaves the others, when all is done or where it fails."""
 
+import errno
+import json
+import re
 import threading
 import time
 from types import SimpleNamespace
 
 import jax
 import pytest
-from jax._src import distributed
 
 from spectran_jax.training import cluster as rooms
+from spectran_jax.training import jax_private
 from spectran_jax.training.cluster import Cluster
 
 
@@ -50,7 +53,7 @@ class Client:
 @pytest.fixture
 def client(monkeypatch):
     client = Client()
-    monkeypatch.setattr(distributed, "global_state", SimpleNamespace(client=client))
+    monkeypatch.setattr(jax_private, "client", lambda: client)
     monkeypatch.setattr(jax.distributed, "shutdown", client.down.set)
     monkeypatch.setattr(rooms, "_LEAVING", 0.01)
     return client
@@ -85,3 +88,41 @@ def test_none_waits_for_ever_for_one_that_died_at_the_end(client, index):
     cluster.start()
     cluster.finish()
     assert client.down.is_set()
+
+
+class Left(Exception):
+    """In place of the end of the process, with its status and message."""
+
+
+NO_MEMORY = r"^Out of memory \(.*\)\. Take a smaller --batch_size"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 2, r"^/x/y: Permission denied\.$"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, r"^/x/y: No space left on device\.$"),
+        (MemoryError("Unable to allocate 7.28 TiB"), 1, NO_MEMORY),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.\nMore"), 1, NO_MEMORY),
+        (KeyboardInterrupt(), 75, r"^Stopped by SIGINT; start the same command again\.$"),
+        (ZeroDivisionError("division by zero\nat noon"), 1, r"^ZeroDivisionError: division by zero$"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_a_failure_ends_all_with_the_status_and_the_line_of_a_command(monkeypatch, capsys, error, status, message):
+    def leave(cluster, status, message):
+        raise Left(status, message)
+
+    news = {}
+    cluster = Cluster(1, 2)
+    cluster._client = SimpleNamespace(key_value_set=news.__setitem__)
+    monkeypatch.setattr(Cluster, "settle", lambda cluster: None)
+    monkeypatch.setattr(Cluster, "_leave", leave)
+    monkeypatch.setattr(Cluster, "read_all", lambda cluster, folder: {"failed": news["spectran/news/failed"]})
+    with pytest.raises(Left) as left:
+        cluster.fail(error)
+    assert left.value.args[0] == status
+    assert re.search(message, left.value.args[1])
+    told = json.loads(news["spectran/news/failed"])
+    assert told == {"process": 1, "status": status, "message": left.value.args[1]}
+    assert ("ZeroDivisionError" in capsys.readouterr().err) == isinstance(error, ZeroDivisionError)

@@ -1,5 +1,6 @@
 """A process that lives and gets no further is noticed by its own thread, and all leave."""
 
+import contextlib
 import socket
 import threading
 import types
@@ -80,14 +81,15 @@ def test_only_what_stands_still_between_the_first_step_and_the_last(cluster, clo
     look(cluster)
 
 
-@pytest.mark.parametrize("change", [{"alone": True}, {"hang_timeout": 0}])
-def test_nobody_looks_where_nobody_waits(cluster, clock, change):
+@pytest.mark.parametrize(("change", "looks"), [({}, True), ({"alone": True}, False), ({"hang_timeout": 0}, False)])
+def test_nobody_looks_where_nobody_waits(cluster, clock, change, looks):
     vars(cluster).update(change)
-    phases = Phases()
-    with Watchdog(cluster, phases) as watchdog:
+    with Watchdog(cluster, Phases()) as watchdog:
         watchdog.begin(np.ones(()))
+        assert len(cluster.on_news) == looks
         clock.now += 1000
-        look(cluster)
+        with pytest.raises(Ended) if looks else contextlib.nullcontext():
+            look(cluster)
 
 
 def test_the_place_of_a_thread():

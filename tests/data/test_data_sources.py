@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from spectran_jax import data
+from spectran_jax import data, writing
 from spectran_jax.config import Config
 from spectran_jax.data import builders, sources
 from spectran_jax.data.content import Content
@@ -137,12 +138,12 @@ def test_a_killed_preparation_leaves_nothing_that_counts_as_done(config, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(builders, "write", killed)
-    monkeypatch.setattr(sources.shutil, "rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
+    monkeypatch.setattr(writing.shutil, "rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
     with pytest.raises(KeyboardInterrupt):
         data.load(config)
     monkeypatch.undo()
     (left,) = prepared(config)
-    assert ".tmp-" in left
+    assert left.startswith(".spectran-draft-")
     assert data.load(config).num_users == 5
     assert len(prepared(config)) == 2
     # Once it is certain that nobody works on it, the next preparation removes it.
@@ -174,16 +175,24 @@ def test_another_process_that_was_first_wins(config, monkeypatch):
 
 def test_where_it_cannot_be_written(config, monkeypatch, tmp_path):
     (tmp_path / "blocked").write_text("a file, not a folder")
-    with pytest.raises(InputError, match=r"prepared data can't be written.*--data_dir"):
+    with pytest.raises(InputError, match=r"prepared can't be written.*--data_dir"):
         data.load(config.replace(data_dir=str(tmp_path / "blocked")))
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def failing(error):
+        def write(*_):
+            raise error
 
-    monkeypatch.setattr(builders, "write", full)
-    with pytest.raises(RunError, match="No space left on device"):
-        data.load(config)
-    assert prepared(config) == []
+        return write
+
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Failed to write\nmore"),  # as ArrayRecord says it
+    ):
+        monkeypatch.setattr(builders, "write", failing(error))
+        with pytest.raises(RunError, match=rf"{str(error).splitlines()[0][-10:]}.*--data_dir"):
+            data.load(config)
+        assert prepared(config) == []
 
 
 def test_flags_that_are_missing(config):

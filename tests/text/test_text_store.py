@@ -150,17 +150,18 @@ def test_the_folder_of_another_process_that_was_first_stands(folder, name):
 
 
 def test_abandoned_drafts_are_removed(folder):
-    names = ".one.killed", ".one.running", ".one.writing", ".two.killed"
+    killed, running, writing = (f".spectran-draft-{what}" for what in ("killed", "running", "writing"))
+    names = killed, running, writing, ".somebody's"
     past = time.time() - 2 * 24 * 3600
     for path in (folder.parent / name for name in names):
         path.mkdir()
         (path / "u.npy").write_text("")
-        if path.name != ".one.writing":  # one file, for more than a day
+        if path.name != writing:  # one file, for more than a day
             os.utime(path / "u.npy", (past, past))
-        if path.name != ".one.running":
+        if path.name != running:
             os.utime(path, (past, past))
     save(folder, np.ones((2, 2)))
-    assert sorted(path.name for path in folder.parent.iterdir()) == sorted({*names, "one"} - {".one.killed"})
+    assert sorted(path.name for path in folder.parent.iterdir()) == sorted({*names, "one"} - {killed})
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
