@@ -1,11 +1,13 @@
 """What keeps processes from starting as one run: said by each of them in one line, exit status 2."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
 from spectran_jax.benchmarks.local_run import free_port, started
 
+IMPATIENT = [str(Path(__file__).with_name("impatient_train.py"))]
 CASES = {
     "another configuration": ({"batch_size": {1: 32}}, "The processes disagree on --batch_size: 32 for process 1"),
     "a folder of its own": ({"workdir": {1: "elsewhere"}}, "is not shared between the hosts: process 1 on"),
@@ -21,7 +23,7 @@ def test_processes_that_do_not_fit_together(tiny_flags, tmp_path):
                 for flag, values in own.items()
             }
             flags = {**tiny_flags, "workdir": tmp_path / f"run-{number}"}
-            runs[name] = stack.enter_context(started(tmp_path / str(number), 2, flags, own=own))
+            runs[name] = stack.enter_context(started(tmp_path / str(number), 2, flags, own=own, program=IMPATIENT))
         for name, (_, message) in CASES.items():
             run = runs[name]
             assert run.wait(120) == [2, 2], [run.err(index) for index in range(2)]
