@@ -91,11 +91,6 @@ class Setup:
         touched = min(self.plan.group_items + self.config.objective.negatives, self.dataset.num_items)
         return exchange.plan(self.mesh, self.access.rows, touched)
 
-    def item_arrays(self) -> dict[str, np.ndarray]:
-        """The frozen arrays with one row an item, wherever they live."""
-        names = self.model.item_encoder.item_arrays
-        return {k: v for k, v in (self.frozen.item_encoder | self.host_arrays).items() if k in names}
-
     def place(self) -> Frozen:
         """The frozen arrays on the devices, as the partitioning table says."""
 
