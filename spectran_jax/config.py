@@ -372,6 +372,10 @@ class Config:
         """Sections of fields, as config.json holds them."""
         return dataclasses.asdict(self)
 
+    def flat(self) -> dict[str, Any]:
+        """Every value by its flat name, in the order of definition."""
+        return {field.name: getattr(getattr(self, section), field.name) for section, field in fields()}
+
     def replace(self, **values: Any) -> Config:
         """A copy with fields set by their flat name, e.g. `config.replace(seed=3, dropout=0.1)`.
 
@@ -392,7 +396,7 @@ class Config:
 
     def get(self, name: str) -> Any:
         """The value of a field by its flat name; raises `KeyError` for a name that no section has."""
-        return getattr(getattr(self, {field.name: section for section, field in fields()}[name]), name)
+        return self.flat()[name]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> Config:
@@ -425,11 +429,11 @@ class Config:
 
     def differences(self, other: Config, also: Collection[str] = ()) -> list[str]:
         """`name: mine != theirs` for each field that differs and is not resumable, or is one of `also`."""
+        theirs, resumable = other.flat(), {field.name for _, field in fields() if field.metadata["resumable"]}
         return [
-            f"{field.name}: {getattr(getattr(self, section), field.name)!r} != {getattr(getattr(other, section), field.name)!r}"
-            for section, field in fields()
-            if (not field.metadata["resumable"] or field.name in also)
-            and getattr(getattr(self, section), field.name) != getattr(getattr(other, section), field.name)
+            f"{name}: {mine!r} != {theirs[name]!r}"
+            for name, mine in self.flat().items()
+            if mine != theirs[name] and (name not in resumable or name in also)
         ]
 
     def same_results(self, other: Config) -> bool:

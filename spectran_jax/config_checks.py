@@ -56,8 +56,9 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 
 def check(config: Config) -> None:
     """Raises an `InputError` that names the flag for any value out of its range or choices."""
-    for section, field in fields():
-        value = getattr(getattr(config, section), field.name)
+    values = config.flat()
+    for _, field in fields():
+        value = values[field.name]
         kind = type(field.default)
         fits = isinstance(value, (int, float) if kind is float else kind)
         if not fits or (isinstance(value, bool) and kind is not bool):

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from spectran_jax import backbones, data, item_encoders
 from spectran_jax.cluster_flags import ALONE, ClusterOptions
-from spectran_jax.config import Config, fields
+from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import quiet, stderr_console
@@ -203,10 +203,6 @@ def print_table(table: Table, console: Console | None = None) -> None:
 
 def _command(config: Config, workdir: Path) -> str:
     """The command that makes this run again: the values that differ from the defaults."""
-    defaults = Config()
-    changed = [
-        f"--{field.name}={shlex.quote(str(value))}"
-        for section, field in fields()
-        if (value := getattr(getattr(config, section), field.name)) != getattr(getattr(defaults, section), field.name)
-    ]
+    defaults = Config().flat()
+    changed = [f"--{name}={shlex.quote(str(v))}" for name, v in config.flat().items() if v != defaults[name]]
     return " ".join(["python -m experiments.train", *changed, f"--workdir={shlex.quote(str(workdir))}"])
