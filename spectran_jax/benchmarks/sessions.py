@@ -75,7 +75,7 @@ def synthetic(
     config = config.replace(**options)
     split = types.SimpleNamespace(train=train, item_counts=np.ones(items, np.int32))
     dataset = types.SimpleNamespace(num_items=items)
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
+    mesh = partitioning.training_mesh(config.training)
     return assemble(config, cast(Any, dataset), cast(Any, split), None, cast(Any, spectrum), mesh)
 
 

@@ -91,9 +91,8 @@ def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
 
 def _prepare(cluster: Cluster, config: Config) -> Setup:
     """The set-up: process 0 reads the input files, then all take what it prepared; what follows they share."""
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
-    partitioning.check_batches(mesh, config.training)
-    rows_of_process(mesh, jax.process_index())
+    mesh = partitioning.training_mesh(config.training)
+    rows_of_process(mesh, jax.process_index())  # refuses a mesh whose shards the processes don't hold evenly
 
     def load(config: Config) -> data.Dataset:
         if not cluster.is_first:
@@ -102,7 +101,7 @@ def _prepare(cluster: Cluster, config: Config) -> Setup:
         cluster.of_first("prepared", lambda: dataset.digest)
         return dataset
 
-    setup = prepare(config, load)
+    setup = prepare(config, mesh, load)
     consensus.require_agreement(cluster, "inputs", {"the content of the input files (a digest)": setup.inputs_digest})
     return setup
 

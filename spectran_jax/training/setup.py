@@ -110,18 +110,22 @@ class Setup:
         return jax.tree_util.tree_map_with_path(of, self.frozen, shardings)
 
 
-def prepare(config: Config, load: Callable[[Config], data.Dataset] = data.load) -> Setup:
+def prepare(
+    config: Config, mesh: jax.sharding.Mesh | None = None, load: Callable[[Config], data.Dataset] = data.load
+) -> Setup:
     """Reads the data, encodes and decomposes the text (both cached), and builds the model.
 
     Args:
       config: everything that decides the run.
+      mesh: the one to train on; `partitioning.training_mesh` of the configuration if None.
       load: reads the data set; several processes take turns.
 
     Raises:
       InputError: for bad input or configuration, before anything is trained.
     """
     check(config)
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
+    mesh = partitioning.training_mesh(config.training) if mesh is None else mesh
+    # Names, and numbers that a backbone refuses, are told before hours of encoding.
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
     objectives.check_name(config.objective.loss)
     build_backbone(config)
