@@ -27,7 +27,6 @@ from spectran_jax.training.phases import Phases
 from spectran_jax.training.profile import Profile
 from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
-from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.standstill import Watchdog
 from spectran_jax.training.step import Frozen
 from spectran_jax.training.tensorboard import Summaries
@@ -116,32 +115,19 @@ def train(
     phases, cluster = Phases(), cluster or Cluster()
 
     # Data.
-    share, shares = rows_of_process(mesh, jax.process_index())
     batches = data.train_iterator(
         setup.split.train,
-        config.data,
-        batch_size=training.batch_size,
+        setup.plan,
         seed=training.seed,
-        process_index=share,
-        process_count=shares,
         epochs=training.epochs,
-        plan=setup.plan,
+        share=setup.share,
         extend=row_reader(setup),
     )
     per_epoch = batches.steps_per_epoch
     positions_per_step = batches.positions / per_epoch
     total = total_steps(config, per_epoch)
     timetable = Timetable(total, per_epoch, training)
-    valid = data.eval_batches(
-        setup.split.valid,
-        config.data,
-        training.eval_batch_size,
-        filter_seen=training.filter_seen,
-        process_index=share,
-        process_count=shares,
-        longest=setup.dataset.longest if training.filter_seen else 0,
-        masked=setup.masked,
-    )
+    valid = setup.eval_batches(setup.split.valid)
 
     # What is compiled, and what it reads.
     programs = build_programs(setup, total)

@@ -22,6 +22,7 @@ from spectran_jax.spectral import Spectrum
 from spectran_jax.training import catalogue, exchange, partitioning
 from spectran_jax.training.item_table import Access
 from spectran_jax.training.sharded_step import exchanges
+from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Frozen
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -67,6 +68,11 @@ class Setup:
         return self.split.train.timestamps is not None
 
     @property
+    def share(self) -> tuple[int, int]:
+        """Which of how many slices of each batch this process reads; see `rows_of_process`."""
+        return rows_of_process(self.mesh, jax.process_index())
+
+    @property
     def access(self) -> Access:
         """How the table of all item vectors lies on the mesh."""
         return Access(self.mesh, self.dataset.num_items, self.model.item_encoder.num_items)
@@ -90,6 +96,22 @@ class Setup:
             return None
         touched = min(self.plan.group_items + self.config.objective.negatives, self.dataset.num_items)
         return exchange.plan(self.mesh, self.access.rows, touched)
+
+    def eval_batches(self, targets: data.Targets, *, filter_seen: bool | None = None) -> data.EvalBatches:
+        """What this process reads of the batches to rank `targets` by; `--filter_seen` unless told otherwise."""
+        training = self.config.training
+        filter_seen = training.filter_seen if filter_seen is None else filter_seen
+        # A run may have been trained on fewer devices: rows must be a multiple of those that are here.
+        devices = self.mesh.shape["data"]
+        return data.EvalBatches(
+            targets,
+            max_length=self.config.data.max_length,
+            batch_size=-(-training.eval_batch_size // devices) * devices,
+            filter_seen=filter_seen,
+            share=self.share,
+            longest=self.dataset.longest if filter_seen else 0,
+            masked=self.masked,
+        )
 
     def place(self) -> Frozen:
         """The frozen arrays on the devices, as the partitioning table says."""
