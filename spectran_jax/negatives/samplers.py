@@ -153,24 +153,20 @@ class InBatch(_Tabled):
 
 
 def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Sampler:
-    """The sampler that `config` names, of `config.negatives` draws.
+    """The sampler that `config`, of a checked configuration, names, of `config.negatives` draws.
 
     Raises:
-      InputError: for an unknown name, a power that is not finite or below zero, counts that `checked_counts` refuses,
-        a number of negatives below one or, where they are uniform, above the number of items in training.
+      InputError: for an unknown name, counts that `checked_counts` refuses, or more uniform negatives than items in
+        training.
     """
     if config.sampling not in SAMPLERS:
         raise unknown_name("sampling", config.sampling, SAMPLERS)
     trained = int(np.count_nonzero(checked_counts(counts)))
-    if config.sampling == "uniform" and not 1 <= config.negatives <= trained:
+    if config.sampling == "uniform" and config.negatives > trained:
         raise InputError(
             f"--negatives must lie between 1 and the number of items in training, {trained}, got {config.negatives}. "
             f"Take --negatives={trained} or fewer, or --loss=softmax, which takes all items."
         )
-    if config.negatives < 1:
-        raise InputError(f"--negatives must be at least 1, got {config.negatives}.")
-    if not 0 <= config.popularity_power < np.inf:
-        raise InputError(f"--popularity_power must be at least 0, got {config.popularity_power}.")
     return SAMPLERS[config.sampling](config)
 
 

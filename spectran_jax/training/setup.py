@@ -146,6 +146,11 @@ def prepare(
       InputError: for bad input or configuration, before anything is trained.
     """
     check(config)
+    if config.spectrum.spectrum_memory != "device" and jax.process_count() > 1:
+        raise InputError(
+            f"--spectrum_memory={config.spectrum.spectrum_memory} is for one process; take --spectrum_memory=device, "
+            "which cuts the spectrum over all devices."
+        )
     mesh = partitioning.training_mesh(config.training) if mesh is None else mesh
     # Names, and numbers that a backbone refuses, are told before hours of encoding.
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
@@ -231,17 +236,6 @@ def assemble(
         )
     host: dict[str, np.ndarray] = {}
     if config.spectrum.spectrum_memory != "device":
-        if not objective.sampled or config.optimizer.table_updates == "dense":
-            raise InputError(
-                f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "
-                f"--loss={config.objective.loss} with --table_updates={config.optimizer.table_updates} touches all; "
-                "take --spectrum_memory=device, or a sampled loss with sparse updates."
-            )
-        if config.training.parallelism == "pmap" or jax.process_count() > 1:
-            raise InputError(
-                f"--spectrum_memory={config.spectrum.spectrum_memory} is for one process and --parallelism=jit; take "
-                "--spectrum_memory=device, which cuts the spectrum over all devices."
-            )
         host = {name: arrays.pop(name) for name in encoder.wide_arrays}
         if config.spectrum.spectrum_memory == "host":
             host = {name: np.array(array) for name, array in host.items()}  # out of the file, into memory
