@@ -1,7 +1,8 @@
 """The configuration of a run: frozen dataclasses, from which flags, `--help` and config.json come.
 
-Each field states its default, its meaning and, where the choice is closed, its choices. A field
-marked `resumable` may differ between the run that wrote a work directory and the one that resumes it.
+Each field states its default, its meaning and, where they are closed, its choices or its bounds: `low` and `high` may
+be taken, `above` and `below` not. A field marked `resumable` may differ between the run that wrote a work directory and
+the one that resumes it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,27 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from spectran_jax.bounds import Bounds
 from spectran_jax.errors import InputError, unknown_name
 
 LENGTH = ("epochs", "max_steps", "patience")
 """Fields that say when training ends. They are resumable, and yet decide the numbers that come out."""
 
 
-def _field(default: Any, help: str, *, choices: tuple[str, ...] = (), resumable: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "resumable": resumable})
+def _field(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    resumable: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    bounds = Bounds(low, high, above, below)
+    metadata = {"help": help, "choices": choices, "resumable": resumable, "bounds": bounds}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +49,9 @@ class DataConfig:
         resumable=True,
     )
     data_dir: str = _field("", "Where prepared data and caches live; ~/.cache/spectran_jax if empty.", resumable=True)
-    k_core: int = _field(0, "Keep users and items with at least this many interactions, repeatedly; 0 keeps all.")
+    k_core: int = _field(
+        0, "Keep users and items with at least this many interactions, repeatedly; 0 keeps all.", low=0
+    )
     unknown_items: str = _field(
         "error", "What to do with interactions that name items missing from --items.", choices=("error", "drop")
     )
@@ -57,11 +73,13 @@ class DataConfig:
         0.0,
         "Share of the items in training to take out of every training history, so that they are known by their text "
         "alone; they stay candidates, targets, and part of the histories that are evaluated. 0 takes none.",
+        low=0,
+        high=0.9,
     )
     holdout_seed: int = _field(
-        0, "Which items --holdout_items takes out; the same for every --seed, others for another --max_length."
+        0, "Which items --holdout_items takes out; the same for every --seed, others for another --max_length.", low=0
     )
-    max_length: int = _field(50, "Longest history that a model sees, in items; older items are left out.")
+    max_length: int = _field(50, "Longest history that a model sees, in items; older items are left out.", low=1)
     packing: bool = _field(
         True, "Put several short histories into one row of max_length, so that little is computed on padding."
     )
@@ -87,8 +105,8 @@ class SpectrumConfig:
 
     normalize_rows: bool = _field(True, "Scale each text embedding to unit length first.")
     center: bool = _field(True, "Subtract the mean text embedding first.")
-    rtol: float = _field(1e-4, "Singular values below rtol times the largest are dropped.")
-    max_rank: int = _field(0, "Keep at most this many components; 0 keeps all.")
+    rtol: float = _field(1e-4, "Singular values below rtol times the largest are dropped.", low=0, high=1)
+    max_rank: int = _field(0, "Keep at most this many components; 0 keeps all.", low=0)
     spectrum_memory: str = _field(
         "device",
         "Where u lives: on the device; in the host's memory (host) or on disk (disk), from where the rows that a step "
@@ -127,7 +145,7 @@ class EncoderConfig:
         "text embedding itself; alphafuse (some dimensions text, the others ID); rlmrec (IDs, pulled towards the text by "
         "a loss of their own); llmesr (a view of text and one of IDs that attend to each other).",
     )
-    dimension: int = _field(64, "Dimension d of item vectors and user states.")
+    dimension: int = _field(64, "Dimension d of item vectors and user states.", low=1)
     fusion: str = _field(
         "sum",
         "How the semantic and the ID vector are joined; none leaves the ID table out, so that an item is its text.",
@@ -136,8 +154,9 @@ class EncoderConfig:
     semantic_scale: float = _field(
         0.2,
         "Root mean square of the semantic vectors' entries at start; of each dimension alone at --spectral_power=0.",
+        low=0,
     )
-    id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.")
+    id_scale: float = _field(0.02, "Standard deviation of each dimension of the ID vectors at start.", low=0)
     learn_scale: bool = _field(
         False, "Let training change the semantic scale of spectran, svd, mlp, moe and whiten; others have a fixed one."
     )
@@ -148,10 +167,12 @@ class EncoderConfig:
     position_encoding: bool = _field(
         True, "Add the learned Taylor map of the singular values on the principal diagonal."
     )
-    taylor_order: int = _field(2, "Order P of the Taylor map; it has P + 1 coefficients.")
-    attention_dimension: int = _field(64, "Dimension k of the spectral queries and keys.")
-    attention_live: float = _field(0.8, "Share of attention entries above the threshold at start.")
-    attention_energy: float = _field(0.1, "Energy of the attention at start, relative to the principal diagonal's.")
+    taylor_order: int = _field(2, "Order P of the Taylor map; it has P + 1 coefficients.", low=0, high=32)
+    attention_dimension: int = _field(64, "Dimension k of the spectral queries and keys.", low=1)
+    attention_live: float = _field(0.8, "Share of attention entries above the threshold at start.", above=0, below=1)
+    attention_energy: float = _field(
+        0.1, "Energy of the attention at start, relative to the principal diagonal's.", low=0
+    )
     spectral_norm: str = _field(
         "orthonormal",
         "How W of spectran is held. orthonormal: its rows are, so that the output stays whitened, and learning chooses a "
@@ -159,17 +180,20 @@ class EncoderConfig:
         "can be shrunk away.",
         choices=("orthonormal", "rows", "none"),
     )
-    adapter_width: int = _field(256, "Hidden units of the two layers of mlp, whiten, rlmrec and llmesr.")
-    experts: int = _field(8, "Experts of moe.")
+    adapter_width: int = _field(256, "Hidden units of the two layers of mlp, whiten, rlmrec and llmesr.", low=1)
+    experts: int = _field(8, "Experts of moe.", low=1)
     whiten_groups: int = _field(
         4,
         "Groups of dimensions that the relaxed whitening of whiten treats apart; its result joins that of the full "
         "whitening (WhitenRec+). 1 takes the full whitening alone (WhitenRec).",
+        low=1,
     )
     null_share: float = _field(
         0.5,
         "Share of the dimensions that alphafuse learns for each item; the others hold the head of the spectrum, frozen. "
         "More suits catalogues with many interactions an item, less those with many rare items.",
+        above=0,
+        below=1,
     )
     alignment: str = _field(
         "contrastive",
@@ -181,9 +205,10 @@ class EncoderConfig:
         0.1,
         "Weight of the auxiliary loss, against the recommendation loss: of rlmrec's alignment, or of llmesr's distillation "
         "from similar users. 0 trains without it.",
+        low=0,
     )
     alignment_temperature: float = _field(
-        0.2, "Cosines are divided by this in rlmrec's loss; lower looks at the most similar other items only."
+        0.2, "Cosines are divided by this in rlmrec's loss; lower looks at the most similar other items only.", above=0
     )
     table_dtype: str = _field(
         "float32",
@@ -207,11 +232,13 @@ class BackboneConfig:
         0.3,
         "Share of a history's items that bert4rec must fill in, one at least. Half of the histories hide their last "
         "item only, as prediction does.",
+        above=0,
+        below=1,
     )
-    blocks: int = _field(2, "Blocks of attention.")
-    heads: int = _field(2, "Attention heads; must divide the dimension.")
-    dropout: float = _field(0.3, "Dropout rate on inputs, attention outputs and feed-forward outputs.")
-    ffn_multiplier: int = _field(4, "Width of the feed-forward layer over the dimension; hstu has none.")
+    blocks: int = _field(2, "Blocks of attention.", low=1)
+    heads: int = _field(2, "Attention heads; must divide the dimension.", low=1)
+    dropout: float = _field(0.3, "Dropout rate on inputs, attention outputs and feed-forward outputs.", low=0, below=1)
+    ffn_multiplier: int = _field(4, "Width of the feed-forward layer over the dimension; hstu has none.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,20 +255,26 @@ class ObjectiveConfig:
         "cosine", "Score of a user state and an item vector; training and ranking share it.", choices=("cosine", "dot")
     )
     temperature: float = _field(
-        0.1, "Scores are divided by this before the softmax (and before the logistic function of bce and gbce)."
+        0.1,
+        "Scores are divided by this before the softmax (and before the logistic function of bce and gbce).",
+        above=0,
     )
-    negatives: int = _field(512, "Negatives per step, shared by all positions of the batch.")
+    negatives: int = _field(512, "Negatives per step, shared by all positions of the batch.", low=1)
     sampling: str = _field(
         "uniform",
         "Negatives: uniform over the items in training; popularity, in proportion to count^popularity_power; or in_batch, "
         "targets of the batch.",
         choices=("uniform", "popularity", "in_batch"),
     )
-    popularity_power: float = _field(0.75, "With --sampling=popularity: 0 is uniform, 1 in proportion to the counts.")
+    popularity_power: float = _field(
+        0.75, "With --sampling=popularity: 0 is uniform, 1 in proportion to the counts.", low=0, high=2
+    )
     gbce_t: float = _field(
         0.75,
         "Calibration of gbce: 0 is bce, whose probabilities are far too high where few items are drawn; at 1 the best "
         "model's are true (of items outside the history, unless --nohistory_negatives); between, learning is faster.",
+        low=0,
+        high=1,
     )
     mask_negatives: str = _field(
         "positive",
@@ -286,38 +319,43 @@ class OptimizerConfig:
         "row's own count.",
         choices=("decayed", "lazy", "counted"),
     )
-    learning_rate: float = _field(1e-3, "Peak learning rate.")
+    learning_rate: float = _field(1e-3, "Peak learning rate.", low=0)
     spectral_lr_multiplier: float = _field(
-        5.0, "Learning rate of Q, K, the threshold and the Taylor coefficients over that of the rest."
+        5.0, "Learning rate of Q, K, the threshold and the Taylor coefficients over that of the rest.", low=0
     )
     spectral_epochs: float = _field(
         8.0,
         "Epochs over which that learning rate falls to zero (a cosine): the attention learns while the text leads, and "
         "is not drawn into what the IDs memorise later. 0: it does not fall.",
+        low=0,
     )
     weight_decay: float = _field(
-        0.0, "Decoupled weight decay; never on thresholds, Taylor coefficients, norms and biases."
+        0.0, "Decoupled weight decay; never on thresholds, Taylor coefficients, norms and biases.", low=0
     )
-    warmup_steps: int = _field(100, "Steps of linear warm-up.")
+    warmup_steps: int = _field(100, "Steps of linear warm-up.", low=0)
     schedule: str = _field("constant", "Schedule after warm-up.", choices=("constant", "cosine"))
-    clip_norm: float = _field(1.0, "Clip the global gradient norm to this; 0 does not clip.")
+    clip_norm: float = _field(1.0, "Clip the global gradient norm to this; 0 does not clip.", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """The loop: how long, how often, on what."""
 
-    seed: int = _field(0, "Seed of initialisation, data order, dropout and negatives.")
-    epochs: int = _field(100, "Train at most this many epochs.", resumable=True)
-    max_steps: int = _field(0, "Train at most this many steps; 0 leaves the end to --epochs.", resumable=True)
-    batch_size: int = _field(256, "Users per update, over all devices.")
-    eval_every: int = _field(1, "Epochs between two validations.")
+    seed: int = _field(0, "Seed of initialisation, data order, dropout and negatives.", low=0)
+    epochs: int = _field(100, "Train at most this many epochs.", low=1, resumable=True)
+    max_steps: int = _field(0, "Train at most this many steps; 0 leaves the end to --epochs.", low=0, resumable=True)
+    batch_size: int = _field(256, "Users per update, over all devices.", low=1)
+    eval_every: int = _field(1, "Epochs between two validations.", low=1)
     patience: int = _field(
-        10, "Stop after this many validations without a better validation NDCG@20; 0 trains to the end.", resumable=True
+        10,
+        "Stop after this many validations without a better validation NDCG@20; 0 trains to the end.",
+        low=0,
+        resumable=True,
     )
     checkpoint_every: int = _field(
         500,
         "Steps between two checkpoints; one is also written with every validation.",
+        low=1,
         resumable=True,
     )
     evaluate: str = _field(
@@ -326,7 +364,7 @@ class TrainingConfig:
         choices=("valid", "test", "both"),
         resumable=True,
     )
-    eval_batch_size: int = _field(256, "Users ranked at once.", resumable=True)
+    eval_batch_size: int = _field(256, "Users ranked at once.", low=1, resumable=True)
     filter_seen: bool = _field(False, "Leave items of a user's history out of the ranking; targets are never left out.")
     precision: str = _field("float32", "Compute precision; parameters stay float32.", choices=("float32", "bfloat16"))
     mesh: str = _field(
@@ -345,11 +383,13 @@ class TrainingConfig:
         1,
         "Updates that the device makes without asking the host, where steps are small; fewer before a line of the log "
         "(every 50 steps), a validation or a checkpoint.",
+        low=1,
         resumable=True,
     )
     profile: int = _field(
         0,
         "Write a trace of this many steps to profile/ in --workdir, for Perfetto or XProf; 0 writes none.",
+        low=0,
         resumable=True,
     )
     tensorboard: bool = _field(False, "Also write TensorBoard summaries (extra [tensorboard]).", resumable=True)
@@ -372,6 +412,10 @@ class Config:
         """Sections of fields, as config.json holds them."""
         return dataclasses.asdict(self)
 
+    def flat(self) -> dict[str, Any]:
+        """Every value by its flat name, in the order of definition."""
+        return {field.name: getattr(getattr(self, section), field.name) for section, field in fields()}
+
     def replace(self, **values: Any) -> Config:
         """A copy with fields set by their flat name, e.g. `config.replace(seed=3, dropout=0.1)`.
 
@@ -392,7 +436,7 @@ class Config:
 
     def get(self, name: str) -> Any:
         """The value of a field by its flat name; raises `KeyError` for a name that no section has."""
-        return getattr(getattr(self, {field.name: section for section, field in fields()}[name]), name)
+        return self.flat()[name]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> Config:
@@ -425,11 +469,11 @@ class Config:
 
     def differences(self, other: Config, also: Collection[str] = ()) -> list[str]:
         """`name: mine != theirs` for each field that differs and is not resumable, or is one of `also`."""
+        theirs, resumable = other.flat(), {field.name for _, field in fields() if field.metadata["resumable"]}
         return [
-            f"{field.name}: {getattr(getattr(self, section), field.name)!r} != {getattr(getattr(other, section), field.name)!r}"
-            for section, field in fields()
-            if (not field.metadata["resumable"] or field.name in also)
-            and getattr(getattr(self, section), field.name) != getattr(getattr(other, section), field.name)
+            f"{name}: {mine!r} != {theirs[name]!r}"
+            for name, mine in self.flat().items()
+            if mine != theirs[name] and (name not in resumable or name in also)
         ]
 
     def same_results(self, other: Config) -> bool:

@@ -137,8 +137,8 @@ def top_k(
 
     With `recall`, `jax.lax.approx_max_k` reduces each chunk to the maxima of L bins before the merge, where the
     hardware can (TPU; elsewhere XLA sorts, exactly and slowly). A bin keeps one item, so an item of the true top k
-    is lost if a better one shares its bin, and a lesser one takes its place. For items in random order
-    `expected_recall` gives the expected share that is found; its lower bound ((L - 1) / L)^(k - 1), about
+    is lost if a better one shares its bin, and a lesser one takes its place. For N >> k items in random order the
+    expected share that is found is L / k (1 - (1 - 1 / L)^k); its lower bound ((L - 1) / L)^(k - 1), about
     exp(-(k - 1) / L), is what XLA solves for L, chunk by chunk, so that over several chunks more is found than asked.
 
     Args:
@@ -194,32 +194,6 @@ def top_k(
         ids, broken = jnp.take_along_axis(found, order, axis=1), shard.sum(broken.astype(jnp.int32)) > 0
     best = jnp.where(broken[:, None], jnp.nan, best)
     return best, jnp.where(broken[:, None] | (best == -jnp.inf), -1, ids)
-
-
-def expected_recall(num_items: int, k: int, bins: int) -> float:
-    """Expected share of the true top k among the maxima of `bins` bins of equally many items in random order.
-
-    The j-th best item is found if none of the j - 1 better ones is among the N / L - 1 others of its bin, which has
-    the probability prod_{i < j - 1} (1 - (N / L - 1) / (N - 1 - i)); the recall is the mean over j = 1, ..., k. For
-    N >> k it tends to L / k (1 - (1 - 1 / L)^k), and it never falls below the bound ((L - 1) / L)^(k - 1) that
-    Chern et al. (2022) give.
-
-    Args:
-      num_items: N.
-      k: length of the list.
-      bins: L, a divisor of N for bins of equal size.
-
-    Raises:
-      InputError: for k or `bins` outside [1, N].
-    """
-    for name, value in (("k", k), ("bins", bins)):
-        if not 1 <= value <= num_items:
-            raise InputError(f"{name} must lie between 1 and the number of items, {num_items}, got {value}.")
-    found = total = 1.0
-    for better in range(k - 1):
-        found *= max(1 - (num_items / bins - 1) / (num_items - 1 - better), 0.0)
-        total += found
-    return total / k
 
 
 def check_recall(recall: float | None, name: str = "recall") -> None:

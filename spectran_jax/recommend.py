@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from spectran_jax import backbones, data, evaluation
+from spectran_jax import backbones, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import EvalBatch
@@ -24,7 +24,6 @@ from spectran_jax.training import partitioning
 from spectran_jax.training.item_table import Access, make_last_states
 from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
-from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Params
 from spectran_jax.writing import write_text
 
@@ -134,18 +133,8 @@ def _of_histories(
     if not setup.timed:  # a model that was trained without times has no use for them
         histories = dataclasses.replace(histories, timestamps=None)
     users = np.arange(len(histories), dtype=np.int32)
-    # The run may have been trained on fewer devices: rows must be a multiple of those that are here.
-    devices = setup.mesh.shape["data"]
-    share, shares = rows_of_process(setup.mesh, jax.process_index())
-    batches = data.eval_batches(
-        Targets(history=histories, target=np.zeros_like(users), user=users),
-        setup.config.data,
-        -(-setup.config.training.eval_batch_size // devices) * devices,
-        filter_seen=filter_seen,
-        process_index=share,
-        process_count=shares,
-        masked=setup.masked,
-    )
+    targets = Targets(history=histories, target=np.zeros_like(users), user=users)
+    batches = setup.eval_batches(targets, filter_seen=filter_seen)
     with task("Going through the histories", len(batches)) as progress:
         _, found = evaluation.per_user(
             lambda batch: step(params, table, batch),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from spectran_jax.bounds import Bounds
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
@@ -38,7 +39,7 @@ def test_field_names_are_unique_over_sections():
 
 
 def test_every_field_can_be_set_by_its_flag():
-    for section, field in fields():
+    for _, field in fields():
         kind, choices = type(field.default), field.metadata["choices"]
         value = next((c for c in choices if c != field.default), None)
         if value is None:
@@ -46,7 +47,7 @@ def test_every_field_can_be_set_by_its_flag():
         if choices and len(choices) == 1:
             continue
         config = parsed(f"--{field.name}={value}")
-        assert getattr(getattr(config, section), field.name) == value
+        assert config.flat()[field.name] == value
 
 
 def test_help_shows_every_flag():
@@ -122,6 +123,14 @@ def test_configuration_is_frozen():
         ({"mask_ratio": 1.0}, "--mask_ratio must lie between 0 and 1, got 1.0"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"rtol": 2.0}, "--rtol must be between 0 and 1"),
+        ({"gbce_t": 1.5}, "--gbce_t must be between 0 and 1, got 1.5"),
+        ({"popularity_power": 2.5}, "--popularity_power must be between 0 and 2, got 2.5"),
+        ({"popularity_power": float("nan")}, "--popularity_power must be a finite number, got nan"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"mask_negatives": "histories"}, "--mask_negatives must be one of positive, history, got 'histories'"),
+        ({"mask_negatives": "history", "loss": "softmax"}, "--mask_negatives=history is of negatives that are drawn"),
+        ({"spectrum_memory": "disk", "table_updates": "dense"}, "--spectrum_memory=disk reads the rows that a step"),
+        ({"spectrum_memory": "host", "parallelism": "pmap"}, "--spectrum_memory=host is for --parallelism=jit"),
         ({"decomposition": "randomized"}, "--decomposition=randomized .* --max_rank"),
         ({"spectrum_dtype": "float16"}, "--spectrum_dtype must be one of float32, bfloat16, int8, got 'float16'"),
         ({"split": "random"}, "--split must be one of leave_one_out, temporal, got 'random'"),
@@ -137,6 +146,28 @@ def test_configuration_is_frozen():
 def test_values_out_of_range(values, message):
     with pytest.raises(InputError, match=message):
         check(Config().replace(**values))
+
+
+def test_few_numbers_have_no_bounds():
+    numbers = [field for _, field in fields() if type(field.default) in (int, float)]
+    free = [field.name for field in numbers if field.metadata["bounds"] == Bounds()]
+    assert free == ["valid_time", "test_time", "spectral_power"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "inside", "outside", "words"),
+    [
+        (Bounds(low=1), [1, 9], [0, float("nan")], "be at least 1"),
+        (Bounds(low=0, high=0.9), [0, 0.9], [-0.1, 1], "be between 0 and 0.9"),
+        (Bounds(low=0, below=1), [0, 0.9], [-0.1, 1], "be at least 0 and below 1"),
+        (Bounds(above=0, below=1), [0.5], [0, 1, float("nan")], "lie between 0 and 1"),
+        (Bounds(above=0), [1e-9], [0], "be above 0"),
+    ],
+)
+def test_bounds_hold_what_they_say(bounds, inside, outside, words):
+    assert all(map(bounds.hold, inside))
+    assert not any(map(bounds.hold, outside))
+    assert str(bounds) == words
 
 
 def test_defaults_pass_the_checks():

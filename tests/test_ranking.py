@@ -17,7 +17,6 @@ from spectran_jax.ranking import (
     TOP_CHUNK_BYTES,
     Shard,
     chunk_items,
-    expected_recall,
     rank_targets,
     tie_tolerance,
     top_k,
@@ -283,26 +282,6 @@ def test_the_best_of_millions_take_no_more_memory():
 
     small, large = used(200_000, 100), used(2_000_000, 100)
     assert large <= 1.01 * small < 4 * TOP_CHUNK_BYTES, (small, large)
-
-
-@pytest.mark.parametrize(("items", "k", "bins"), [(960, 40, 60), (960, 100, 480), (96, 96, 8), (64, 1, 1), (50, 9, 50)])
-def test_expected_recall_by_simulation(items, k, bins):
-    rng = np.random.default_rng(items + k)
-    places = rng.permuted(np.tile(np.arange(items), (2000, 1)), axis=1)  # of the items, best first
-    bin_of = np.sort(places[:, :k] % bins, axis=1)
-    found = 1 + (bin_of[:, 1:] != bin_of[:, :-1]).sum(axis=1)  # one item a bin
-    recall = found / k
-    expected = expected_recall(items, k, bins)
-    assert abs(recall.mean() - expected) <= 4 * recall.std() / 2000**0.5 + 1e-12
-    assert expected >= (1 - 1 / bins) ** (k - 1) - 1e-12
-
-
-def test_expected_recall_of_a_large_catalogue():
-    expected = 500 / 100 * (1 - (1 - 1 / 500) ** 100)
-    assert expected_recall(50_000_000, 100, 500) == pytest.approx(expected, rel=1e-5)
-    for k, bins in ((0, 1), (1, 0), (11, 1), (1, 11)):
-        with pytest.raises(InputError, match=r"must lie between 1 and the number of items, 10, got (0|11)"):
-            expected_recall(10, k, bins)
 
 
 def test_approximate_search_is_exact_on_cpu():

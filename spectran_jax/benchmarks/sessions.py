@@ -19,7 +19,6 @@ from spectran_jax.training.feed import Feed, row_reader
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup, assemble
-from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.timetable import LOG_EVERY
 
 MANY_EPOCHS = 10_000
@@ -75,23 +74,18 @@ def synthetic(
     config = config.replace(**options)
     split = types.SimpleNamespace(train=train, item_counts=np.ones(items, np.int32))
     dataset = types.SimpleNamespace(num_items=items)
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
+    mesh = partitioning.training_mesh(config.training)
     return assemble(config, cast(Any, dataset), cast(Any, split), None, cast(Any, spectrum), mesh)
 
 
 def batches_of(setup: Setup, epochs: int = MANY_EPOCHS) -> data.TrainIterator:
     """The iterator of a training run."""
-    training = setup.config.training
-    index, count = rows_of_process(setup.mesh, jax.process_index())
     return data.train_iterator(
         setup.split.train,
-        setup.config.data,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        process_index=index,
-        process_count=count,
+        setup.plan,
+        seed=setup.config.training.seed,
         epochs=epochs,
-        plan=setup.plan,
+        share=setup.share,
         extend=row_reader(setup),
     )
 
@@ -159,13 +153,7 @@ class Epochs:
 
     def test_metrics(self) -> tuple[dict[str, float], float]:
         """Metrics of the test targets by full ranking, and the seconds that took."""
-        training = self.setup.config.training
-        test = data.eval_batches(
-            self.setup.split.test,
-            self.setup.config.data,
-            training.eval_batch_size,
-            masked=self.setup.masked,
-        )
+        test = self.setup.eval_batches(self.setup.split.test)
         start = time.perf_counter()
         table = self.programs.table(self.state.params, self.frozen)
         values = metrics_from_ranks(self.programs.rank(self.state.params, table, test))

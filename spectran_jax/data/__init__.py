@@ -1,4 +1,4 @@
-"""Data: from files to batches. `load` -> `Dataset`, `split` -> `Split`, `train_iterator` and `eval_batches`."""
+"""Data: from files to batches. `load` -> `Dataset`, `split` -> `Split`, `train_iterator` and `EvalBatches`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spectran_jax.data.interactions import Dataset, Histories
 from spectran_jax.data.splits import Split, Targets, split
 
 if TYPE_CHECKING:
-    from spectran_jax.data.pipeline import EvalBatches, TrainIterator, eval_batches, train_iterator
+    from spectran_jax.data.pipeline import EvalBatches, TrainIterator, train_iterator
     from spectran_jax.data.sources import data_dir, load, register
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Targets",
     "TrainIterator",
     "data_dir",
-    "eval_batches",
     "load",
     "register",
     "split",
@@ -31,7 +30,6 @@ _LAZY = {
     "EvalBatches": "pipeline",
     "TrainIterator": "pipeline",
     "data_dir": "sources",
-    "eval_batches": "pipeline",
     "load": "sources",
     "register": "sources",
     "train_iterator": "pipeline",

@@ -67,13 +67,11 @@ class Plan:
 
     def row_positions(self) -> Int[np.ndarray, "R"]:
         """Supervised positions of each row, int64."""
-        return np.add.reduceat(self.slot_supervised.astype(np.int64), self.row_offsets[:-1])
+        return _row_positions(self.slot_supervised, self.row_offsets)
 
     def row_items(self) -> Int[np.ndarray, "R"]:
         """Items of the histories in each row, inputs and targets, int64."""
-        items = np.add.reduceat(self.slot_length.astype(np.int64), self.row_offsets[:-1])
-        # The last target of the next-item task stands at no position.
-        return items + np.diff(self.row_offsets) if self.slot_last_only is None else items
+        return _row_items(self.slot_length, self.row_offsets, masked=self.slot_last_only is not None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +143,10 @@ def make_plan(
         slot_last_only[slots_by_length] = cloze.last_only(len(users))  # the same share of every length
         hidden = cloze.hidden_counts(slot_length, mask_ratio)
         slot_supervised = np.where(slot_last_only, 1, hidden).astype(np.int32)
-    plan = Plan(
+    row_positions = _row_positions(slot_supervised, row_offsets)
+    row_items = _row_items(slot_length, row_offsets, masked)
+    share, places = rows_per_step // row_multiple, steps * row_multiple
+    return Plan(
         users=users.astype(np.int32),
         slot_start=slot_start.astype(np.int32),
         slot_length=slot_length,
@@ -157,16 +158,21 @@ def make_plan(
         steps_per_epoch=steps,
         rows_per_step=rows_per_step,
         groups=row_multiple,
-        group_positions=0,
-        step_items=0,
-        group_items=0,
+        group_positions=_capacity(row_positions, share, places),
+        step_items=_capacity(row_items, rows_per_step, steps),
+        group_items=_capacity(row_items, share, places),
     )
-    return dataclasses.replace(
-        plan,
-        group_positions=_capacity(plan.row_positions(), rows_per_step // row_multiple, steps * row_multiple),
-        step_items=_capacity(plan.row_items(), rows_per_step, steps),
-        group_items=_capacity(plan.row_items(), rows_per_step // row_multiple, steps * row_multiple),
-    )
+
+
+def _row_positions(slot_supervised: Int[np.ndarray, "S"], row_offsets: Int[np.ndarray, "R_plus_1"]) -> np.ndarray:
+    """See `Plan.row_positions`."""
+    return np.add.reduceat(slot_supervised.astype(np.int64), row_offsets[:-1])
+
+
+def _row_items(slot_length: Int[np.ndarray, "S"], row_offsets: Int[np.ndarray, "R_plus_1"], masked: bool) -> np.ndarray:
+    """See `Plan.row_items`."""
+    items = np.add.reduceat(slot_length.astype(np.int64), row_offsets[:-1])
+    return items if masked else items + np.diff(row_offsets)  # the last target of the next-item task has no position
 
 
 def _capacity(sizes: Int[np.ndarray, "R"], rows: int, draws: int) -> int:

@@ -12,7 +12,6 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
-from spectran_jax.config import DataConfig
 from spectran_jax.data import cloze, packing
 from spectran_jax.data.interactions import Histories, ragged_indices
 from spectran_jax.data.splits import Targets
@@ -23,26 +22,22 @@ _PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 _SEEN_MULTIPLE = 64
 _INT32_MAX = np.iinfo(np.int32).max
 
+Share = tuple[int, int]
+"""Which slice of each batch a process reads, and how many there are."""
+
 
 class TrainBatches:
     """Batch i of a run, for one process, as a function of i alone: a Grain random-access source.
 
     Batch i is step `i % steps_per_epoch` of epoch `i // steps_per_epoch`. Putting the batches of all processes one
-    below the other gives the same rows for every number of processes.
+    below the other gives the same rows for every number of processes. Arguments are those of `train_iterator`.
     """
 
     def __init__(
-        self,
-        histories: Histories,
-        plan: packing.Plan,
-        *,
-        seed: int,
-        epochs: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        self, histories: Histories, plan: packing.Plan, *, seed: int, epochs: int, share: Share = (0, 1)
     ) -> None:
         self._histories, self._plan, self._seed, self._epochs = histories, plan, seed, epochs
-        self._rows = _process_slice(plan.rows_per_step, process_index, process_count, "batch rows")
+        self._rows = _rows_of(share, plan.rows_per_step, "batch rows")
         self._lock = threading.Lock()
         # Prefetching threads straddle two epochs at most.
         self._draw = functools.lru_cache(maxsize=2)(functools.partial(packing.draw_epoch, plan, seed))
@@ -132,55 +127,36 @@ class TrainIterator(grain.DatasetIterator[TrainBatch]):
 
 def train_iterator(
     histories: Histories,
-    data_config: DataConfig,
+    plan: packing.Plan,
     *,
-    batch_size: int,
     seed: int,
-    row_multiple: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
     epochs: int,
-    plan: packing.Plan | None = None,
+    share: Share = (0, 1),
     extend: Callable[[int, TrainBatch], TrainBatch] | None = None,
 ) -> TrainIterator:
     """The batches of a whole training run, built ahead by two threads.
 
-    A user with training items s gives the inputs `s[:-1]` and the targets `s[1:]`, of which the last
-    `data_config.max_length` positions are kept; users with fewer than two training items give nothing. For a masked
-    backbone the same items stand in one sequence, some of them hidden (`plan` says how many, `cloze.py` where): hidden
-    positions have item id 0, `layout.hidden` is True, and the targets are the items themselves. Every epoch holds each
-    user once, in an order that depends on (seed, epoch) only.
+    A user with training items s gives the inputs `s[:-1]` and the targets `s[1:]`, of which the last `max_length`
+    positions of the plan are kept; users with fewer than two training items give nothing. For a masked backbone the
+    same items stand in one sequence, some of them hidden (`plan` says how many, `cloze.py` where): hidden positions
+    have item id 0, `layout.hidden` is True, and the targets are the items themselves. Every epoch holds each user
+    once, in an order that depends on (seed, epoch) only.
 
     Args:
       histories: training part of all users.
-      data_config: `max_length` and `packing` are read.
-      batch_size: users per update, over all processes.
+      plan: what `packing.make_plan` gives for these histories.
       seed: of the order.
-      row_multiple: rows of a batch are a multiple of this (devices on the data axis).
-      process_index: which contiguous slice of each batch this process takes.
-      process_count: number of processes; must divide `row_multiple`, or the rows of a batch.
       epochs: the iterator ends after this many.
-      plan: what `packing.make_plan` gives for these histories and sizes, where it is made already; the next-item
-        task's if None.
+      share: which of how many contiguous slices of each batch this process takes.
       extend: called with the step and its batch, in the threads that build batches; gives the batch.
 
     Returns:
-      An iterator of batches with arrays `[rows_per_step / process_count, plan.row_length]`.
+      An iterator of batches with arrays `[rows_per_step / shares, plan.row_length]`.
 
     Raises:
-      InputError: where no user has two training items, or rows can't be shared evenly between processes.
+      InputError: where the rows of a batch can't be shared evenly.
     """
-    plan = plan or packing.make_plan(
-        histories.lengths,
-        data_config.max_length,
-        packed=data_config.packing,
-        batch_size=batch_size,
-        row_multiple=row_multiple,
-    )
-    source = TrainBatches(
-        histories, plan, seed=seed, epochs=epochs, process_index=process_index, process_count=process_count
-    )
-    dataset = grain.MapDataset.source(source)
+    dataset = grain.MapDataset.source(TrainBatches(histories, plan, seed=seed, epochs=epochs, share=share))
     if extend is not None:
         dataset = dataset.map_with_index(extend)
     return TrainIterator(iter(dataset.to_iter_dataset(read_options=_PREFETCH)), plan)
@@ -188,16 +164,39 @@ def train_iterator(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalBatches:
-    """All evaluation batches of one process, in the order of the targets; can be iterated over again and again."""
+    """Batches of fixed shape for ranking: the last `max_length` items of each history, from column 0 on.
+
+    For a masked backbone a hidden position follows them, `EvalBatch.last`, so rows are one longer. Rows that fill up
+    the last batch have user -1 and nothing but padding. Batches come in the order of the targets, as often as they are
+    iterated over.
+
+    Raises:
+      InputError: where `batch_size` is below one, or can't be shared evenly between processes.
+    """
 
     targets: Targets
+    """Histories and what to rank after them."""
+    _: dataclasses.KW_ONLY
     max_length: int
     batch_size: int
+    """Users per batch, over all processes."""
     filter_seen: bool = False
-    process_index: int = 0
-    process_count: int = 1
+    """Fill `EvalBatch.seen` with the items of the whole history, each once; else it has no columns."""
+    share: Share = (0, 1)
+    """Which of how many contiguous slices of each batch this process takes."""
     longest: int = 0
+    """`EvalBatch.seen` has room for this many items at least. The most items of a user of the data set gives all parts
+    of a split one shape, and so one compiled program."""
     masked: bool = False
+    """For a masked backbone."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"--eval_batch_size must be at least 1, got {self.batch_size}.")
+        self._rows()
+
+    def _rows(self) -> slice:
+        return _rows_of(self.share, self.batch_size, "evaluation batch rows")
 
     def __len__(self) -> int:
         return -(-len(self.targets) // self.batch_size)
@@ -217,7 +216,7 @@ class EvalBatches:
             yield users
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        rows = _process_slice(self.batch_size, self.process_index, self.process_count, "evaluation batch rows")
+        rows = self._rows()
         for start in range(0, len(self.targets), self.batch_size):
             stop = min(start + rows.stop, len(self.targets))
             yield self._batch(np.arange(min(start + rows.start, stop), stop), rows.stop - rows.start)
@@ -248,44 +247,6 @@ class EvalBatches:
             user=user,
             seen=seen,
         )
-
-
-def eval_batches(
-    targets: Targets,
-    data_config: DataConfig,
-    batch_size: int,
-    *,
-    filter_seen: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
-    longest: int = 0,
-    masked: bool = False,
-) -> EvalBatches:
-    """Batches of fixed shape for ranking: the last `max_length` items of each history, from column 0 on.
-
-    For a masked backbone a hidden position follows them, `EvalBatch.last`, so rows are one longer. Rows that fill up
-    the last batch have user -1 and nothing but padding.
-
-    Args:
-      targets: histories and what to rank after them.
-      data_config: `max_length` is read.
-      batch_size: users per batch, over all processes.
-      filter_seen: fill `EvalBatch.seen` with the items of the whole history, each once; else it has no columns.
-      process_index: which contiguous slice of each batch this process takes.
-      process_count: number of processes; must divide `batch_size`.
-      longest: `EvalBatch.seen` has room for this many items at least. The most items of a user of the data set gives
-        all parts of a split one shape, and so one compiled program.
-      masked: for a masked backbone.
-
-    Raises:
-      InputError: where `batch_size` is below one, or can't be shared evenly between processes.
-    """
-    if batch_size < 1:
-        raise InputError(f"--eval_batch_size must be at least 1, got {batch_size}.")
-    _process_slice(batch_size, process_index, process_count, "evaluation batch rows")
-    return EvalBatches(
-        targets, data_config.max_length, batch_size, filter_seen, process_index, process_count, longest, masked
-    )
 
 
 class _Placer:
@@ -333,12 +294,13 @@ def _with_hidden_last(layout: SequenceLayout, lengths: Int[np.ndarray, "n"]) -> 
     return layout._replace(hidden=hidden)
 
 
-def _process_slice(rows: int, process_index: int, process_count: int, what: str) -> slice:
-    """The contiguous share of one process."""
-    if rows % process_count:
+def _rows_of(share: Share, rows: int, what: str) -> slice:
+    """The contiguous rows of a share."""
+    index, shares = share
+    if rows % shares:
         raise InputError(
-            f"{rows} {what} can't be shared evenly between {process_count} processes; "
+            f"{rows} {what} can't be shared evenly between {shares} processes; "
             "set the batch size to a multiple of the number of processes."
         )
-    share = rows // process_count
-    return slice(process_index * share, (process_index + 1) * share)
+    size = rows // shares
+    return slice(index * size, (index + 1) * size)

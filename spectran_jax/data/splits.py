@@ -88,10 +88,15 @@ def _source(dataset: Dataset, config: DataConfig) -> str:
 def _leave_one_out(dataset: Dataset, config: DataConfig) -> Split:
     histories = dataset.histories
     users = np.flatnonzero(histories.lengths >= LEAVE_ONE_OUT_MINIMUM)
-    starts, ends = histories.offsets[users], histories.offsets[users + 1]
-    lengths = np.where(histories.lengths >= LEAVE_ONE_OUT_MINIMUM, histories.lengths - 2, 0)
-    tied = _tied(histories, ends - 1)
-    return _assemble(dataset, lengths, users, starts, ends - 2, users, starts, ends - 1, tied, config)
+    last = histories.offsets[users + 1] - 1
+    return _assemble(
+        dataset,
+        config,
+        train_lengths=np.where(histories.lengths >= LEAVE_ONE_OUT_MINIMUM, histories.lengths - 2, 0),
+        valid=_targets(histories, users, last - 1),
+        test=_targets(histories, users, last),
+        tied=_tied(histories, last),
+    )
 
 
 def _temporal(dataset: Dataset, config: DataConfig) -> Split:
@@ -117,16 +122,18 @@ def _temporal(dataset: Dataset, config: DataConfig) -> Split:
     tied = (at + 1 < ends[test_users]) & _tied(histories, np.minimum(at + 1, len(times) - 1))
     return _assemble(
         dataset,
-        first_valid - starts,
-        valid_users,
-        starts[valid_users],
-        first_valid[valid_users],
-        test_users,
-        starts[test_users],
-        at,
-        tied,
         config,
+        train_lengths=first_valid - starts,
+        valid=_targets(histories, valid_users, first_valid[valid_users]),
+        test=_targets(histories, test_users, at),
+        tied=tied,
     )
+
+
+def _targets(histories: Histories, users: np.ndarray, at: np.ndarray) -> Targets:
+    """The items at these flat indices, one a user, after all that stands before them."""
+    starts = histories.offsets[users]
+    return Targets(histories.slices(starts, at - starts), histories.items[at], users.astype(np.int32))
 
 
 def _tied(histories: Histories, at: np.ndarray) -> Bool[np.ndarray, "n"]:
@@ -145,18 +152,9 @@ def temporal_cuts(times: Int[np.ndarray, "nnz"], config: DataConfig) -> tuple[fl
 
 
 def _assemble(
-    dataset: Dataset,
-    train_lengths: np.ndarray,
-    valid_users: np.ndarray,
-    valid_starts: np.ndarray,
-    valid_at: np.ndarray,
-    test_users: np.ndarray,
-    test_starts: np.ndarray,
-    test_at: np.ndarray,
-    tied: np.ndarray,
-    config: DataConfig,
+    dataset: Dataset, config: DataConfig, *, train_lengths: np.ndarray, valid: Targets, test: Targets, tied: np.ndarray
 ) -> Split:
-    """Builds the parts from flat indices: where each history starts and where its target stands."""
+    """The split whose training part is the first `train_lengths` items of each user, less what is held out."""
     histories = dataset.histories
     train = histories.slices(histories.offsets[:-1], train_lengths)
     counts = _sequence_counts(train, dataset.num_items, config.max_length)
@@ -165,15 +163,12 @@ def _assemble(
         train = train.where(~held[train.items])
         counts = _sequence_counts(train, dataset.num_items, config.max_length)
 
-    def targets(users: np.ndarray, starts: np.ndarray, at: np.ndarray) -> Targets:
-        return Targets(histories.slices(starts, at - starts), histories.items[at], users.astype(np.int32))
-
     return Split(
         train=train,
         item_counts=counts,
-        valid=targets(valid_users, valid_starts, valid_at),
-        test=targets(test_users, test_starts, test_at),
-        tied_targets={"count": int(tied.sum()), "total": len(test_users)},
+        valid=valid,
+        test=test,
+        tied_targets={"count": int(tied.sum()), "total": len(test)},
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from spectran_jax.config import ObjectiveConfig
 from spectran_jax.errors import InputError, unknown_name
@@ -44,14 +44,11 @@ class Sampler(Protocol):
           weight: above 0 on supervised positions, 0 on padding.
         """
 
-    def log_q(self, arrays: Arrays, ids: Int[Any, "*b"]) -> Float[Any, "*b"]:
+    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
         """Float32 log-probability of each id under the sampler.
 
-        Ids in a JAX array, so also under jit: -inf for an item that never occurs in training and for an id outside
-        the catalogue, as it must be on padding. Ids in NumPy are looked at:
-
-        Raises:
-          InputError: for such an id in a NumPy array.
+        It is -inf for an item that never occurs in training and for an id outside the catalogue, as it must be on
+        padding.
         """
 
 
@@ -61,12 +58,10 @@ class _Tabled:
 
     count: int
 
-    def log_q(self, arrays: Arrays, ids: Int[Any, "*b"]) -> Float[Any, "*b"]:
+    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
         """See `Sampler.log_q`."""
-        table = arrays["log_q"]
-        if isinstance(ids, np.ndarray | np.generic | int) and not isinstance(table, jax.core.Tracer):
-            return _log_q_on_host(np.asarray(table), np.asarray(ids))
-        return jnp.asarray(table).at[ids].get(mode="fill", fill_value=-jnp.inf, wrap_negative_indices=False)
+        table = jnp.asarray(arrays["log_q"])
+        return table.at[ids].get(mode="fill", fill_value=-jnp.inf, wrap_negative_indices=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,30 +89,23 @@ class Uniform:
         # The n-th item of the training set has as many absent ones before it as have at most n others before them.
         return nth + jnp.searchsorted(before, nth, side="right").astype(jnp.int32)
 
-    def log_q(self, arrays: Arrays, ids: Int[Any, "*b"]) -> Float[Any, "*b"]:
+    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
         """See `Sampler.log_q`."""
-        before, items = arrays["before"], arrays["items"]
-        on_host = isinstance(ids, np.ndarray | np.generic | int) and not isinstance(before, jax.core.Tracer)
-        xp: Any = np if on_host else jnp
-        ids = xp.asarray(ids)
-        absent, outside = _is_absent(before, ids, xp), (ids < 0) | (ids >= items)
-        if on_host:
-            _refuse(ids[outside], ids[absent], int(items))
-        value = -xp.log(xp.asarray(items - len(before), xp.float32))
-        return xp.where(absent | outside, -xp.inf, value).astype(xp.float32)
+        before, items, ids = jnp.asarray(arrays["before"]), arrays["items"], jnp.asarray(ids)
+        value = -jnp.log(jnp.asarray(items - len(before), jnp.float32))
+        return jnp.where(_is_absent(before, ids) | (ids < 0) | (ids >= items), -jnp.inf, value)
 
 
-def _is_absent(before: Int[Any, "a"], ids: Int[Any, "*b"], xp: Any) -> Any:
+def _is_absent(before: Int[jax.Array, "a"], ids: Int[jax.Array, "*b"]) -> Bool[jax.Array, "*b"]:
     """Whether items are the k-th absent one, `before[k] + k`, for any k: a binary search that makes nothing as long as
     `before`."""
     if not len(before):
-        return xp.zeros(ids.shape, bool)
-    low, high = xp.zeros(ids.shape, np.int32), xp.full(ids.shape, len(before) - 1, np.int32)
-    before = xp.asarray(before)
+        return jnp.zeros(ids.shape, bool)
+    low, high = jnp.zeros(ids.shape, jnp.int32), jnp.full(ids.shape, len(before) - 1, jnp.int32)
     for _ in range(len(before).bit_length()):
         middle = low + (high - low) // 2
         further = before[middle] + middle < ids
-        low, high = xp.where(further, xp.minimum(middle + 1, high), low), xp.where(further, high, middle)
+        low, high = jnp.where(further, jnp.minimum(middle + 1, high), low), jnp.where(further, high, middle)
     return before[low] + low == ids
 
 
@@ -165,24 +153,20 @@ class InBatch(_Tabled):
 
 
 def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Sampler:
-    """The sampler that `config` names, of `config.negatives` draws.
+    """The sampler that `config`, of a checked configuration, names, of `config.negatives` draws.
 
     Raises:
-      InputError: for an unknown name, a power that is not finite or below zero, counts that `checked_counts` refuses,
-        a number of negatives below one or, where they are uniform, above the number of items in training.
+      InputError: for an unknown name, counts that `checked_counts` refuses, or more uniform negatives than items in
+        training.
     """
     if config.sampling not in SAMPLERS:
         raise unknown_name("sampling", config.sampling, SAMPLERS)
     trained = int(np.count_nonzero(checked_counts(counts)))
-    if config.sampling == "uniform" and not 1 <= config.negatives <= trained:
+    if config.sampling == "uniform" and config.negatives > trained:
         raise InputError(
             f"--negatives must lie between 1 and the number of items in training, {trained}, got {config.negatives}. "
             f"Take --negatives={trained} or fewer, or --loss=softmax, which takes all items."
         )
-    if config.negatives < 1:
-        raise InputError(f"--negatives must be at least 1, got {config.negatives}.")
-    if not 0 <= config.popularity_power < np.inf:
-        raise InputError(f"--popularity_power must be at least 0, got {config.popularity_power}.")
     return SAMPLERS[config.sampling](config)
 
 
@@ -214,19 +198,3 @@ def _log(weight: np.ndarray) -> Float[np.ndarray, "N"]:
     """Float32 logarithm of each weight's share of them all; -inf for zero."""
     with np.errstate(divide="ignore"):
         return (np.log(weight.astype(np.float64)) - np.log(weight.sum(dtype=np.float64))).astype(np.float32)
-
-
-def _log_q_on_host(table: Float[np.ndarray, "N"], ids: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    outside = (ids < 0) | (ids >= len(table))
-    _refuse(ids[outside], ids[outside], len(table))
-    values = table[ids]
-    cold = ids[np.isneginf(values)]
-    _refuse(cold[:0], cold, len(table))
-    return values
-
-
-def _refuse(outside: Int[np.ndarray, "a"], cold: Int[np.ndarray, "b"], items: int) -> None:
-    if outside.size:
-        raise InputError(f"Items are numbered from 0 to {items - 1}, got {outside.flat[0]}.")
-    if cold.size:
-        raise InputError(f"Item {cold.flat[0]} never occurs in training: no sampler draws it, it has no log_q.")

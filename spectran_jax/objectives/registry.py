@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,34 +9,27 @@ from jaxtyping import Int
 
 from spectran_jax import negatives
 from spectran_jax.config import ObjectiveConfig
-from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.errors import unknown_name
 from spectran_jax.objectives.base import Objective
 from spectran_jax.objectives.binary import BinaryCrossEntropy, gbce_beta
 from spectran_jax.objectives.full import Softmax
 from spectran_jax.objectives.sampled import InfoNCE, SampledSoftmax
 from spectran_jax.objectives.scores import check_score
 
-MASKS = ("positive", "history")
-
 
 def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    """The objective that `config` names.
+    """The objective that `config`, of a checked configuration, names.
 
     Args:
       config: loss, score, temperature, and how many negatives come from where.
       counts: training occurrences of each item; one of 0 is never a negative and in no denominator.
 
     Raises:
-      InputError: for an unknown loss, score, sampler or mask, a temperature that is not above zero, a calibration
-        outside [0, 1], counts that no item can be drawn by (`negatives.checked_counts`), or a number of negatives below
-        one or, where they are uniform, above the number of trained items.
+      InputError: for an unknown loss, score or sampler, counts that no item can be drawn by
+        (`negatives.checked_counts`), or more uniform negatives than trained items.
     """
     check_name(config.loss)
     check_score(config.score)
-    if not 0 < config.temperature < math.inf:
-        raise InputError(f"--temperature must be above 0, got {config.temperature}.")
-    if config.mask_negatives not in MASKS:
-        raise unknown_name("mask_negatives", config.mask_negatives, MASKS)
     return LOSSES[config.loss](config, counts)
 
 
@@ -63,8 +55,6 @@ def _bce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
 
 
 def _gbce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    if not 0 <= config.gbce_t <= 1:
-        raise InputError(f"--gbce_t must be between 0 and 1, got {config.gbce_t}.")
     sampler = negatives.build(config, counts)
     beta = gbce_beta(config.negatives, int(np.count_nonzero(counts)), config.gbce_t)
     return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, config.history_negatives, beta)

@@ -7,7 +7,7 @@ memory. What is compiled is what training compiles, `programs.build_programs` of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -131,13 +131,6 @@ class Job:
         return SequenceLayout(flags, ids, ids, ids if self.setup.timed else None, flags if self.setup.masked else None)
 
 
-def mesh_of(config: Config, devices: Sequence[Any]) -> jax.sharding.Mesh:
-    """The mesh of a job; raises `InputError` where it has other devices, or can't share the batches evenly."""
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism, devices)
-    partitioning.check_batches(mesh, config.training)
-    return mesh
-
-
 def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
     """The job of a configuration over a slice: histories that fill `max_length`, one a row.
 
@@ -150,7 +143,7 @@ def build(config: Config, sizes: Sizes, devices: list[Any]) -> Job:
       InputError: for a configuration out of range, or one that does not fit the sizes or the slice.
     """
     check(config)
-    mesh = mesh_of(config, devices)
+    mesh = partitioning.training_mesh(config.training, devices)
     if config.objective.loss != "softmax" and sizes.num_items < config.objective.negatives:
         raise InputError(f"--num_items={sizes.num_items} is below --negatives={config.objective.negatives}.")
     if config.spectrum.spectrum_memory != "device":

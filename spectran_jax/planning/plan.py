@@ -11,10 +11,11 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.planning import report, topologies
 from spectran_jax.planning.account import Account, account
-from spectran_jax.planning.job import Sizes, build, mesh_of
+from spectran_jax.planning.job import Sizes, build
 from spectran_jax.planning.roofline import Roofline
 from spectran_jax.planning.topologies import Topology
 from spectran_jax.progress import print_line, stderr_console
+from spectran_jax.training import partitioning
 from spectran_jax.training.run import print_table
 from spectran_jax.writing import write_json
 
@@ -86,7 +87,7 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
     parts = [share(config, sizes, slice_, slices[-1]) for slice_ in slices]
     for slice_, (job_config, _) in zip(slices, parts, strict=True):  # before any of them is compiled for minutes
         devices = topologies.devices(slice_)
-        mesh_of(fitted(job_config, devices), devices)
+        partitioning.training_mesh(fitted(job_config, devices).training, devices)
     workdir.mkdir(parents=True, exist_ok=True)
     plans: list[Account] = []
     for slice_, part in zip(slices, parts, strict=True):

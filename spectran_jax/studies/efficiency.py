@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from spectran_jax import data, item_encoders
+from spectran_jax import item_encoders
 from spectran_jax.benchmarks.sessions import batches_of
 from spectran_jax.benchmarks.timing import alternate
 from spectran_jax.config import Config
@@ -124,10 +124,7 @@ class Session:
         self.batches = [partitioning.put_batch(self.setup.mesh, next(iterator)) for _ in range(BATCHES)]
         lowered = self.programs.train_step.lower(self.state, self.frozen, self.batches[0])  # type: ignore[attr-defined]
         self.compiled = lowered.compile()
-        config = self.setup.config
-        self.targets = data.eval_batches(
-            self.setup.split.test, config.data, config.training.eval_batch_size, masked=self.setup.masked
-        )
+        self.targets = self.setup.eval_batches(self.setup.split.test)
 
     def steps(self) -> Any:
         """A pass over the batches; returns what to wait for."""

@@ -54,6 +54,5 @@ def synthetic_inputs(items: int, width: int, users: int) -> tuple[Dataset, TextE
 def synthetic_setup(config: Config, inputs: tuple[Dataset, TextEmbeddings, Spectrum]) -> Setup:
     """The set-up of `config` over these inputs."""
     dataset, embeddings, spectrum = inputs
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
-    partitioning.check_batches(mesh, config.training)
+    mesh = partitioning.training_mesh(config.training)
     return assemble(config, dataset, data.split(dataset, config.data), embeddings, spectrum, mesh)

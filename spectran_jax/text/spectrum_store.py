@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,26 +21,6 @@ from spectran_jax.text.embeddings import TextEmbeddings
 
 _OPTIONAL = ("u_scale",)
 _NAMES = tuple(field.name for field in dataclasses.fields(spectral.Spectrum) if field.name not in _OPTIONAL)
-
-
-def save(folder: Path, spectrum: spectral.Spectrum, identity: store.Identity) -> None:
-    """Writes one .npy a field and their seal, atomically.
-
-    Raises:
-      RunError: the disk is full.
-      InputError: `folder` can't be written to.
-    """
-    with store.sealed_folder(folder, identity) as draft:
-        _write(draft, spectrum, (*_NAMES, *_OPTIONAL))
-
-
-def load(folder: Path, identity: store.Identity) -> spectral.Spectrum | None:
-    """What `save` wrote under the same identity, `u` memory-mapped, the rest in memory.
-
-    None where there is nothing; None and a warning where it is damaged or of another identity.
-    """
-    sealed = store.open_sealed(folder, identity, _NAMES, _OPTIONAL)
-    return None if sealed is None else _spectrum(sealed)
 
 
 def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Path) -> spectral.Spectrum:
@@ -66,8 +47,8 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
         "version": str(spectral.VERSION),
     }
     folder = cache_dir / "spectrum" / digest_of(identity.values())[:32]
-    spectrum = load(folder, identity)
-    if spectrum is None:
+    sealed = store.open_sealed(folder, identity, _NAMES, _OPTIONAL)
+    if sealed is None:
         with store.sealed_folder(folder, identity) as draft:
             processes.together(lambda: _check_space(draft.folder, embeddings.matrix.shape, options, cache_dir))
             decompose = spectral.decompose_to if jax.process_count() == 1 else spectral.decompose_shared
@@ -86,8 +67,8 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
             draft.adopt("u", shape=spectrum.u.shape, dtype=spectrum.u.dtype, sha256=sha256)
             _write(draft, spectrum, [name for name in (*_NAMES, *_OPTIONAL) if name != "u"])
         # From disk from the first run on: the same mapped `u` as in every later one.
-        spectrum = _spectrum(store.reopen(folder, identity, _NAMES, _OPTIONAL))
-    return spectrum
+        sealed = store.reopen(folder, identity, _NAMES, _OPTIONAL)
+    return _spectrum(sealed)
 
 
 def _check_space(draft: Path, shape: tuple[int, ...], options: SpectrumConfig, cache_dir: Path) -> None:
@@ -107,7 +88,7 @@ def _check_space(draft: Path, shape: tuple[int, ...], options: SpectrumConfig, c
         )
 
 
-def _write(draft: store.Draft, spectrum: spectral.Spectrum, names: tuple[str, ...] | list[str]) -> None:
+def _write(draft: store.Draft, spectrum: spectral.Spectrum, names: Sequence[str]) -> None:
     for name in names:
         value = getattr(spectrum, name)
         if value is not None:

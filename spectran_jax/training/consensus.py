@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spectran_jax.config import Config, fields
+from spectran_jax.config import Config
 from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
 from spectran_jax.signals import StopRequest
@@ -53,11 +53,7 @@ def require_same_run(cluster: Cluster, config: Config) -> None:
     Raises:
       InputError: naming the field or package that differs.
     """
-    values = {
-        f"--{field.name}": getattr(getattr(config, section), field.name)
-        for section, field in fields()
-        if field.name not in _OWN
-    }
+    values = {f"--{name}": value for name, value in config.flat().items() if name not in _OWN}
     values |= {f"the version of {name}": importlib.metadata.version(name) for name in _PACKAGES}
     values["the code of spectran_jax (a digest)"] = code_digest()
     require_agreement(cluster, "run", values)

@@ -23,7 +23,6 @@ from spectran_jax.training.phases import Phases
 from spectran_jax.training.profile import Profile
 from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup
-from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.standstill import Watchdog
 from spectran_jax.training.step import Frozen
 from spectran_jax.training.tensorboard import Summaries
@@ -122,29 +121,16 @@ def train(
 def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
     """What a run works with, compiled where it must be, and its first state or the one to resume from."""
     config = setup.config
-    share, shares = rows_of_process(setup.mesh, jax.process_index())
     batches = data.train_iterator(
         setup.split.train,
-        config.data,
-        batch_size=config.training.batch_size,
+        setup.plan,
         seed=config.training.seed,
-        process_index=share,
-        process_count=shares,
         epochs=config.training.epochs,
-        plan=setup.plan,
+        share=setup.share,
         extend=row_reader(setup),
     )
     total = total_steps(config, batches.steps_per_epoch)
-    valid = data.eval_batches(
-        setup.split.valid,
-        config.data,
-        config.training.eval_batch_size,
-        filter_seen=config.training.filter_seen,
-        process_index=share,
-        process_count=shares,
-        longest=setup.dataset.longest if config.training.filter_seen else 0,
-        masked=setup.masked,
-    )
+    valid = setup.eval_batches(setup.split.valid)
     programs = build_programs(setup, total)
     memory.require(setup, programs.state)
     frozen = setup.place()

@@ -55,6 +55,17 @@ def shards_items(mesh: Mesh, rows: int) -> bool:
     return mesh.axis_names == AXES and mesh.size > 1 and rows % mesh.size == 0
 
 
+def training_mesh(config: TrainingConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh that `config` asks for, over all devices or these, on which its batches can be shared evenly.
+
+    Raises:
+      InputError: see `build_mesh` and `check_batches`.
+    """
+    mesh = build_mesh(config.mesh, config.parallelism, devices)
+    check_batches(mesh, config)
+    return mesh
+
+
 def build_mesh(spec: str, parallelism: str = "jit", devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh of `--mesh`: `auto` (all devices on data), or sizes such as `data:4,model:2`.
 

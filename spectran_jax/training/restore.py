@@ -8,6 +8,7 @@ from typing import Any
 from spectran_jax import item_encoders
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
+from spectran_jax.training import partitioning
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.runtime import configure_jax
@@ -43,7 +44,8 @@ def load_run(workdir: Path) -> tuple[Setup, Any]:
     configure_jax(config)
     if not (workdir / "checkpoints" / "best").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")
-    setup = prepare(config)
+    # Not `training_mesh`: it may share the batches of that training unevenly.
+    setup = prepare(config, partitioning.build_mesh(config.training.mesh, config.training.parallelism))
     programs = build_programs(setup, total_steps=1)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from spectran_jax import backbones, data, item_encoders
 from spectran_jax.cluster_flags import ALONE, ClusterOptions
-from spectran_jax.config import Config, fields
+from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import print_line, quiet, stderr_console
@@ -91,9 +91,8 @@ def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
 
 def _prepare(cluster: Cluster, config: Config) -> Setup:
     """The set-up: process 0 reads the input files, then all take what it prepared; what follows they share."""
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
-    partitioning.check_batches(mesh, config.training)
-    rows_of_process(mesh, jax.process_index())
+    mesh = partitioning.training_mesh(config.training)
+    rows_of_process(mesh, jax.process_index())  # refuses a mesh whose shards the processes don't hold evenly
 
     def load(config: Config) -> data.Dataset:
         if not cluster.is_first:
@@ -102,7 +101,7 @@ def _prepare(cluster: Cluster, config: Config) -> Setup:
         cluster.of_first("prepared", lambda: dataset.digest)
         return dataset
 
-    setup = prepare(config, load)
+    setup = prepare(config, mesh, load)
     consensus.require_agreement(cluster, "inputs", {"the content of the input files (a digest)": setup.inputs_digest})
     return setup
 
@@ -203,10 +202,6 @@ def print_table(table: Table, console: Console | None = None) -> None:
 
 def _command(config: Config, workdir: Path) -> str:
     """The command that makes this run again: the values that differ from the defaults."""
-    defaults = Config()
-    changed = [
-        f"--{field.name}={shlex.quote(str(value))}"
-        for section, field in fields()
-        if (value := getattr(getattr(config, section), field.name)) != getattr(getattr(defaults, section), field.name)
-    ]
+    defaults = Config().flat()
+    changed = [f"--{name}={shlex.quote(str(v))}" for name, v in config.flat().items() if v != defaults[name]]
     return " ".join(["python -m experiments.train", *changed, f"--workdir={shlex.quote(str(workdir))}"])

@@ -21,6 +21,7 @@ from spectran_jax.recommender import Recommender
 from spectran_jax.spectral import Spectrum
 from spectran_jax.training import catalogue, exchange, partitioning
 from spectran_jax.training.item_table import Access
+from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Frozen
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -66,6 +67,11 @@ class Setup:
         return self.split.train.timestamps is not None
 
     @property
+    def share(self) -> tuple[int, int]:
+        """Which of how many slices of each batch this process reads; see `rows_of_process`."""
+        return rows_of_process(self.mesh, jax.process_index())
+
+    @property
     def access(self) -> Access:
         """How the table of all item vectors lies on the mesh."""
         return Access(self.mesh, self.dataset.num_items, self.model.item_encoder.num_items)
@@ -90,10 +96,21 @@ class Setup:
         touched = min(self.plan.group_items + self.config.objective.negatives, self.dataset.num_items)
         return exchange.plan(self.mesh, self.access.rows, touched)
 
-    def item_arrays(self) -> dict[str, np.ndarray]:
-        """The frozen arrays with one row an item, wherever they live."""
-        names = self.model.item_encoder.item_arrays
-        return {k: v for k, v in (self.frozen.item_encoder | self.host_arrays).items() if k in names}
+    def eval_batches(self, targets: data.Targets, *, filter_seen: bool | None = None) -> data.EvalBatches:
+        """What this process reads of the batches to rank `targets` by; `--filter_seen` unless told otherwise."""
+        training = self.config.training
+        filter_seen = training.filter_seen if filter_seen is None else filter_seen
+        # A run may have been trained on fewer devices: rows must be a multiple of those that are here.
+        devices = self.mesh.shape["data"]
+        return data.EvalBatches(
+            targets,
+            max_length=self.config.data.max_length,
+            batch_size=-(-training.eval_batch_size // devices) * devices,
+            filter_seen=filter_seen,
+            share=self.share,
+            longest=self.dataset.longest if filter_seen else 0,
+            masked=self.masked,
+        )
 
     def place(self) -> Frozen:
         """The frozen arrays on the devices, as the partitioning table says."""
@@ -113,18 +130,27 @@ class Setup:
         return jax.tree_util.tree_map_with_path(of, self.frozen, shardings)
 
 
-def prepare(config: Config, load: Callable[[Config], data.Dataset] = data.load) -> Setup:
+def prepare(
+    config: Config, mesh: jax.sharding.Mesh | None = None, load: Callable[[Config], data.Dataset] = data.load
+) -> Setup:
     """Reads the data, encodes and decomposes the text (both cached), and builds the model.
 
     Args:
       config: everything that decides the run.
+      mesh: the one to train on; `partitioning.training_mesh` of the configuration if None.
       load: reads the data set; several processes take turns.
 
     Raises:
       InputError: for bad input or configuration, before anything is trained.
     """
     check(config)
-    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
+    if config.spectrum.spectrum_memory != "device" and jax.process_count() > 1:
+        raise InputError(
+            f"--spectrum_memory={config.spectrum.spectrum_memory} is for one process; take --spectrum_memory=device, "
+            "which cuts the spectrum over all devices."
+        )
+    mesh = partitioning.training_mesh(config.training) if mesh is None else mesh
+    # Names, and numbers that a backbone refuses, are told before hours of encoding.
     encoder_class = item_encoders.lookup(config.encoder.item_encoder)
     objectives.check_name(config.objective.loss)
     build_backbone(config)
@@ -208,17 +234,6 @@ def assemble(
         )
     host: dict[str, np.ndarray] = {}
     if config.spectrum.spectrum_memory != "device":
-        if not objective.sampled or config.optimizer.table_updates == "dense":
-            raise InputError(
-                f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "
-                f"--loss={config.objective.loss} with --table_updates={config.optimizer.table_updates} touches all; "
-                "take --spectrum_memory=device, or a sampled loss with sparse updates."
-            )
-        if config.training.parallelism == "pmap" or jax.process_count() > 1:
-            raise InputError(
-                f"--spectrum_memory={config.spectrum.spectrum_memory} is for one process and --parallelism=jit; take "
-                "--spectrum_memory=device, which cuts the spectrum over all devices."
-            )
         host = {name: arrays.pop(name) for name in encoder.wide_arrays}
         if config.spectrum.spectrum_memory == "host":
             host = {name: np.array(array) for name, array in host.items()}  # out of the file, into memory

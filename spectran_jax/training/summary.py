@@ -15,7 +15,6 @@ from spectran_jax.digest import params_digest
 from spectran_jax.recommend import recommend
 from spectran_jax.training import catalogue, engine, loop
 from spectran_jax.training.setup import Setup
-from spectran_jax.training.shares import rows_of_process
 
 TOP_K = 10
 
@@ -77,21 +76,10 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
     if config.training.evaluate != "both":
         wanted = {config.training.evaluate: wanted[config.training.evaluate]}
     table = trained.programs.table(trained.params, trained.frozen)
-    share, shares = rows_of_process(setup.mesh, jax.process_index())
     filter_seen, k = config.training.filter_seen, min(TOP_K, setup.dataset.num_items)
     arrays: dict[str, np.ndarray] = {"item_counts": np.asarray(split.item_counts, np.int32)}
     for name, targets in wanted.items():
-        batches = data.eval_batches(
-            targets,
-            config.data,
-            config.training.eval_batch_size,
-            filter_seen=filter_seen,
-            process_index=share,
-            process_count=shares,
-            longest=setup.dataset.longest if filter_seen else 0,
-            masked=setup.masked,
-        )
-        ranks = trained.programs.rank(trained.params, table, batches)
+        ranks = trained.programs.rank(trained.params, table, setup.eval_batches(targets))
         metrics[name] = evaluation.metrics_from_ranks(ranks)
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
         arrays |= rank_arrays(name, targets, ranks)

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from test_data_pipeline import assert_same, make_targets, random_histories
 
-from spectran_jax.config import DataConfig
 from spectran_jax.data import cloze
 from spectran_jax.data.packing import draw_epoch, make_plan
-from spectran_jax.data.pipeline import TrainBatches, eval_batches
+from spectran_jax.data.pipeline import EvalBatches, TrainBatches
 
 RATIO = 0.4
 LENGTHS = np.r_[np.arange(40) % 15, 3, 3, 3, 3, 3]  # some too short, some longer than a row
@@ -88,7 +87,7 @@ def test_what_is_hidden_depends_on_seed_epoch_and_user_alone(histories):
 
 def test_processes_together_see_what_one_sees(histories):
     whole, plan = source(histories, row_multiple=2)
-    parts = [source(histories, row_multiple=2, process_index=i, process_count=2)[0] for i in range(2)]
+    parts = [source(histories, row_multiple=2, share=(i, 2))[0] for i in range(2)]
     for step in range(plan.steps_per_epoch):
         together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *[part[step] for part in parts])
         assert_same(together, whole[step])
@@ -124,7 +123,7 @@ def test_an_epoch_fits_its_plan_whatever_the_devices():
 def test_evaluation_puts_a_hidden_position_behind_the_history():
     lengths = [0, 3, L - 1, L, L + 5]
     targets = make_targets(lengths)
-    (batch,) = eval_batches(targets, DataConfig(max_length=L), len(lengths) + 1, filter_seen=True, masked=True)
+    (batch,) = EvalBatches(targets, max_length=L, batch_size=len(lengths) + 1, filter_seen=True, masked=True)
     layout = batch.layout
     assert batch.item_ids.shape == (len(lengths) + 1, L + 1)
     for row, length in enumerate(lengths):

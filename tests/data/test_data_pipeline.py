@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spectran_jax.config import DataConfig
 from spectran_jax.data.interactions import Histories
 from spectran_jax.data.packing import make_plan
-from spectran_jax.data.pipeline import TrainBatches, eval_batches, train_iterator
+from spectran_jax.data.pipeline import EvalBatches, TrainBatches, train_iterator
 from spectran_jax.data.splits import Targets
 from spectran_jax.errors import InputError
 
@@ -61,14 +61,12 @@ def expected_sequences(histories, max_length):
     return out
 
 
+def plan_of(histories, max_length, batch_size, *, packed=True, row_multiple=1):
+    return make_plan(histories.lengths, max_length, packed=packed, batch_size=batch_size, row_multiple=row_multiple)
+
+
 def source(histories, config, *, batch_size, row_multiple=1, **options):
-    plan = make_plan(
-        histories.lengths,
-        config.max_length,
-        packed=config.packing,
-        batch_size=batch_size,
-        row_multiple=row_multiple,
-    )
+    plan = plan_of(histories, config.max_length, batch_size, packed=config.packing, row_multiple=row_multiple)
     return TrainBatches(histories, plan, **{"seed": 0, "epochs": 1, **options}), plan
 
 
@@ -108,8 +106,7 @@ def test_processes_together_see_what_one_sees(lengths, batch_size, packed):
     whole, plan = source(histories, config, batch_size=batch_size, row_multiple=4)
     for count in (2, 4):
         parts = [
-            source(histories, config, batch_size=batch_size, row_multiple=4, process_index=i, process_count=count)[0]
-            for i in range(count)
+            source(histories, config, batch_size=batch_size, row_multiple=4, share=(i, count))[0] for i in range(count)
         ]
         for step in range(plan.steps_per_epoch):
             together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *[part[step] for part in parts])
@@ -118,20 +115,19 @@ def test_processes_together_see_what_one_sees(lengths, batch_size, packed):
 
 def test_iterator_goes_on_in_the_middle_of_an_epoch():
     histories = random_histories(np.arange(60) % 17 + 2)
-    options = {"batch_size": 8, "seed": 5, "epochs": 3}
-    config = DataConfig(max_length=10)
-    iterator = train_iterator(histories, config, **options)
+    plan, options = plan_of(histories, 10, 8), {"seed": 5, "epochs": 3}
+    iterator = train_iterator(histories, plan, **options)
     assert iterator.steps_per_epoch == 8
     stream = list(iterator)
     assert len(stream) == 3 * 8
     with pytest.raises(StopIteration):
         next(iterator)
     for stop in (0, 3, 8, 13, 23, 24):
-        first = train_iterator(histories, config, **options)
+        first = train_iterator(histories, plan, **options)
         for _ in range(stop):
             next(first)
         state = json.loads(json.dumps(first.get_state()))
-        second = train_iterator(histories, config, **options)
+        second = train_iterator(histories, plan, **options)
         next(second)  # has already prefetched something else
         second.set_state(state)
         rest = list(second)
@@ -145,14 +141,15 @@ def test_iterator_is_one_that_grain_can_checkpoint(tmp_path):
     import orbax.checkpoint as ocp
 
     histories = random_histories(np.full(20, 5))
-    iterator = train_iterator(histories, DataConfig(max_length=10), batch_size=4, seed=0, epochs=2)
+    plan = plan_of(histories, 10, 4)
+    iterator = train_iterator(histories, plan, seed=0, epochs=2)
     for _ in range(3):
         next(iterator)
     manager = ocp.CheckpointManager(tmp_path)
     manager.save(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
     manager.wait_until_finished()
     expected = next(iterator)
-    other = train_iterator(histories, DataConfig(max_length=10), batch_size=4, seed=0, epochs=2)
+    other = train_iterator(histories, plan, seed=0, epochs=2)
     manager.restore(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(other)))
     assert_same(next(other), expected)
     manager.close()
@@ -168,7 +165,7 @@ def test_each_epoch_and_each_seed_has_its_own_order():
 
 def test_iterator_states_its_plan():
     histories = random_histories([5, 5, 1, 12])
-    iterator = train_iterator(histories, DataConfig(max_length=8), batch_size=2, seed=0, row_multiple=2, epochs=1)
+    iterator = train_iterator(histories, plan_of(histories, 8, 2, row_multiple=2), seed=0, epochs=1)
     assert (iterator.steps_per_epoch, iterator.rows_per_step, iterator.positions) == (2, 2, 4 + 4 + 8)
 
 
@@ -179,10 +176,9 @@ def test_differences_in_time_that_int32_lacks_saturate():
 
 
 def test_rows_that_processes_cannot_share():
+    histories = random_histories([5] * 3)
     with pytest.raises(InputError, match="3 batch rows can't be shared evenly between 2 processes"):
-        train_iterator(
-            random_histories([5] * 3), DataConfig(max_length=4), batch_size=3, seed=0, process_count=2, epochs=1
-        )
+        train_iterator(histories, plan_of(histories, 4, 3), seed=0, epochs=1, share=(0, 2))
 
 
 def make_targets(lengths, **options):
@@ -195,7 +191,7 @@ def make_targets(lengths, **options):
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=20), st.integers(1, 30), st.integers(1, 8), st.booleans())
 def test_eval_batches_against_brute_force(lengths, max_length, batch_size, timed):
     targets = make_targets(lengths, timestamps=timed)
-    batches = eval_batches(targets, DataConfig(max_length=max_length), batch_size, filter_seen=True)
+    batches = EvalBatches(targets, max_length=max_length, batch_size=batch_size, filter_seen=True)
     rows = []
     seen = [list(dict.fromkeys(targets.history[index].tolist())) for index in range(len(lengths))]
     width = -(-max(map(len, seen)) // 64) * 64
@@ -228,18 +224,16 @@ def test_eval_batches_against_brute_force(lengths, max_length, batch_size, timed
 
 def test_eval_batches_of_processes_together_equal_the_whole():
     targets = make_targets([4, 9, 2, 7, 5])
-    config = DataConfig(max_length=6)
-    whole = list(eval_batches(targets, config, 4, filter_seen=True))
-    parts = [
-        list(eval_batches(targets, config, 4, filter_seen=True, process_index=i, process_count=2)) for i in range(2)
-    ]
+    options = {"max_length": 6, "batch_size": 4, "filter_seen": True}
+    whole = list(EvalBatches(targets, **options))
+    parts = [list(EvalBatches(targets, **options, share=(i, 2))) for i in range(2)]
     assert len(whole) == len(parts[0]) == len(parts[1]) == 2
     for batch, *shares in zip(whole, *parts, strict=True):
         assert_same(jax.tree.map(lambda *arrays: np.concatenate(arrays), *shares), batch)
 
 
 def test_eval_batches_can_be_read_twice_and_hold_no_seen_items_unless_asked():
-    batches = eval_batches(make_targets([3, 4]), DataConfig(max_length=3), 2)
+    batches = EvalBatches(make_targets([3, 4]), max_length=3, batch_size=2)
     (first,), (second,) = list(batches), list(batches)
     assert_same(first, second)
     assert first.seen.shape == (2, 0)
@@ -247,19 +241,20 @@ def test_eval_batches_can_be_read_twice_and_hold_no_seen_items_unless_asked():
 
 def test_seen_has_one_width_for_all_parts_of_a_split():
     valid, test = (Targets(Histories.from_lists([range(n)]), np.zeros(1), np.zeros(1)) for n in (63, 65))
-    widths = [eval_batches(t, DataConfig(), 2, filter_seen=True, longest=66).seen_width for t in (valid, test)]
+    sizes = {"max_length": 50, "batch_size": 2}
+    widths = [EvalBatches(t, **sizes, filter_seen=True, longest=66).seen_width for t in (valid, test)]
     assert widths == [128, 128]
-    assert eval_batches(valid, DataConfig(), 2, filter_seen=True).seen_width == 64
-    assert eval_batches(valid, DataConfig(), 2, longest=66).seen_width == 0
+    assert EvalBatches(valid, **sizes, filter_seen=True).seen_width == 64
+    assert EvalBatches(valid, **sizes, longest=66).seen_width == 0
 
 
 def test_seen_has_no_room_for_repeats():
     targets = Targets(Histories.from_lists([[1, 2], [4, 5] * 500]), np.zeros(2, np.int32), np.arange(2, dtype=np.int32))
-    (batch,) = eval_batches(targets, DataConfig(), 2, filter_seen=True)
+    (batch,) = EvalBatches(targets, max_length=50, batch_size=2, filter_seen=True)
     assert batch.seen.shape == (2, 64)
     assert batch.seen[:, :3].tolist() == [[1, 2, -1], [4, 5, -1]]
 
 
 def test_eval_batch_size_below_one():
     with pytest.raises(InputError, match="--eval_batch_size must be at least 1"):
-        eval_batches(make_targets([3]), DataConfig(), 0)
+        EvalBatches(make_targets([3]), max_length=50, batch_size=0)

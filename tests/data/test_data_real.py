@@ -9,6 +9,7 @@ import pytest
 from spectran_jax import data
 from spectran_jax.config import Config
 from spectran_jax.data import movielens
+from spectran_jax.data.packing import make_plan
 from spectran_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +38,9 @@ def test_beauty(tmp_path):
     assert len(split.train.items) == 198_502 - 2 * 22_363
     cold = int((split.item_counts[split.test.target] == 0).sum())
     assert 100 < cold < 180
-    iterator = data.train_iterator(split.train, config.data, batch_size=256, seed=0, epochs=1)
-    assert round(iterator.positions / 22_363, 2) == 5.24
-    assert iterator.plan.fill > 0.95
+    plan = make_plan(split.train.lengths, config.data.max_length, packed=True, batch_size=256)
+    assert round(plan.positions / 22_363, 2) == 5.24
+    assert plan.fill > 0.95
 
 
 def test_office(tmp_path):

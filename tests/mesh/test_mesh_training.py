@@ -59,14 +59,14 @@ def on(shape, *, hot=False, **options):
         mesh,
     )
     programs = build_programs(setup, STEPS)
-    batches = data.train_iterator(histories, setup.config.data, batch_size=16, seed=1, epochs=STEPS, plan=setup.plan)
+    batches = data.train_iterator(histories, setup.plan, seed=1, epochs=STEPS)
     stacked = jax.tree.map(lambda *x: np.stack(x), *(next(batches) for _ in range(STEPS)))
     frozen = setup.place()
     state, metrics = programs.train_steps(programs.init(), frozen, partitioning.put_batch(mesh, stacked, steps=True))
     users = np.arange(len(histories), dtype=np.int32)
     targets = data.Targets(history=histories, target=(users % ITEMS).astype(np.int32), user=users)
     table = programs.table(state.params, frozen)
-    ranks = programs.rank(state.params, table, data.eval_batches(targets, setup.config.data, 8))
+    ranks = programs.rank(state.params, table, setup.eval_batches(targets))
     return setup, state, jax.device_get(metrics), ranks, programs.diagnostics(state.params, frozen)
 
 

@@ -48,12 +48,12 @@ def test_batches_have_the_shapes_of_the_pipeline(backbone):
     rng = np.random.default_rng(0)
     lists = [rng.integers(0, 50, 9) for _ in range(16)]
     train = Histories.from_lists(lists, lists if setup.timed else None)
-    batch = next(data.train_iterator(train, config.data, batch_size=16, seed=0, epochs=1, plan=setup.plan))
+    batch = next(data.train_iterator(train, setup.plan, seed=0, epochs=1))
     assert shapes(planned.batch()) == shapes(batch)
     targets = dataclasses.replace(
         setup.split.test, history=train, target=np.zeros(16, np.int32), user=np.arange(16, dtype=np.int32)
     )
-    evaluated = next(iter(data.eval_batches(targets, config.data, 8, masked=setup.masked)))
+    evaluated = next(iter(setup.eval_batches(targets)))
     assert shapes(planned.eval_batch()) == shapes(evaluated)
 
 

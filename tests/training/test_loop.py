@@ -116,10 +116,9 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
     trained = loop.train(setup, tmp_path, StopRequest())
     (start,) = [line for line in trained.lines if line["kind"] == "start"]
     assert "killed" not in start
-    from spectran_jax import data
 
     table = trained.programs.table(trained.params, trained.frozen)
-    batches = data.eval_batches(setup.split.test, config.data, 32)
+    batches = setup.eval_batches(setup.split.test)
     ranks = trained.programs.rank(trained.params, table, batches)
     assert (ranks == 0).all()
 

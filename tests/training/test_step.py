@@ -38,11 +38,9 @@ class Run:
         self.programs = build_programs(self.setup, 100)
         self.batches = data.train_iterator(
             self.setup.split.train,
-            config.data,
-            batch_size=config.training.batch_size,
+            self.setup.plan,
             seed=config.training.seed,
             epochs=9,
-            plan=self.setup.plan,
             extend=row_reader(self.setup),
         )
 
