@@ -40,6 +40,11 @@ def number(value: Any) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things whose plural ends in s: `1 seed`, `3 seeds`, `12,101 users`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(share: float) -> str:
     """A share between 0 and 1 in per cent, two significant digits below ten."""
     value = 100 * share

@@ -7,19 +7,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Bool
-
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.report import words
-from spectran_jax.statistics import bootstrap_interval, mean_over_seeds
 from spectran_jax.studies import results_md
 from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
+from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.publish import Result, publish
-from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, spread
+from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, spread, why_failed
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells
 from spectran_jax.studies.variants import Variant
 
@@ -48,7 +45,7 @@ class Grid:
     def failures(self) -> str:
         """One sentence a run that failed; empty where none did."""
         every = [o for variants in self.runs.values() for seeds in variants.values() for o in seeds.values()]
-        return " ".join(f"{o.name} failed: {o.failure}" for o in every if not o.ok)
+        return why_failed(every)
 
 
 def everywhere(study: Study, variants: Sequence[Variant]) -> dict[str, Sequence[Variant]]:
@@ -141,7 +138,7 @@ def comparison(
     """One row a variant: metrics as mean ± s.d. over seeds, and what its NDCG@10 has over the reference's.
 
     The difference is taken user by user, on each user's NDCG@10 averaged over the seeds that both have, with its 95 %
-    interval over users. The best mean of each metric on each data set is bold.
+    interval over users where these are enough (`differences`). The best mean of each metric on each data set is bold.
 
     Args:
       grid: the runs.
@@ -157,32 +154,15 @@ def comparison(
         for variant in (v for d, v in grid.pairs() if d == dataset):
             values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
             other = reference if references is None else references[variant]
-            rows.append([dataset, variant, *values, difference(grid, dataset, variant, other)])
+            over = None if variant == other else difference(grid.ok(dataset, variant), grid.ok(dataset, other))
+            rows.append([dataset, variant, *values, None if over is None else str(over)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
     note = (
-        f"Difference: NDCG@10 less that of {reference}, paired by user, over the seeds that both have, with its 95 % "
-        f"interval. {grid.failures()}"
+        f"Metrics are of the test set. Difference: NDCG@10 less that of {reference}, paired by user, over the seeds that "
+        f"both have, with its 95 % interval. {INTERVALS} {grid.failures()}"
     )
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
     return Table(title, columns, rows, note=note.strip(), bold=bold)
-
-
-def difference(
-    grid: Grid, dataset: str, variant: str, reference: str, users: Bool[np.ndarray, "U"] | None = None
-) -> str | None:
-    """`+0.0012 [+0.0003, +0.0021]`: what a variant's NDCG@10 has over the reference's, over all or some users.
-
-    Over the seeds that both have; None where there is nothing to compare.
-    """
-    runs = grid.ok(dataset, variant), grid.ok(dataset, reference)
-    shared = [seed for seed in runs[0] if seed in runs[1]]
-    if variant == reference or not shared:
-        return None
-    ours, theirs = (mean_over_seeds([each[seed].ranks() for seed in shared]) for each in runs)
-    differences = (ours - theirs)[... if users is None else users]
-    if not len(differences):
-        return None
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*bootstrap_interval(differences))
 
 
 def _folder(name: str) -> str:

@@ -11,8 +11,9 @@ from spectran_jax.ranks import Ranks
 from spectran_jax.report import words
 from spectran_jax.report.figures import Plot
 from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study
-from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid
+from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.tables import Cell, Table, best_cells
@@ -98,9 +99,11 @@ def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table
         if encoder == reference:
             continue
         users = groups_of(next(iter(grid.ok(dataset, encoder).values())).ranks())
-        rows.append([dataset, encoder, *(difference(grid, dataset, encoder, reference, users[g]) for g in groups)])
+        runs = grid.ok(dataset, encoder), grid.ok(dataset, reference)
+        over = [difference(*runs, users[group]) for group in groups]
+        rows.append([dataset, encoder, *(None if each is None else str(each) for each in over)])
     columns = ["Data set", "Encoder", *map(str.capitalize, groups)]
-    note = "Paired by user, each user's NDCG@10 averaged over the seeds that both have, with 95 % intervals over users."
+    note = f"Paired by user, each user's NDCG@10 averaged over the seeds that both have, 95 % intervals. {INTERVALS}"
     return Table(f"NDCG@10 over {reference}", columns, rows, note=note)
 
 

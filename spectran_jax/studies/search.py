@@ -192,6 +192,11 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
+def why_failed(outcomes: Iterable[Outcome]) -> str:
+    """One sentence a run that failed; empty where none did."""
+    return " ".join(f"{outcome.name} failed: {outcome.failure}" for outcome in outcomes if not outcome.ok)
+
+
 def to_json(found: Found) -> dict[str, Any]:
     """For result.json: every trial, the chosen values, and each seed's metrics or failure."""
 

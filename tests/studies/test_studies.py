@@ -1,6 +1,7 @@
 """Every study from start to end on runs that train nothing: what the runs were, what came out, what is refused."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.studies import ablation, collapse, dimension, grid, longtail, sensitivity, spectrum
 from spectran_jax.studies.attention import FILE
+from spectran_jax.studies.differences import difference
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Outcome
 from spectran_jax.studies.variants import Variant, parse_changes, single_changes
@@ -98,7 +100,7 @@ def test_ablation_changes_one_thing_at_a_time(study, trained):
     names = [row["Variant"] for row in rows_of(study, "ablation-of-spectran")]
     assert names == ["spectran", "attention=softmax", "attention=none", "semantic_scale=0.4"] * 2
     differences = [row["Difference [95 %]"] for row in rows_of(study, "ablation-of-spectran")]
-    assert differences[:2] == ["", "+0.0000 [+0.0000, +0.0000]"]
+    assert differences[:2] == ["", "+0.0000"]
     assert "<!-- begin ablation-one-two -->" in study.results.read_text()
 
 
@@ -282,9 +284,24 @@ def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
         np.savez(folder / "ranks.npz", item_counts=np.ones(ITEMS, int), **columns)
         return Outcome(str(seed), folder, {"test": {}})
 
-    runs = {"theirs": {seed: run(seed) for seed in range(3)}, "ours": {seed: run(seed) for seed in range(2)}}
-    runs["ours"][2] = Outcome("2", tmp_path, failure="no memory")
-    assert grid.difference(grid.Grid({"one": runs}), "one", "ours", "theirs") == "+0.0000 [+0.0000, +0.0000]"
+    runs = {"theirs": {seed: run(seed) for seed in range(4)}, "ours": {seed: run(seed) for seed in range(3)}}
+    runs["ours"][3] = Outcome("3", tmp_path, failure="no memory")
+    found = grid.Grid({"one": runs})
+    over = difference(found.ok("one", "ours"), found.ok("one", "theirs"))
+    assert over == (0, 0, 0, 3)
+    assert str(over) == "+0.0000 [+0.0000, +0.0000]"
+
+
+def test_a_difference_of_too_few_seeds_has_no_interval(study, trained):
+    three = dataclasses.replace(study, seeds=(0, 3, 5))
+    for each, intervals in ((study, 0), (three, 2)):
+        table = ablation.run(each, "attention=none").tables[0]
+        assert sum("[" in row[-1] for row in table.rows if row[-1]) == intervals
+        assert "not corrected for the number of rows; one needs 3 seeds, better 5." in table.note
+    for each, intervals in ((study, 0), (three, 2)):
+        table = longtail.run_longtail(each, ["id", "spectran"]).tables[-1]
+        assert sum("[" in row[-1] for row in table.rows) == intervals
+        assert "one needs 3 seeds" in table.note
 
 
 def test_runs_of_two_protocols_share_no_table(study, monkeypatch):
