@@ -15,7 +15,15 @@ from spectran_jax.studies import comparison_plots, comparison_tables
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, against_rivals
-from spectran_jax.studies.search import SELECTION_METRIC, Method, Runner, one_protocol, search, to_json
+from spectran_jax.studies.search import (
+    SELECTION_METRIC,
+    Method,
+    Runner,
+    one_protocol,
+    search,
+    to_json,
+    told_of_readings,
+)
 from spectran_jax.studies.space import space_of
 from spectran_jax.studies.sweep import trials_table
 
@@ -94,7 +102,9 @@ def compare(
         f"Item encoders compared on {', '.join(datasets)}{others}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
-        text=_text(budget, methods, seeds, target, sum(each.p is not None for each in versus)),
+        text=_text(
+            budget, methods, seeds, target, told_of_readings(found.values()), sum(v.p is not None for v in versus)
+        ),
         command=command,
         data={
             "protocols": protocols,
@@ -122,7 +132,9 @@ def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[st
     return list(names or registry)
 
 
-def _text(budget: int, methods: Mapping[str, Method], seeds: Sequence[int], target: str, comparisons: int) -> str:
+def _text(
+    budget: int, methods: Mapping[str, Method], seeds: Sequence[int], target: str, readings: str, comparisons: int
+) -> str:
     spaces = {method.config.encoder.item_encoder: [r.name for r in method.space] for method in methods.values()}
     fixed = [encoder for encoder, space in spaces.items() if not space]
     if budget and len(fixed) < len(spaces):
@@ -150,7 +162,7 @@ def _text(budget: int, methods: Mapping[str, Method], seeds: Sequence[int], targ
         "deviations say."
     )
     return (
-        f"{searched} The chosen values were run with {len(seeds)} seeds, which read the test set once, by ranking the "
-        "whole catalogue. Figures are means over seeds and their standard deviation (n - 1).\n\n"
+        f"{searched} The chosen values were run with {len(seeds)} seeds, which {readings}. Targets are ranked "
+        "among the whole catalogue. Figures are means over seeds and their standard deviation (n - 1).\n\n"
         f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}.{tests if comparisons else ''}"
     )

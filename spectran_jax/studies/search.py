@@ -1,6 +1,7 @@
 """Search on validation, then several seeds of the chosen values: the procedure behind every comparison.
 
 Trials run with `evaluate="valid"` and the first seed, so the test set is read once, by the runs of the chosen values.
+Where a folder goes on with more trials, or one that had failed, another may be chosen: then it is read again, and told.
 Every method is given as many trials as any other.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.report.words import count
 from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
 from spectran_jax.studies.space import Range, design
@@ -59,6 +61,8 @@ class Found:
     """The values of the best trial; {} where nothing was searched, None where every trial failed."""
     runs: dict[int, Outcome]
     """By seed, of the chosen values; failed ones among them."""
+    read_before: int = 0
+    """Other choices, made of other trials, whose seeds have read the test set in the same folder."""
 
     @property
     def done(self) -> dict[int, Outcome]:
@@ -141,10 +145,30 @@ def search(
     some_came_to_an_end(runs)
     return {
         name: Found(
-            tried[name], values, {seed: runs[finals[name, seed].name] for seed in seeds if (name, seed) in finals}
+            tried[name],
+            values,
+            {seed: runs[finals[name, seed].name] for seed in seeds if (name, seed) in finals},
+            _read_before(workdir / "runs" / name, folders[name].rpartition("/")[2]),
         )
         for name, values in chosen.items()
     }
+
+
+def _read_before(folder: Path, chosen: str) -> int:
+    """Choices in a method's folder, beside `trial-02-` or, without a search, "", whose seeds have read the test set."""
+    done = folder.glob("*seed-*/metrics.json")
+    return len({path.parent.name.rpartition("seed-")[0] for path in done} - {chosen})
+
+
+def told_of_readings(found: Iterable[Found]) -> str:
+    """How often runs of chosen values have read the test set, to go behind "which"."""
+    before = sum(each.read_before for each in found)
+    if not before:
+        return "read the test set once"
+    return (
+        "read the test set. They were not the only ones: in this folder it has been read for "
+        f"{count(before, 'earlier choice')}, too"
+    )
 
 
 def choose(trials: Sequence[Trial]) -> Trial | None:
@@ -209,6 +233,7 @@ def to_json(found: Found) -> dict[str, Any]:
     return {
         "trials": [{"values": trial.values, **run(trial.outcome)} for trial in found.trials],
         "chosen": found.chosen,
+        "read_before": found.read_before,
         "runs": [{"seed": seed, **run(outcome)} for seed, outcome in found.runs.items()],
     }
 

@@ -11,7 +11,16 @@ from spectran_jax.report import words
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.search import SELECTION_METRIC, Found, Method, Runner, one_protocol, search, to_json
+from spectran_jax.studies.search import (
+    SELECTION_METRIC,
+    Found,
+    Method,
+    Runner,
+    one_protocol,
+    search,
+    to_json,
+    told_of_readings,
+)
 from spectran_jax.studies.space import Range, describe
 from spectran_jax.studies.tables import Cell, Table
 
@@ -57,7 +66,8 @@ def sweep(
         tables,
         text=(
             f"{trials} points of a Sobol sequence were tried on the validation set with seed {seeds[0]}; the one of "
-            f"best {words.label(SELECTION_METRIC)} was run with {len(seeds)} seeds, which read the test set."
+            f"best {words.label(SELECTION_METRIC)} was run with {len(seeds)} seeds, which "
+            f"{told_of_readings(found.values())}."
         ),
         command=command,
         data={"sweeps": {name: to_json(each) for name, each in found.items()}},

@@ -9,6 +9,7 @@ from test_jobs import fake
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted, RunError
+from spectran_jax.studies.compare import compare
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.results_md import markdown
 from spectran_jax.studies.search import Method, one_protocol, search, spread, to_json
@@ -248,3 +249,25 @@ def test_bad_sizes_start_nothing(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         search(settings.pop("methods"), tmp_path, **settings)
     assert not runner.jobs
+
+
+def test_another_choice_in_a_folder_is_told_to_have_read_the_test_set(tmp_path):
+    """While the best trial fails another is chosen, whose seeds read the test set."""
+    options = {"space": SPACE, "trials": 4, "seeds": [0], "parallel": 2}
+    first = sweep({"ml": Config()}, tmp_path / "first", **options, runner=Runner())
+    values = first.data["sweeps"]["ml"]
+    best = [trial["values"] for trial in values["trials"]].index(values["chosen"])
+    assert first.text.endswith("which read the test set once.")
+    failing = Runner({f"ml/trial-{best:02d}": "fail"})
+    assert sweep({"ml": Config()}, tmp_path, **options, runner=failing).text.endswith("which read the test set once.")
+    for _ in range(2):
+        again = sweep({"ml": Config()}, tmp_path, **options, runner=Runner())
+        assert again.data["sweeps"]["ml"]["chosen"] == values["chosen"]
+        assert again.text.endswith("in this folder it has been read for 1 earlier choice, too.")
+
+
+def test_a_comparison_tells_of_a_choice_without_a_search(tmp_path):
+    options = {"encoders": ["id"], "backbone_names": ["sasrec"], "seeds": [0]}
+    texts = [compare({"ml": Config()}, tmp_path, budget=n, **options, runner=Runner()).text for n in (0, 2, 0)]
+    assert ["read the test set once." in text for text in texts] == [True, False, False]
+    assert "in this folder it has been read for 1 earlier choice, too." in texts[1]
