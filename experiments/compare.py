@@ -63,7 +63,8 @@ def main() -> None:
     )
     publish(result, study.workdir)
     if study.results:
-        refresh(study.results, section("compare", study.datasets, backbones=backbones or list(BACKBONES)), result)
+        name = section("compare", study.datasets, own=study.section, backbones=backbones or list(BACKBONES))
+        refresh(study.results, name, result)
 
 
 if __name__ == "__main__":

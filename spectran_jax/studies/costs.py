@@ -57,9 +57,10 @@ def run(
     repeats: int,
     command: str,
     results: Path | None = None,
+    section: str = "",
 ) -> Result:
     """Measures, unless the folder holds the figures of these very settings, code and machine, and publishes; also to
-    `results`, a RESULTS.md.
+    `results`, a RESULTS.md, as its section `efficiency`, or `efficiency-SECTION`.
 
     Raises:
       InputError: a configuration out of range, or see `efficiency.measure`.
@@ -94,7 +95,7 @@ def run(
     found = result(kept["rows"], kept["adapters"], efficiency.ADAPTER_BAR, title(config, items, width), command)
     publish(found, workdir)
     if results is not None:
-        refresh(results, "efficiency", found)
+        refresh(results, f"efficiency-{section}" if section else "efficiency", found)
     return found
 
 

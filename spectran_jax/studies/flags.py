@@ -19,7 +19,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.flags import define_config_flags, define_path, read_config
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
 
-OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "config")
+OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "section", "config")
 """The names of the common flags, for `flags.run(main, SYNOPSIS, own=(*OWN, ...))`."""
 
 
@@ -38,6 +38,8 @@ class Study:
     """The command that was given, for the pages that it makes."""
     given: dict[str, Any]
     """Configuration fields that the command line names; an experiment must not overrule them silently."""
+    section: str = ""
+    """What `--section` calls the section of RESULTS.md; empty for the data sets and backbones."""
 
 
 def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -59,7 +61,7 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
         "interactions and items, it says it of the data set files alone, of embeddings of a single data set too.",
         flag_values,
     )
-    define_results_flag(flag_values)
+    define_results_flags(flag_values)
     flags.DEFINE_list(
         "seeds",
         [str(seed) for seed in seeds],
@@ -81,7 +83,7 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
 
     Raises:
       InputError: no --workdir, seeds that are no whole numbers or stand twice, --jobs below 1, unknown data sets,
-        --seed or --evaluate, --results that is no Markdown file, a folder of another experiment, or a configuration
+        --seed or --evaluate, --results that is no Markdown file, a --section that is no name, a folder of another experiment, or a configuration
         out of range.
     """
     value: dict[str, Any] = {name: flag_values[name].value for name in OWN}
@@ -111,6 +113,7 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         results=results_file(value["results"]),
         command=command_line(),
         given=given,
+        section=section_name(value["section"], value["results"]),
     )
 
 
@@ -129,11 +132,21 @@ def _refuse_another_study(workdir: Path) -> None:
         )
 
 
-def define_results_flag(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[Path | None]:
-    """Defines `--results`; `results_file` checks it."""
-    return define_path(
+def define_results_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> tuple[flags.FlagHolder[Path | None], flags.FlagHolder[str]]:
+    """Defines `--results` and `--section`; `results_file` and `section_name` check them."""
+    results = define_path(
         "results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.", flag_values
     )
+    section = flags.DEFINE_string(
+        "section",
+        "",
+        "What the section of --results is called behind the experiment's name, so that two on the same data sets can stand "
+        "side by side; the data sets, and backbones other than the default, if empty.",
+        flag_values=flag_values,
+    )
+    return results, section
 
 
 def results_file(path: Path | None) -> Path | None:
@@ -143,6 +156,15 @@ def results_file(path: Path | None) -> Path | None:
     if path is not None and not path.parent.is_dir():
         raise InputError(f"--results={path}: the folder {path.parent} does not exist.")
     return path
+
+
+def section_name(name: str, results: Path | None) -> str:
+    """What `--section` says; raises `InputError` for what marks and folders don't hold, or without `--results`."""
+    if name and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise InputError(f"--section={name}: take letters, digits, - and _.")
+    if name and results is None:
+        raise InputError(f"--section={name} names a section of --results; give both, or leave it out.")
+    return name
 
 
 def split_names(text: str) -> list[str]:

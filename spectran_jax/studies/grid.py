@@ -124,7 +124,7 @@ def finish(study: Study, name: str, result: Result) -> Result:
     """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets."""
     publish(result, study.workdir)
     if study.results is not None:
-        results_md.refresh(study.results, results_md.section(name, study.datasets), result)
+        results_md.refresh(study.results, results_md.section(name, study.datasets, own=study.section), result)
     return result
 
 

@@ -173,6 +173,8 @@ def test_a_folder_of_another_experiment(tmp_path, monkeypatch):
         (["--workdir=w", "--evaluate=valid"], "sets --evaluate itself"),
         (["--workdir=w", "--jobs=0"], "--jobs must be at least 1"),
         (["--workdir=w", "--results=results"], "--results=results: name a Markdown file"),
+        (["--workdir=w", "--results=R.md", "--section=a b"], "--section=a b: take letters, digits, - and _"),
+        (["--workdir=w", "--section=a"], "--section=a names a section of --results; give both"),
         (["--workdir=w", "--results=none/RESULTS.md"], "--results=none/RESULTS.md: the folder none does not exist"),
         (["--workdir=w", "--dataset=movielens"], "Did you mean 'movielens_100k'"),
     ],

@@ -104,6 +104,16 @@ def test_ablation_changes_one_thing_at_a_time(study, trained):
     assert "<!-- begin ablation-one-two -->" in study.results.read_text()
 
 
+def test_a_section_of_its_own_leaves_the_other_as_it_was(study, trained):
+    ablation.run(study, "attention=none")
+    before = study.results.read_text()
+    ablation.run(dataclasses.replace(study, section="small-d"), "attention=softmax")
+    text = study.results.read_text()
+    assert text.startswith(before.rstrip())
+    assert "<!-- begin ablation-small-d -->" in text
+    assert list((study.workdir / "results" / "ablation-small-d").glob("*.svg"))
+
+
 def test_a_variant_that_can_not_run_is_refused_before_any_runs(study, trained):
     with pytest.raises(InputError, match=f"--dimension={D} is not divisible by --heads=3"):
         ablation.run(study, "heads=3")

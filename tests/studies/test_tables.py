@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from conftest import REPO
 from rich.console import Console
 
 from spectran_jax.config import Config
@@ -134,6 +135,23 @@ def test_sections_are_told_apart_by_data_sets_backbones_and_encoders():
     assert section("ablation", {"office": Config()}) == "ablation-office"
     assert section("ablation", other) == "ablation-office-hstu"
     assert section("sweep", {"office": Config()}, encoders=["svd"]) == "sweep-office-svd"
+    assert section("compare", other, own="defaults", backbones=["sasrec", "hstu"]) == "compare-defaults"
+
+
+def test_commands_in_results_refresh_the_section_that_they_stand_in():
+    """Where a section is not the one of its study and data sets, --section says so."""
+    text = (REPO / "RESULTS.md").read_text()
+    found = re.findall(r"<!-- begin (\S+) -->\n## .*\n\n    python -m experiments\.(\w+)( .*)", text)
+    assert len(found) > 10
+    for name, study, options in found:
+        given = dict(re.findall(r"--(\w+)=(\S+)", options))
+        sets = dict.fromkeys(
+            given.get("dataset", "").split(","), Config().replace(backbone=given.get("backbone", "sasrec"))
+        )
+        if study == "efficiency":
+            sets = {}
+        backbones = given["backbones"].split(",") if "backbones" in given else ()
+        assert section(study, sets, own=given.get("section", ""), backbones=backbones) == name
 
 
 def test_an_appendix_is_for_the_record_only(tmp_path, capsys):
