@@ -5,6 +5,7 @@ from absl import flags
 from spectran_jax.errors import InputError
 from spectran_jax.flags import config_from_flags, define_config_flags, define_path, run
 from spectran_jax.studies.flags import command_line, define_results_flags, results_file, section_name, split_names
+from spectran_jax.studies.ownership import refuse_another_study
 
 SYNOPSIS = """
 Counts parameters, FLOPs and bytes of each encoder's training step by the compiler's account, and times steps and
@@ -33,6 +34,7 @@ def main() -> None:
         raise InputError("Costs are of several: give --item_encoders=NAME,NAME instead of --item_encoder.")
     if unread := [name for name in _UNREAD if flags.FLAGS[name].present]:
         raise InputError(f"Costs are measured on random data: --{unread[0]} is not read; leave it out.")
+    refuse_another_study(_WORKDIR.value, command_line())
     from spectran_jax.item_encoders import REGISTRY
     from spectran_jax.studies import costs
     from spectran_jax.studies.compare import check_names

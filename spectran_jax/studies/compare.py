@@ -78,7 +78,7 @@ def compare(
         for place in places
         for encoder in encoders
     }
-    found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, runner=runner)
+    found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, command=command, runner=runner)
     cells: Cells = {(*place, encoder): found["/".join((*place, encoder))] for place in places for encoder in encoders}
     protocols = {
         dataset: one_protocol({"/".join(key): each for key, each in cells.items() if key[0] == dataset}, dataset)

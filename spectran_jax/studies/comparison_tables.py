@@ -77,8 +77,8 @@ def _without_p(versus: Sequence[Versus], target: str) -> str:
     if len(missing) == len(versus):
         return statistics.too_few_seeds(max(each.seeds for each in versus)) if versus else ""
     return " ".join(
-        f"No p-value for {'/'.join((*each.place, each.rival))}: {words.count(each.seeds, 'seed')} that {target} has, too, "
-        f"{'is' if each.seeds == 1 else 'are'} too few."
+        f"No p-value for {'/'.join((*each.place, each.rival))}: {words.count(each.seeds, 'seed')} that {target} has, "
+        f"too, {'is' if each.seeds == 1 else 'are'} too few."
         for each in missing
     )
 

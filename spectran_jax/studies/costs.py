@@ -10,6 +10,7 @@ from typing import Any
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.studies.curves import dots
+from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.results_md import refresh
 from spectran_jax.studies.tables import Cell, Spread, Table
@@ -86,6 +87,7 @@ def run(
     with locked(workdir):
         kept = _read(path)
         if kept is None or kept.get("settings") != settings:
+            claim(workdir, command)
             kept = {
                 "settings": settings,
                 "rows": efficiency.measure(config, encoders, items=items, width=width, users=users, repeats=repeats),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError
 from spectran_jax.flags import define_config_flags, define_path, read_config
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
+from spectran_jax.studies.ownership import refuse_another_study
 
 OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "section", "config")
 """The names of the common flags, for `flags.run(main, SYNOPSIS, own=(*OWN, ...))`."""
@@ -83,8 +83,8 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
 
     Raises:
       InputError: no --workdir, seeds that are no whole numbers or stand twice, --jobs below 1, unknown data sets,
-        --seed or --evaluate, --results that is no Markdown file, a --section that is no name, a folder of another experiment, or a configuration
-        out of range.
+        --seed or --evaluate, --results that is no Markdown file, a --section that is no name, a folder of another
+        experiment, or a configuration out of range.
     """
     value: dict[str, Any] = {name: flag_values[name].value for name in OWN}
     if not value["workdir"]:
@@ -95,7 +95,7 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         raise InputError("An experiment sets --evaluate itself, run by run; leave the flag out.")
     if value["jobs"] < 1:
         raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
-    _refuse_another_study(value["workdir"])
+    refuse_another_study(value["workdir"], command_line())
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
     base = read_config(value["config"]) if value["config"] else None
     named = given.pop("dataset", None)
@@ -117,21 +117,6 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
     )
 
 
-def _refuse_another_study(workdir: Path) -> None:
-    """Raises `InputError` for a folder whose tables and page another experiment made: they would be overwritten."""
-    try:
-        command = str(json.loads((workdir / "result.json").read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    there = re.search(r"experiments\.(\w+)", command)
-    here = re.search(r"experiments\.(\w+)", command_line())
-    if there is not None and here is not None and there[1] != here[1]:
-        raise InputError(
-            f"--workdir={workdir} holds the tables of experiments.{there[1]}; take another folder for experiments."
-            f"{here[1]}."
-        )
-
-
 def define_results_flags(
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> tuple[flags.FlagHolder[Path | None], flags.FlagHolder[str]]:
@@ -142,8 +127,8 @@ def define_results_flags(
     section = flags.DEFINE_string(
         "section",
         "",
-        "What the section of --results is called behind the experiment's name, so that two on the same data sets can stand "
-        "side by side; the data sets, and backbones other than the default, if empty.",
+        "What the section of --results is called behind the experiment's name, so that two on the same data sets can "
+        "stand side by side; the data sets, and backbones other than the default, if empty.",
         flag_values=flag_values,
     )
     return results, section

@@ -15,6 +15,7 @@ from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
+from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, spread, why_failed
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells
@@ -93,6 +94,7 @@ def run_grid(
     for job in jobs.values():
         check(job.config)
     _refuse_protocols(study, variants)
+    claim(study.workdir, study.command)
     outcomes = run_jobs(
         list(jobs.values()), study.workdir, parallel=study.parallel, description=description, command=command
     )
@@ -158,8 +160,8 @@ def comparison(
             rows.append([dataset, variant, *values, None if over is None else str(over)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
     note = (
-        f"Metrics are of the test set. Difference: NDCG@10 less that of {reference}, paired by user, over the seeds that "
-        f"both have, with its 95 % interval. {INTERVALS} {grid.failures()}"
+        f"Metrics are of the test set. Difference: NDCG@10 less that of {reference}, paired by user, over the seeds "
+        f"that both have, with its 95 % interval. {INTERVALS} {grid.failures()}"
     )
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
     return Table(title, columns, rows, note=note.strip(), bold=bold)

@@ -31,8 +31,8 @@ def section(
 ) -> str:
     """The section of an experiment: `compare-office`, `sweep-office-spectran`, `ablation-office-hstu`.
 
-    Backbones, those of the configurations where none is named, are left out where they are the default alone. `own`, the
-    name that `--section` gives, stands behind the experiment's in place of all the rest.
+    Backbones, those of the configurations where none is named, are left out where they are the default alone. `own`,
+    the name that `--section` gives, stands behind the experiment's in place of all the rest.
     """
     if own:
         return f"{name}-{own}"

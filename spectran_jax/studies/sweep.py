@@ -55,7 +55,7 @@ def sweep(
       InputError, RunError: as `search`.
     """
     methods = {name: Method(config, space) for name, config in datasets.items()}
-    found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, runner=runner)
+    found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, command=command, runner=runner)
     tables = []
     for name, each in found.items():
         one_protocol({name: each}, name)

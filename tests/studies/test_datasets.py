@@ -9,6 +9,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
 from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, study_from_flags
+from spectran_jax.studies.ownership import claim, refuse_another_study
 
 TOML = """
 [beauty]
@@ -163,6 +164,26 @@ def test_a_folder_of_another_experiment(tmp_path, monkeypatch):
         study(f"--workdir={tmp_path}")
     monkeypatch.setattr("sys.argv", ["experiments/collapse.py"])
     assert study(f"--workdir={tmp_path}").workdir == tmp_path
+
+
+def test_a_folder_that_another_experiment_has_begun(tmp_path):
+    claim(tmp_path / "w", "python -m experiments.collapse --seeds=0")
+    with pytest.raises(
+        InputError, match=r"holds the runs of experiments\.collapse; take another folder for .*longtail"
+    ):
+        refuse_another_study(tmp_path / "w", "python -m experiments.longtail --seeds=1")
+    refuse_another_study(tmp_path / "w", "python -m experiments.collapse --seeds=1")
+    claim(tmp_path / "none", "")
+    assert not (tmp_path / "none").exists(), "a call from Python names no experiment"
+
+
+def test_efficiency_leaves_the_folder_of_another_experiment_alone(tmp_path, run_command):
+    held = '{"command": "python -m experiments.compare", "tables": []}'
+    (tmp_path / "result.json").write_text(held)
+    done = run_command("efficiency", {"workdir": tmp_path, "item_encoders": "id"})
+    assert done.returncode == 2
+    assert "holds the tables of experiments.compare; take another folder for experiments.efficiency." in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 @pytest.mark.parametrize(

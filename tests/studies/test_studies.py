@@ -259,6 +259,13 @@ def test_runs_that_fail_are_named_and_the_rest_is_shown(study, monkeypatch):
         ablation.run(study, "attention=none")
 
 
+def test_a_study_that_is_stopped_has_claimed_its_folder(study, monkeypatch):
+    monkeypatch.setattr(grid, "run_jobs", lambda *_, **__: sys.exit("Stopped."))
+    with pytest.raises(SystemExit):
+        ablation.run(study, "attention=none")
+    assert json.loads((study.workdir / "study.json").read_text()) == {"command": "python -m experiments.x"}
+
+
 def test_a_study_whose_runs_were_all_refused_their_input_ends_as_bad_input(study, monkeypatch):
     def run_jobs(jobs, workdir, **_):
         return {job.name: Outcome(job.name, workdir, failure="x.tsv: no such file.", status=2) for job in jobs}

@@ -79,13 +79,22 @@ def test_mean_and_spread_are_those_of_the_seeds(searched):
 
 
 def test_a_search_that_is_stopped_goes_on_where_it_was(searched, tmp_path):
-    whole, jobs, _ = searched
+    whole, jobs, folder = searched
+    assert not (folder / "study.json").exists()
     for stop_before in ("trial-02", "trial-03", "seed-8"):
         with pytest.raises(Interrupted):
             search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner(stop_before=stop_before))
     found = search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner())
     assert to_json(found["one"]) == to_json(whole)
     assert {len((tmp_path / "runs" / job.name / "starts").read_text()) for job in jobs} == {1}
+
+
+def test_a_search_that_is_stopped_has_claimed_its_folder(tmp_path):
+    for find, options in ((sweep, {"space": SPACE, "trials": 1}), (compare, {"budget": 1, "encoders": ["id"]})):
+        with pytest.raises(Interrupted):
+            find({"ml": Config()}, tmp_path, **options, seeds=[0], command="c", runner=Runner(stop_before="trial-00"))
+        assert json.loads((tmp_path / "study.json").read_text()) == {"command": "c"}
+        (tmp_path / "study.json").unlink()
 
 
 def test_a_larger_budget_keeps_what_is_there(searched, tmp_path):
