@@ -71,13 +71,11 @@ def compare(
     if target not in encoders:
         raise InputError(f"--target={target} is not among --item_encoders={','.join(encoders)}.")
     places = [(dataset, backbone) for dataset in datasets for backbone in backbone_names]
-    methods = {
-        "/".join((*place, encoder)): Method(
-            datasets[place[0]].replace(backbone=place[1], item_encoder=encoder), space_of(encoder, given)
-        )
-        for place in places
-        for encoder in encoders
-    }
+    methods = {}
+    for dataset, backbone in places:
+        for encoder in encoders:
+            config = datasets[dataset].replace(backbone=backbone, item_encoder=encoder)
+            methods["/".join((dataset, backbone, encoder))] = Method(config, space_of(encoder, given, config))
     found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, command=command, runner=runner)
     cells: Cells = {(*place, encoder): found["/".join((*place, encoder))] for place in places for encoder in encoders}
     protocols = {

@@ -136,6 +136,7 @@ def comparison(
     reference: str,
     references: Mapping[str, str] | None = None,
     metrics: Sequence[str] = METRICS,
+    note: str = "",
 ) -> Table:
     """One row a variant: metrics as mean ± s.d. over seeds, and what its NDCG@10 has over the reference's.
 
@@ -148,6 +149,7 @@ def comparison(
       reference: the variant that the others are compared with, or what `references` are, in words.
       references: of each variant, the one that it is compared with, where that is not the same for all.
       metrics: columns.
+      note: a sentence more below it.
     """
     rows: list[list[Cell]] = []
     bold: set[tuple[int, int]] = set()
@@ -159,12 +161,12 @@ def comparison(
             over = None if variant == other else difference(grid.ok(dataset, variant), grid.ok(dataset, other))
             rows.append([dataset, variant, *values, None if over is None else str(over)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
-    note = (
+    told = (
         f"Metrics are of the test set. Difference: NDCG@10 less that of {reference}, paired by user, over the seeds "
-        f"that both have, with its 95 % interval. {INTERVALS} {grid.failures()}"
+        f"that both have, with its 95 % interval. {INTERVALS}"
     )
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
-    return Table(title, columns, rows, note=note.strip(), bold=bold)
+    return Table(title, columns, rows, note=" ".join(filter(None, (told, note, grid.failures()))), bold=bold)
 
 
 def _folder(name: str) -> str:

@@ -15,7 +15,7 @@ from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, comparison, finish, run_grid
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.tables import Table
-from spectran_jax.studies.variants import Variant, parse_changes, single_changes, text_of
+from spectran_jax.studies.variants import Variant, parse_changes, read_changes, single_changes, text_of
 
 REFERENCE = "as configured"
 _LEAST_GAP = 0.09
@@ -37,24 +37,34 @@ Differences within the spread of the seeds are luck; the page lists those of the
 
 
 def run(study: Study, changes: str = DEFAULT) -> Result:
-    """Runs and publishes the study; `changes` as `variants.parse_changes` reads them."""
-    parsed = parse_changes(changes, "changes")
+    """Runs and publishes the study; `changes` as `variants.parse_changes` reads them.
+
+    Of the default changes those are left out that the configuration does not read; others are refused.
+    """
+    parsed, left_out = read_changes(study.datasets, parse_changes(changes, "changes"), asked=changes != DEFAULT)
     variants = {
-        dataset: [Variant(REFERENCE, {}), *single_changes(config, parsed)] for dataset, config in study.datasets.items()
+        dataset: [Variant(REFERENCE, {}), *single_changes(config, parsed[dataset])]
+        for dataset, config in study.datasets.items()
     }
     grid = run_grid(study, variants, "Sensitivity")
-    return finish(study, "sensitivity", result(grid, study.datasets, parsed, study.command))
+    return finish(study, "sensitivity", result(grid, study.datasets, parsed, left_out, study.command))
 
 
-def result(grid: Grid, datasets: Mapping[str, Config], changes: Mapping[str, Sequence[Any]], command: str) -> Result:
+def result(
+    grid: Grid,
+    datasets: Mapping[str, Config],
+    changes: Mapping[str, Mapping[str, Sequence[Any]]],
+    left_out: str,
+    command: str,
+) -> Result:
     """The tables, and a plot for each field of numbers on each data set."""
     plots = [
         plot
         for dataset, config in datasets.items()
-        for name, values in changes.items()
+        for name, values in changes[dataset].items()
         if (plot := field_plot(grid, dataset, config, name, values)) is not None
     ]
-    tables = [comparison(grid, "Sensitivity", REFERENCE), seed_table(grid)]
+    tables = [comparison(grid, "Sensitivity", REFERENCE, note=left_out), seed_table(grid)]
     return Result("Sensitivity to single values", tables, plots, TEXT, command)
 
 

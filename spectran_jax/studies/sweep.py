@@ -11,6 +11,7 @@ from spectran_jax.report import words
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
+from spectran_jax.studies.reads import refuse_unread
 from spectran_jax.studies.search import (
     SELECTION_METRIC,
     Found,
@@ -21,7 +22,7 @@ from spectran_jax.studies.search import (
     to_json,
     told_of_readings,
 )
-from spectran_jax.studies.space import Range, describe
+from spectran_jax.studies.space import Range, at_the_top, describe
 from spectran_jax.studies.tables import Cell, Table
 
 
@@ -52,8 +53,10 @@ def sweep(
       Two tables a data set, test metrics by seed and trials; `data["sweeps"]` holds them by data set.
 
     Raises:
-      InputError, RunError: as `search`.
+      InputError: as `search`, and for a field that the configuration of a data set does not read.
+      RunError: as `search`.
     """
+    refuse_unread({name: at_the_top(space, c) for name, c in datasets.items()}, [r.name for r in space], "search")
     methods = {name: Method(config, space) for name, config in datasets.items()}
     found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, command=command, runner=runner)
     tables = []

@@ -211,6 +211,30 @@ def test_sensitivity_has_the_configured_value_in_every_plot(study, trained):
     assert len(rows_of(study, "seeds-of-the-unchanged-configuration")) == 4
 
 
+def test_values_that_nothing_reads_are_not_trained(study, trained):
+    configs = {"one": Config().replace(item_encoder="svd", loss="softmax"), "two": Config().replace(item_encoder="svd")}
+    plain = dataclasses.replace(study, datasets=configs)
+    result = sensitivity.run(plain)
+    moved = {(dataset, variant.partition("=")[0]) for dataset, variant, _ in (job.name.split("/") for job in trained)}
+    read = {("one", "temperature"), ("one", "semantic_scale"), *(("two", n) for n in ("temperature", "semantic_scale"))}
+    assert moved == {*read, ("two", "negatives"), ("one", "as-configured"), ("two", "as-configured")}
+    assert (
+        "Not tried, since nothing reads it: negatives on one (loss=softmax), attention_live on one (item_encoder=svd), "
+        "attention_live on two (item_encoder=svd)."
+    ) in result.tables[0].note
+    assert "Attention live, one" not in [figure.title for figure in result.figures]
+
+
+def test_values_that_nothing_reads_are_refused_where_somebody_names_them(study, trained):
+    plain = dataclasses.replace(study, datasets={"one": Config().replace(item_encoder="svd", attention="none")})
+    with pytest.raises(InputError, match="--changes moves attention_live, which nothing reads at item_encoder=svd"):
+        sensitivity.run(plain, "temperature=0.2,attention_live=0.2")
+    with pytest.raises(InputError, match="--changes moves attention_live, which nothing reads at attention=none"):
+        ablation.run(plain, "attention_live=0.2")
+    assert not trained
+    assert "attention_dimension on one (attention=none)" in ablation.run(plain).tables[0].note
+
+
 def test_what_a_study_sets_itself_and_variants_out_of_range_start_nothing(study, trained):
     for changes, message in (
         ("seed=1:2", "seed is no field to change"),

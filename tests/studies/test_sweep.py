@@ -142,6 +142,16 @@ def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
 
 
+def test_a_field_that_nothing_reads_is_not_searched(tmp_path):
+    space, runner = parse_space("dropout=0.1:0.5,negatives=64:128"), Runner()
+    with pytest.raises(InputError, match=r"--search moves negatives, which nothing reads at loss=softmax \(data set b"):
+        sweep(
+            {"a": Config(), "b": Config().replace(loss="softmax")},
+            tmp_path, space=space, trials=2, seeds=[0], runner=runner,
+        )  # fmt: skip
+    assert not runner.jobs
+
+
 def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
     runner = Runner({"ml/trial-01": "fail"})
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0], runner=runner)
@@ -214,6 +224,11 @@ def test_every_method_has_a_space_that_begins_alike():
         # How large item vectors start, against steps of one size: of the text where they hold it, else of the IDs.
         assert names[4] == ("id_scale" if name in ("id", "rlmrec") else "semantic_scale")
     assert "dropout" not in [r.name for r in space_of("id", given=["dropout"])]
+    # The temperature of a loss whose weight is fixed at 0 is read by nobody; one that is searched is on.
+    off = Config().replace(alignment_weight=0.0)
+    assert "alignment_temperature" in [r.name for r in space_of("rlmrec", config=off)]
+    assert "alignment_temperature" not in [r.name for r in space_of("rlmrec", ["alignment_weight"], off)]
+    assert "alignment_temperature" in [r.name for r in space_of("rlmrec", ["alignment_weight"])]
     for text in OWN.values():  # whatever this version knows of it, it parses
         parse_space(",".join(part for part in text.split(",") if part.split("=")[0] in KNOWN))
 
