@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spectran_jax.studies.curves import dots
+from spectran_jax.studies.curves import dots, told_bars
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, comparison, finish, run_grid
 from spectran_jax.studies.publish import Result
@@ -25,7 +25,8 @@ budget. Removed parts: attention=none leaves the weighted head of the spectrum, 
 alone. attention=softmax puts a softmax in Softshrink's place; spectral_norm=rows lets the rows of W turn towards
 each other, and none lets them shrink and grow, too.
 
-A difference whose interval holds 0 says that these users can't tell the part from its absence.
+A difference whose interval holds 0 says that these users can't tell the part from its absence. Every variant reads the
+test set, so the table describes and doesn't choose: values are chosen on validation, by experiments.sweep.
 """
 
 
@@ -57,7 +58,7 @@ def result(grid: Grid, left_out: str, command: str) -> Result:
     plots = []
     for dataset, some in grid.runs.items():
         found = {name: value for name in some if (value := grid.metric(dataset, name, "ndcg@10")) is not None}
-        caption = "Mean over seeds and one standard deviation; the dashed line is SpecTran as configured."
+        caption = f"Test NDCG@10, {told_bars(found.values())}. The dashed line is SpecTran as configured."
         reference = found[REFERENCE].mean if REFERENCE in found else None
         title = f"NDCG@10 of each variant, {dataset}"
         plots.append(dots(f"ablation-{dataset}", title, caption, found, xlabel="Test NDCG@10", reference=reference))

@@ -143,24 +143,28 @@ def _text(
             for encoder, space in spaces.items()
             if (rest := [name for name in space if name not in common])
         )
+        points = "1 trial" if budget == 1 else f"{budget} trials, points of one Sobol sequence"
+        decided = f"; the best {words.label(SELECTION_METRIC)} decided" if budget > 1 else ""
         searched = (
-            f"{'Every method' if not fixed else 'Every other method'} was searched with {budget} trials, points of one "
-            f"Sobol sequence, over {', '.join(common) or 'no field that all share'}{f'; and {own}' if own else ''}. "
-            f"Trials read the validation set alone, with seed {seeds[0]}; the best {words.label(SELECTION_METRIC)} "
-            "decided."
+            f"{'Every method' if not fixed else 'Every other method'} was searched with {points}, over "
+            f"{', '.join(common) or 'no field that all share'}{f'; and {own}' if own else ''}. Trials read the "
+            f"validation set alone, with seed {seeds[0]}{decided}."
         )
         if fixed:
             searched = f"The values of {', '.join(fixed)} were all given, so that nothing was searched. {searched}"
     else:
         searched = "Nothing was searched: every method has the configuration's values."
-    tests = (
-        " p-values are of two-sided paired sign-flip tests over users, on each user's mean over seeds, with Holm's "
-        f"correction for all {comparisons} comparisons of {target} in these tables. They say how far a difference "
-        "would carry over to other users like these; how far it would carry over to other seeds, the standard "
-        "deviations say."
-    )
+    spreads = " Figures are means over seeds and their standard deviation (n - 1)." if len(seeds) > 1 else ""
+    tests = ""
+    if comparisons:
+        family = f"with Holm's correction for all {comparisons} comparisons of {target} in these tables"
+        tests = (
+            " p-values are of two-sided paired sign-flip tests over users, on each user's mean over seeds"
+            f"{f', {family}' if comparisons > 1 else ''}. They say how far a difference would carry over to other "
+            "users like these; how far it would carry over to other seeds, the standard deviations say."
+        )
     return (
-        f"{searched} The chosen values were run with {len(seeds)} seeds, which {readings}. Targets are ranked "
-        "among the whole catalogue. Figures are means over seeds and their standard deviation (n - 1).\n\n"
-        f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}.{tests if comparisons else ''}"
+        f"{searched} The chosen values were run with {words.count(len(seeds), 'seed')}, which {readings}. Targets are "
+        f"ranked among the whole catalogue.{spreads}\n\n"
+        f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}.{tests}"
     )

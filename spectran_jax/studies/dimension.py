@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spectran_jax.errors import InputError
-from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.curves import Series, lines, told_bars
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, comparison, everywhere, finish, run_grid
 from spectran_jax.studies.publish import Result
@@ -44,16 +44,17 @@ def result(grid: Grid, encoders: Sequence[str], dimensions: Sequence[int], comma
     """The table, against `spectran`, or else the first encoder, at the same dimension, and a plot for each data set."""
     plots = []
     for dataset in grid.runs:
-        series = {}
+        series, shown = {}, []
         for encoder in encoders:
             found = {d: grid.metric(dataset, f"{encoder} d={d}", "ndcg@10") for d in dimensions}
             kept = {d: value for d, value in found.items() if value is not None}
-            series[encoder] = Series(list(kept), [v.mean for v in kept.values()], [v.std or 0.0 for v in kept.values()])
+            series[encoder] = Series.over_seeds(kept)
+            shown += kept.values()
         plots.append(
             lines(
                 f"dimension-{dataset}",
                 f"NDCG@10 by dimension, {dataset}",
-                "Test NDCG@10, mean over seeds; the bars are one standard deviation.",
+                f"Test NDCG@10, {told_bars(shown)}.",
                 series,
                 xlabel="Dimension d",
                 ylabel="NDCG@10",

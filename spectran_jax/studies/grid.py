@@ -123,7 +123,9 @@ def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -
 
 
 def finish(study: Study, name: str, result: Result) -> Result:
-    """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets."""
+    """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets; tables
+    without a row are left out."""
+    result = dataclasses.replace(result, tables=[table for table in result.tables if table.rows])
     publish(result, study.workdir)
     if study.results is not None:
         results_md.refresh(study.results, results_md.section(name, study.datasets, own=study.section), result)

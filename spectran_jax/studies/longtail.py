@@ -10,7 +10,7 @@ from spectran_jax.metrics import HEAD_SHARE, TAIL_SHARE
 from spectran_jax.ranks import Ranks
 from spectran_jax.report import words
 from spectran_jax.report.figures import Plot
-from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.curves import Series, lines, told_bars
 from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
@@ -109,16 +109,17 @@ def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table
 
 def group_plot(grid: Grid, dataset: str, groups: Sequence[str]) -> Plot:
     """NDCG@10 by group, a line an encoder."""
-    series = {}
+    series, shown = {}, []
     for encoder in (e for d, e in grid.pairs() if d == dataset):
         runs = ranks_of(grid, dataset, encoder)
         found = [(i, group_metric(runs, g, "ndcg@10")) for i, g in enumerate(groups)]
         kept = [(i, value) for i, value in found if value is not None]
-        series[encoder] = Series([i for i, _ in kept], [v.mean for _, v in kept], [v.std or 0.0 for _, v in kept])
+        series[encoder] = Series.over_seeds(dict(kept))
+        shown += [value for _, value in kept]
     return lines(
         f"groups-{dataset}",
         f"NDCG@10 by group, {dataset}",
-        "Mean over seeds; the bars are one standard deviation.",
+        f"Test NDCG@10, {told_bars(shown)}.",
         series,
         xlabel="Popularity of the target in training",
         ylabel="NDCG@10",

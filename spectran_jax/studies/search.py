@@ -262,6 +262,7 @@ def some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
     failed = [outcome for outcome in outcomes.values() if not outcome.ok]
     if not failed or len(failed) < len(outcomes):
         return
-    message = f"All {len(failed)} runs failed, the last with: {failed[-1].failure}"
+    what = "The only run failed" if len(failed) == 1 else f"All {len(failed)} runs failed, the last"
+    message = f"{what} with: {failed[-1].failure}"
     refused = all(outcome.status == InputError.exit_status for outcome in failed)
     raise InputError(message) if refused else RunError(message)

@@ -64,13 +64,18 @@ def sweep(
         one_protocol({name: each}, name)
         tables += [_metrics_table(name, each), trials_table(f"Trials on {name}", {(name,): each}, ("Data set",))]
     encoders = ", ".join(sorted({f"{c.encoder.item_encoder} on {c.backbone.backbone}" for c in datasets.values()}))
+    tried, chosen = (
+        f"{trials} points of a Sobol sequence were tried",
+        f"the one of best {words.label(SELECTION_METRIC)}",
+    )
+    if trials == 1:
+        tried, chosen = "One point was tried", "it"
     return Result(
         f"Search for {encoders}",
         tables,
         text=(
-            f"{trials} points of a Sobol sequence were tried on the validation set with seed {seeds[0]}; the one of "
-            f"best {words.label(SELECTION_METRIC)} was run with {len(seeds)} seeds, which "
-            f"{told_of_readings(found.values())}."
+            f"{tried} on the validation set with seed {seeds[0]}; {chosen} was run with "
+            f"{words.count(len(seeds), 'seed')}, which {told_of_readings(found.values())}."
         ),
         command=command,
         data={"sweeps": {name: to_json(each) for name, each in found.items()}},
@@ -83,7 +88,7 @@ def _metrics_table(name: str, found: Found) -> Table:
         for seed, outcome in found.done.items()
         if outcome.metrics is not None
     ]
-    if rows:
+    if len(rows) > 1:
         rows.append(["mean ± s.d.", *(found.spread(metric) for metric in METRICS)])
     chosen = f" of {describe(found.chosen)}" if found.chosen else ""
     failed = len(found.runs) - len(found.done)
@@ -91,7 +96,7 @@ def _metrics_table(name: str, found: Found) -> Table:
         f"Test metrics on {name}{chosen}",
         ["Seed", *map(words.label, METRICS)],
         rows,
-        note=f"{failed} of {len(found.runs)} seeds failed." if failed else "",
+        note=f"{failed} of {words.count(len(found.runs), 'seed')} failed." if failed else "",
     )
 
 
@@ -116,7 +121,7 @@ def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *,
                 bold.add((len(rows), len(keys) + 2))
             seconds = None if metrics is None else float(metrics["train"]["seconds"])
             rows.append([*place, index, describe(trial.values), trial.score, seconds])
-    note = f"{len(failures)} of {len(rows)} trials failed. " + " ".join(failures) if failures else ""
+    note = f"{len(failures)} of {words.count(len(rows), 'trial')} failed. " + " ".join(failures) if failures else ""
     selection = words.label(SELECTION_METRIC)
     return Table(
         title,

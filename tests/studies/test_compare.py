@@ -163,6 +163,21 @@ def test_too_few_seeds_have_no_interval(tmp_path):
     assert [versus["interval"] for versus in result.data["versus"]] == [None, None]
 
 
+def test_one_of_something_is_told_as_one(tmp_path):
+    settings = {**SETTINGS, "encoders": ["svd", "spectran"], "budget": 1}
+    one = compare({"ml": Config()}, tmp_path / "one", **{**settings, "seeds": [0]}, runner=Runner())
+    assert "searched with 1 trial, over learning_rate" in one.text
+    assert "run with 1 seed, which" in one.text
+    assert not [word for word in ("Sobol", "deviation", "decided") if word in one.text]
+    assert one.figures[0].caption.endswith("There is one seed.")
+    three = compare({"ml": Config()}, tmp_path / "three", **{**settings, "budget": 2}, parallel=2, runner=Runner())
+    assert "with 2 trials, points of one Sobol sequence" in three.text
+    assert "standard deviation (n - 1)" in three.text
+    assert "sign-flip tests" in three.text
+    assert "Holm" not in three.text, "there is one comparison"
+    assert three.figures[0].caption.endswith("Lines are standard deviations, dots are seeds.")
+
+
 def test_one_lucky_seed_makes_no_best_rival(tmp_path):
     """`id` is best on validation, and two of its three runs fail."""
     failing = {f"ml/sasrec/id/seed-{seed}": "fail" for seed in (1, 2)}

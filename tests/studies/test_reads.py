@@ -20,8 +20,8 @@ OTHER = {
     "attention_dimension": 5, "attention_live": 0.4, "attention_energy": 0.3, "position_encoding": False,
     "taylor_order": 1, "spectral_norm": "rows", "adapter_width": 6, "experts": 3, "whiten_groups": 2,
     "null_share": 0.25, "alignment": "generative", "alignment_weight": 0.7, "alignment_temperature": 0.4,
-    "negatives": 9, "sampling": "uniform", "popularity_power": 0.3, "mask_negatives": "history", "history_negatives": False,
-    "gbce_t": 0.4, "mask_ratio": 0.4, "ffn_multiplier": 3,
+    "negatives": 9, "sampling": "uniform", "popularity_power": 0.3, "mask_negatives": "history",
+    "history_negatives": False, "gbce_t": 0.4, "mask_ratio": 0.4, "ffn_multiplier": 3,
 }  # fmt: skip
 OF_THE_OPTIMIZER = ("spectral_lr_multiplier", "spectral_epochs")
 """Of parameters that spectran alone has."""

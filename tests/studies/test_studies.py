@@ -13,11 +13,12 @@ from conftest import REPO
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.studies import ablation, collapse, dimension, grid, longtail, sensitivity, spectrum
+from spectran_jax.studies import ablation, collapse, curves, dimension, grid, longtail, sensitivity, spectrum
 from spectran_jax.studies.attention import FILE
 from spectran_jax.studies.differences import difference
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Outcome
+from spectran_jax.studies.tables import Spread
 from spectran_jax.studies.variants import Variant, parse_changes, single_changes
 
 USERS, ITEMS, D, R = 40, 25, 4, 10
@@ -209,6 +210,28 @@ def test_sensitivity_has_the_configured_value_in_every_plot(study, trained):
     ]  # fmt: skip
     assert len({job.name for job in trained if "temperature" in job.name}) == 2 * 2 * 2
     assert len(rows_of(study, "seeds-of-the-unchanged-configuration")) == 4
+
+
+def test_one_seed_has_no_spread_and_no_word_of_one(study, trained):
+    one = dataclasses.replace(study, seeds=(0,))
+    study.given.clear()
+    for run, *options in (
+        (ablation.run, "attention=none"),
+        (sensitivity.run, "temperature=0.2"),
+        (longtail.run_longtail, ["id", "spectran"]),
+        (dimension.run, ["id"], [8, 16]),
+    ):
+        captions = [[figure.caption for figure in run(each, *options).figures] for each in (one, study)]
+        assert all("one seed" in caption and "deviation" not in caption for caption in captions[0])
+        assert all("the bars are one standard deviation" in caption for caption in captions[1])
+    assert curves.bars([Spread(1.0, None)]) is None
+    assert curves.bars([Spread(1.0, None), Spread(2.0, 0.5)]) == pytest.approx([np.nan, 0.5], nan_ok=True)
+
+
+def test_tables_without_a_row_are_left_out(study, trained):
+    titles = [table.title for table in longtail.run_longtail(study, ["id"]).tables]
+    assert titles == ["Test users and catalogue by group", "NDCG@10 by group", "HR@10 by group"]
+    assert not (study.workdir / "tables" / "ndcg@10-over-id.md").exists()
 
 
 def test_values_that_nothing_reads_are_not_trained(study, trained):

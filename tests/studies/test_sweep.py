@@ -142,6 +142,14 @@ def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
 
 
+def test_a_sweep_of_one_trial_and_one_seed(tmp_path):
+    result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=1, seeds=[0], runner=Runner())
+    assert result.text.startswith(
+        "One point was tried on the validation set with seed 0; it was run with 1 seed, which"
+    )
+    assert [row[0] for row in result.tables[0].rows] == ["0"]
+
+
 def test_a_field_that_nothing_reads_is_not_searched(tmp_path):
     space, runner = parse_space("dropout=0.1:0.5,negatives=64:128"), Runner()
     with pytest.raises(InputError, match=r"--search moves negatives, which nothing reads at loss=softmax \(data set b"):
