@@ -157,8 +157,19 @@ def cost_table(cells: Cells) -> Table:
         )
         rows.append([*key, parameters, steps, seconds, float(search_seconds)])
     columns = [*KEYS, "Parameters", "Steps", "Seconds of training", "Seconds of its search"]
-    note = "Runs side by side share the machine, so seconds compare methods only roughly."
-    return Table("Cost", columns, rows, note=note)
+    note = f"Runs side by side share the machine, so seconds compare methods only roughly. {_made_otherwise(cells)}"
+    return Table("Cost", columns, rows, note=note.strip())
+
+
+def _made_otherwise(cells: Cells) -> str:
+    """A sentence where code, version or machine were not the same for all runs; empty where they were."""
+    outcomes = [o for each in cells.values() for o in (*(trial.outcome for trial in each.trials), *each.runs.values())]
+    made = [outcome.metrics.get("made_with", {}) for outcome in outcomes if outcome.metrics is not None]
+    told = []
+    for name in dict.fromkeys(name for each in made for name in each):
+        values = sorted({str(each.get(name, "not noted")) for each in made})
+        told += [f"{name}: {', '.join(values)}"] if len(values) > 1 else []
+    return f"The runs were not all made alike ({'; '.join(told)})." if told else ""
 
 
 def percent(share: float | None) -> str | None:

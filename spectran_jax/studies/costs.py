@@ -66,7 +66,7 @@ def run(
     Raises:
       InputError: a configuration out of range, or see `efficiency.measure`.
     """
-    from spectran_jax.benchmarks.report import describe_machine
+    from spectran_jax.machine import describe_machine
     from spectran_jax.studies import efficiency
     from spectran_jax.training.runtime import configure_jax
     from spectran_jax.training.workdir import locked

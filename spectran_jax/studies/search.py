@@ -231,7 +231,7 @@ def to_json(found: Found) -> dict[str, Any]:
     def run(outcome: Outcome) -> dict[str, Any]:
         if outcome.metrics is None:
             return {"failed": outcome.failure}
-        kept = ("valid", "test", "test_slices", "train", "parameters", "protocol", "digest")
+        kept = ("valid", "test", "test_slices", "train", "parameters", "protocol", "digest", "made_with")
         return {name: outcome.metrics[name] for name in kept if name in outcome.metrics}
 
     return {

@@ -57,6 +57,7 @@ def main(folder: Path, behaviour: str = "") -> int:
         "train": {"steps": 7, "seconds": 1.0},
         "protocol": config["data"]["split"],
         "inputs": "",
+        "made_with": {"code": "c", "jax": "2" if behaviour == "newer" else "1"},
     }
     sets = ["valid", "test"] if config["training"]["evaluate"] == "both" else [config["training"]["evaluate"]]
     for name in sets:

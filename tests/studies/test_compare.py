@@ -2,12 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from test_sweep import Runner
 
 from spectran_jax import statistics
 from spectran_jax.config import Config
+from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
 from spectran_jax.studies.compare import check_names, compare
 
@@ -178,6 +180,14 @@ def test_one_of_something_is_told_as_one(tmp_path):
     assert three.figures[0].caption.endswith("Lines are standard deviations, dots are seeds.")
 
 
+def test_runs_of_other_versions_are_told_below_their_cost(tmp_path):
+    settings = {**SETTINGS, "encoders": ["id", "svd"], "budget": 0, "seeds": [0]}
+    for behaviours, told in (({}, False), ({"ml/sasrec/svd/seed-0": "newer"}, True)):
+        folder = tmp_path / str(told)
+        _, table = rows(compare({"ml": Config()}, folder, **settings, runner=Runner(behaviours)), "Cost")
+        assert table.note.endswith("The runs were not all made alike (jax: 1, 2).") == told
+
+
 def test_one_lucky_seed_makes_no_best_rival(tmp_path):
     """`id` is best on validation, and two of its three runs fail."""
     failing = {f"ml/sasrec/id/seed-{seed}": "fail" for seed in (1, 2)}
@@ -258,5 +268,7 @@ def test_a_real_comparison(tiny_flags, tmp_path, run_command):
             found = statistics.ndcg_by_user(ranks["test_rank"]).mean()
             assert ranks["item_counts"].shape == (40,)
         assert found == pytest.approx(cell["runs"][0]["test"]["ndcg@10"])
+        made = cell["runs"][0]["made_with"]
+        assert (made["code"], made["jax"], made["devices"]) == (code_digest()[:12], jax.__version__, 1)
     assert "<!-- begin compare-files -->" in (tmp_path / "RESULTS.md").read_text()
     assert "too few for a test" in done.stdout
