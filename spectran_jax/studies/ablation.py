@@ -38,7 +38,7 @@ def run(study: Study, changes: str = DEFAULT) -> Result:
     configs = {dataset: config.replace(item_encoder=REFERENCE) for dataset, config in study.datasets.items()}
     parsed, left_out = read_changes(configs, parse_changes(changes, "changes"), asked=changes != DEFAULT)
     grid = run_grid(study, variants(study, parsed), "Ablation")
-    return finish(study, "ablation", result(grid, left_out, study.command))
+    return finish(study, "ablation", grid, result(grid, left_out, study.command), grid.against(REFERENCE))
 
 
 def variants(study: Study, changes: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, Sequence[Variant]]:

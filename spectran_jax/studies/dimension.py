@@ -30,7 +30,10 @@ def run(study: Study, encoders: Sequence[str] = ENCODERS, dimensions: Sequence[i
         for d in dimensions
     ]
     grid = run_grid(study, everywhere(study, every), "Dimensions")
-    return finish(study, "dimension", result(grid, [encoder.name for encoder in chosen], dimensions, study.command))
+    names = [encoder.name for encoder in chosen]
+    return finish(
+        study, "dimension", grid, result(grid, names, dimensions, study.command), references(names, dimensions)
+    )
 
 
 def parse_dimensions(values: Sequence[str]) -> list[int]:
@@ -62,7 +65,16 @@ def result(grid: Grid, encoders: Sequence[str], dimensions: Sequence[int], comma
                 ticks={d: str(d) for d in dimensions},
             )
         )
-    reference = "spectran" if "spectran" in encoders else encoders[0]
-    same = {f"{encoder} d={d}": f"{reference} d={d}" for encoder in encoders for d in dimensions}
-    table = comparison(grid, "Metrics by dimension", f"{reference} at the same d", same)
+    title, same = f"{reference(encoders)} at the same d", references(encoders, dimensions)
+    table = comparison(grid, "Metrics by dimension", title, same)
     return Result("Dimension of item vectors", [table], plots, TEXT, command)
+
+
+def reference(encoders: Sequence[str]) -> str:
+    """The encoder that the others are compared with."""
+    return "spectran" if "spectran" in encoders else encoders[0]
+
+
+def references(encoders: Sequence[str], dimensions: Sequence[int]) -> dict[str, str]:
+    """Of each variant, the reference at the same dimension."""
+    return {f"{encoder} d={d}": f"{reference(encoders)} d={d}" for encoder in encoders for d in dimensions}

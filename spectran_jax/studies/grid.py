@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
@@ -42,6 +43,34 @@ class Grid:
     def metric(self, dataset: str, variant: str, name: str) -> Spread | None:
         """A metric of the test set over the seeds; None where no run has it."""
         return spread([o.metrics["test"][name] for o in self.ok(dataset, variant).values() if o.metrics])
+
+    def against(self, reference: str) -> dict[str, str]:
+        """The same reference for every variant."""
+        return {variant: reference for variants in self.runs.values() for variant in variants}
+
+    def to_json(self, references: Mapping[str, str]) -> list[dict[str, Any]]:
+        """For result.json: each variant's seeds, means and standard deviations of the test metrics, what its NDCG@10 has
+        over its reference's (None without one), and why runs failed, by seed; on each data set."""
+        rows = []
+        for dataset, variants in self.runs.items():
+            for variant, outcomes in variants.items():
+                ok = self.ok(dataset, variant)
+                other = references.get(variant, variant)
+                over = None if other == variant else difference(ok, self.ok(dataset, other))
+                found = {name: self.metric(dataset, variant, name) for name in METRICS}
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "variant": variant,
+                        "seeds": list(ok),
+                        "means": {name: None if value is None else value.mean for name, value in found.items()},
+                        "stds": {name: None if value is None else value.std for name, value in found.items()},
+                        "reference": None if other == variant else other,
+                        "difference": None if over is None else over._asdict(),
+                        "failures": {str(s): o.failure for s, o in outcomes.items() if not o.ok},
+                    }
+                )
+        return rows
 
     def failures(self) -> str:
         """One sentence a run that failed; empty where none did."""
@@ -122,10 +151,14 @@ def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -
                 )
 
 
-def finish(study: Study, name: str, result: Result) -> Result:
+def finish(study: Study, name: str, grid: Grid, result: Result, references: Mapping[str, str] | None = None) -> Result:
     """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets; tables
-    without a row are left out."""
-    result = dataclasses.replace(result, tables=[table for table in result.tables if table.rows])
+    without a row are left out, and result.json is given the figures of `grid` (`Grid.to_json`)."""
+    result = dataclasses.replace(
+        result,
+        tables=[table for table in result.tables if table.rows],
+        data={**result.data, "variants": grid.to_json(references or {})},
+    )
     publish(result, study.workdir)
     if study.results is not None:
         results_md.refresh(study.results, results_md.section(name, study.datasets, own=study.section), result)

@@ -37,16 +37,16 @@ def run_longtail(study: Study, encoders: Sequence[str] = ()) -> Result:
     """Runs and publishes the study of the long tail; the first encoder is the reference."""
     variants = encoder_variants(encoders)
     grid = run_grid(study, everywhere(study, variants), "Long tail")
-    groups = (*CLASSES, "all")
-    return finish(study, "longtail", result(grid, "Long tail", groups, variants[0].name, TEXT, study.command))
+    found = result(grid, "Long tail", (*CLASSES, "all"), variants[0].name, TEXT, study.command)
+    return finish(study, "longtail", grid, found, grid.against(variants[0].name))
 
 
 def run_coldstart(study: Study, encoders: Sequence[str] = (), holdout: float = 0.0) -> Result:
     """Runs and publishes the study of cold items; `holdout` is a share of the items in training to take out of it."""
     variants = encoder_variants(encoders, **({"holdout_items": holdout} if holdout else {}))
     grid = run_grid(study, everywhere(study, variants), "Cold start")
-    groups = ("cold", "warm", "all")
-    return finish(study, "coldstart", result(grid, "Cold start", groups, variants[0].name, COLD_TEXT, study.command))
+    found = result(grid, "Cold start", ("cold", "warm", "all"), variants[0].name, COLD_TEXT, study.command)
+    return finish(study, "coldstart", grid, found, grid.against(variants[0].name))
 
 
 def result(grid: Grid, title: str, groups: Sequence[str], reference: str, text: str, command: str) -> Result:

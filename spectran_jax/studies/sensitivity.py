@@ -49,7 +49,8 @@ def run(study: Study, changes: str = DEFAULT) -> Result:
         for dataset, config in study.datasets.items()
     }
     grid = run_grid(study, variants, "Sensitivity")
-    return finish(study, "sensitivity", result(grid, study.datasets, parsed, left_out, study.command))
+    found = result(grid, study.datasets, parsed, left_out, study.command)
+    return finish(study, "sensitivity", grid, found, grid.against(REFERENCE))
 
 
 def result(

@@ -306,6 +306,29 @@ def test_runs_that_fail_are_named_and_the_rest_is_shown(study, monkeypatch):
         ablation.run(study, "attention=none")
 
 
+def test_result_json_holds_the_figures_of_every_variant(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            folder = workdir / "runs" / job.name
+            metrics = None if job.name == "one/id/seed-5" else write_run(folder, job.config)
+            made[job.name] = Outcome(job.name, folder, metrics, "" if metrics else "The loss became nan.")
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    longtail.run_longtail(dataclasses.replace(study, seeds=(0, 3, 5)), ["spectran", "id", "svd"])
+    held = json.loads((study.workdir / "result.json").read_text())["variants"]
+    assert [(row["dataset"], row["variant"]) for row in held] == [
+        (dataset, name) for dataset in ("one", "two") for name in ("spectran", "id", "svd")
+    ]
+    spectran, lost, svd = held[:3]
+    assert (spectran["reference"], spectran["difference"], spectran["failures"]) == (None, None, {})
+    assert (lost["seeds"], lost["failures"]) == ([0, 3], {"5": "The loss became nan."})
+    assert (lost["difference"]["seeds"], lost["difference"]["low"]) == (2, None)
+    assert svd["difference"]["mean"] == pytest.approx(svd["means"]["ndcg@10"] - spectran["means"]["ndcg@10"])
+    assert svd["difference"]["low"] < svd["difference"]["mean"] < svd["difference"]["high"]
+
+
 def test_a_study_that_is_stopped_has_claimed_its_folder(study, monkeypatch):
     monkeypatch.setattr(grid, "run_jobs", lambda *_, **__: sys.exit("Stopped."))
     with pytest.raises(SystemExit):
