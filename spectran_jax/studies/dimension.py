@@ -15,9 +15,9 @@ DIMENSIONS = (16, 32, 64, 128, 256)
 ENCODERS = ("id", "svd", "spectran")
 
 TEXT = """
-Every encoder at every dimension, all else alike. Where the text has fewer components than dimensions, those of svd and
-spectran are padded with zeros (--pad_rank). An encoder whose vectors collapse stops gaining early: more dimensions give
-it no more directions.
+Every encoder at every dimension, all else alike. Where the text has fewer components than dimensions, the encoders that
+take them one by one (svd, spectran, llminit, alphafuse, llmesr) are given zeros for the rest (--pad_rank). An encoder
+whose vectors collapse stops gaining early: more dimensions give it no more directions.
 """
 
 

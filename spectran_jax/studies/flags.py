@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Study:
     """The command that was given, for the pages that it makes."""
     given: dict[str, Any]
     """Configuration fields that the command line names; an experiment must not overrule them silently."""
+    tables: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
+    """Fields that the tables of `--datasets` name, by data set."""
     section: str = ""
     """What `--section` calls the section of RESULTS.md; empty for the data sets and backbones."""
 
@@ -113,8 +115,18 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         results=results_file(value["results"]),
         command=command_line(),
         given=given,
+        tables={} if value["datasets"] is None else read_datasets(value["datasets"]),
         section=section_name(value["section"], value["results"]),
     )
+
+
+def refuse_in_tables(study: Study, names: Collection[str]) -> None:
+    """Raises `InputError` where a table of `--datasets` names a field that the study sets itself, run by run."""
+    for dataset in study.datasets:
+        if clash := sorted(set(names) & set(study.tables.get(dataset, ()))):
+            raise InputError(
+                f"--datasets, data set {dataset}: this study sets {clash[0]} itself, run by run; leave it out."
+            )
 
 
 def define_results_flags(
@@ -159,9 +171,10 @@ def split_names(text: str) -> list[str]:
 
 def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
     """Seeds from words; raises `InputError` where there is none, one twice, or one that is no whole number."""
-    if not words or len(set(words)) < len(words) or not all(word.strip().isdecimal() for word in words):
+    seeds = tuple(int(word) for word in words if word.strip().isdecimal())
+    if not seeds or len(set(seeds)) < len(words):
         raise InputError(f"--seeds={','.join(words)}: give whole numbers, comma-separated, each once.")
-    return tuple(int(word) for word in words)
+    return seeds
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:

@@ -14,7 +14,7 @@ from spectran_jax.report import words
 from spectran_jax.studies import results_md
 from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.differences import INTERVALS, difference
-from spectran_jax.studies.flags import Study
+from spectran_jax.studies.flags import Study, refuse_in_tables
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.publish import Result, publish
@@ -49,8 +49,8 @@ class Grid:
         return {variant: reference for variants in self.runs.values() for variant in variants}
 
     def to_json(self, references: Mapping[str, str]) -> list[dict[str, Any]]:
-        """For result.json: each variant's seeds, means and standard deviations of the test metrics, what its NDCG@10 has
-        over its reference's (None without one), and why runs failed, by seed; on each data set."""
+        """For result.json: each variant's seeds, means and standard deviations of the test metrics, what its NDCG@10
+        has over its reference's (None without one), and why runs failed, by seed; on each data set."""
         rows = []
         for dataset, variants in self.runs.items():
             for variant, outcomes in variants.items():
@@ -98,8 +98,8 @@ def run_grid(
       command: see `run_jobs`.
 
     Raises:
-      InputError: a field that every variant sets and the command line names too, one that only the study sets, a
-        variant out of range; where every run failed, and for bad input; or runs of two protocols.
+      InputError: a field that every variant sets and the command line or --datasets names too, one that only the study
+        sets, a variant out of range; where every run failed, and for bad input; or runs of two protocols.
       RunError: where every run failed otherwise.
     """
     changed = {name for some in variants.values() for variant in some for name in variant.values}
@@ -111,6 +111,7 @@ def run_grid(
     clash = sorted(always & set(study.given))
     if clash:
         raise InputError(f"This study sets --{clash[0]} itself, run by run; leave the flag out.")
+    refuse_in_tables(study, always)
     jobs = {
         (dataset, variant.name, seed): Job(
             f"{dataset}/{_folder(variant.name)}/seed-{seed}",

@@ -20,9 +20,9 @@ from spectran_jax.studies.tables import Cell, Table, best_cells
 from spectran_jax.studies.variants import encoder_variants
 
 TEXT = f"""
-Test users by the popularity of their target in training: the head is the {HEAD_SHARE:.0%} most popular of the trained
-items, the tail the {TAIL_SHARE:.0%} least popular, cold items stand in no training sequence. Ranking is against the
-whole catalogue in every group, so groups differ in difficulty: compare encoders within a group.
+Test users by the popularity of their target in training: the head is the {words.percent(HEAD_SHARE)} most popular of
+the trained items, the tail the {words.percent(TAIL_SHARE)} least popular, cold items stand in no training sequence.
+Ranking is against the whole catalogue in every group, so groups differ in difficulty: compare encoders within a group.
 """
 
 COLD_TEXT = """

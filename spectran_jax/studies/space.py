@@ -73,8 +73,8 @@ def parse_space(text: str) -> list[Range]:
 def design(space: Sequence[Range], trials: int, seed: int) -> list[dict[str, float]]:
     """The trials' values: a scrambled Sobol sequence (SciPy), so that few trials cover the space evenly.
 
-    It depends on the places of the fields in the space, the number of trials and the seed alone: spaces that begin with
-    the same fields are given the same values of them, whatever follows.
+    It depends on the places of the fields in the space and the seed alone: spaces that begin with the same fields are
+    given the same values of them, whatever follows, and more trials begin with those of fewer.
     """
     from scipy.stats import qmc
 

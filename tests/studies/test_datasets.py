@@ -8,7 +8,7 @@ from absl import flags
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
-from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, study_from_flags
+from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, refuse_in_tables, study_from_flags
 from spectran_jax.studies.ownership import claim, refuse_another_study
 
 TOML = """
@@ -131,7 +131,7 @@ def test_a_missing_file(tmp_path):
 
 def test_seeds_and_command():
     assert parse_seeds(["0", "12"]) == (0, 12)
-    for words in ([], ["1", "1"], ["x"], ["-1"]):
+    for words in ([], ["1", "1"], ["0", "00"], ["x"], ["1", "x"], ["-1"]):
         with pytest.raises(InputError, match="whole numbers, comma-separated, each once"):
             parse_seeds(words)
     assert command_line(["/x/experiments/compare.py", "--a=b c"]) == "python -m experiments.compare '--a=b c'"
@@ -148,6 +148,14 @@ def test_common_flags(toml):
     found = study(f"--datasets={toml}", "--dataset=beauty, ml-temporal", "--workdir=w", "--seeds=3,1", "--dropout=0.2")
     assert list(found.datasets) == ["beauty", "ml-temporal"]
     assert (found.seeds, found.parallel, found.results, found.given) == ((3, 1), 1, None, {"dropout": 0.2})
+
+
+def test_a_field_that_a_study_sets_is_refused_in_a_table(toml):
+    toml.write_text(TOML + "\nitem_encoder = 'svd'\n")  # of the last table, movielens_100k
+    names = f"--datasets={toml}", "--workdir=w"
+    refuse_in_tables(study(*names, "--dataset=ml-temporal"), ["item_encoder"])
+    with pytest.raises(InputError, match="data set movielens_100k: this study sets item_encoder itself, run by run"):
+        refuse_in_tables(study(*names, "--dataset=ml-temporal,movielens_100k"), ["item_encoder"])
 
 
 def test_a_file_of_data_sets_alone_means_all_of_them(toml):

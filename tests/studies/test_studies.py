@@ -274,6 +274,8 @@ def test_what_a_study_sets_itself_and_variants_out_of_range_start_nothing(study,
 def test_a_flag_that_the_study_sets_is_refused_before_anything_runs(study, trained):
     with pytest.raises(InputError, match="This study sets --dimension itself"):
         dimension.run(study, ["id"], [8])
+    with pytest.raises(InputError, match="data set two: this study sets item_encoder itself"):
+        ablation.run(dataclasses.replace(study, tables={"two": ["items", "item_encoder"]}), "attention=none")
     with pytest.raises(InputError, match=r"Unknown item encoder.*Did you mean 'spectran'"):
         collapse.run(study, ["spectrn"])
     with pytest.raises(InputError, match="--item_encoders=id,id: name each only once"):

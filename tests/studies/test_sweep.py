@@ -170,6 +170,7 @@ def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
 def test_the_design_is_in_range_and_repeats(trials):
     values = design(SPACE, trials, seed=0)
     assert values == design(SPACE, trials, seed=0) != design(SPACE, trials, seed=1)
+    assert values == design(SPACE, 16, seed=0)[:trials]
     assert len(values) == len({tuple(v.values()) for v in values}) == trials
     assert all(1e-4 <= v["learning_rate"] <= 1e-2 and 0.1 <= v["dropout"] <= 0.5 for v in values)
 
