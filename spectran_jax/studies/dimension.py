@@ -9,6 +9,7 @@ from spectran_jax.studies.curves import Series, lines, told_bars
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, comparison, everywhere, finish, run_grid
 from spectran_jax.studies.publish import Result
+from spectran_jax.studies.tables import Spread
 from spectran_jax.studies.variants import Variant, encoder_variants
 
 DIMENSIONS = (16, 32, 64, 128, 256)
@@ -47,7 +48,8 @@ def result(grid: Grid, encoders: Sequence[str], dimensions: Sequence[int], comma
     """The table, against `spectran`, or else the first encoder, at the same dimension, and a plot for each data set."""
     plots = []
     for dataset in grid.runs:
-        series, shown = {}, []
+        series: dict[str, Series] = {}
+        shown: list[Spread] = []
         for encoder in encoders:
             found = {d: grid.metric(dataset, f"{encoder} d={d}", "ndcg@10") for d in dimensions}
             kept = {d: value for d, value in found.items() if value is not None}
