@@ -46,7 +46,8 @@ def main() -> None:
         if value and not value.is_dir():
             raise InputError(f"--{name}={value}: no such folder.")
     from spectran_jax.benchmarks import Settings, benchmark
-    from spectran_jax.benchmarks.report import describe_machine, missed, table
+    from spectran_jax.benchmarks.report import missed, table
+    from spectran_jax.machine import describe_machine
     from spectran_jax.training.run import print_table
 
     settings = Settings(

@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.errors import InputError
 from spectran_jax.flags import run
-from spectran_jax.studies.flags import OWN, define_study_flags, split_names, study_from_flags
+from spectran_jax.studies.flags import OWN, define_study_flags, refuse_in_tables, split_names, study_from_flags
 
 SYNOPSIS = """
 Compares item encoders (--item_encoders) on every backbone (--backbones) and data set (--dataset). Each is searched
@@ -43,6 +43,7 @@ def main() -> None:
     for name in ("item_encoder", "backbone"):
         if name in study.given:
             raise InputError(f"A comparison takes several: give --{name}s=NAME,NAME instead of --{name}.")
+    refuse_in_tables(study, ("item_encoder", "backbone"))
     from spectran_jax.backbones import BACKBONES
     from spectran_jax.studies.compare import compare
     from spectran_jax.studies.publish import publish
@@ -63,7 +64,8 @@ def main() -> None:
     )
     publish(result, study.workdir)
     if study.results:
-        refresh(study.results, section("compare", study.datasets, backbones=backbones or list(BACKBONES)), result)
+        name = section("compare", study.datasets, own=study.section, backbones=backbones or list(BACKBONES))
+        refresh(study.results, name, result)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from absl import flags
 
 from spectran_jax.errors import InputError
 from spectran_jax.flags import config_from_flags, define_config_flags, define_path, run
-from spectran_jax.studies.flags import command_line, define_results_flag, results_file, split_names
+from spectran_jax.studies.flags import command_line, define_results_flags, results_file, section_name, split_names
+from spectran_jax.studies.ownership import refuse_another_study
 
 SYNOPSIS = """
 Counts parameters, FLOPs and bytes of each encoder's training step by the compiler's account, and times steps and
@@ -21,7 +22,7 @@ _ITEMS = flags.DEFINE_integer("num_items", 10_000, "Items N.", lower_bound=2)
 _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
 _USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Figures of each encoder, of which the median counts.", lower_bound=1)
-_RESULTS = define_results_flag()
+_RESULTS, _SECTION = define_results_flags()
 _UNREAD = ("dataset", "interactions", "items", "embeddings", "movielens", "text_encoder", "text_columns")
 
 
@@ -33,6 +34,7 @@ def main() -> None:
         raise InputError("Costs are of several: give --item_encoders=NAME,NAME instead of --item_encoder.")
     if unread := [name for name in _UNREAD if flags.FLAGS[name].present]:
         raise InputError(f"Costs are measured on random data: --{unread[0]} is not read; leave it out.")
+    refuse_another_study(_WORKDIR.value, command_line())
     from spectran_jax.item_encoders import REGISTRY
     from spectran_jax.studies import costs
     from spectran_jax.studies.compare import check_names
@@ -47,6 +49,7 @@ def main() -> None:
         repeats=_REPEATS.value,
         command=command_line(),
         results=results_file(_RESULTS.value),
+        section=section_name(_SECTION.value, _RESULTS.value),
     )
 
 
@@ -54,5 +57,15 @@ if __name__ == "__main__":
     run(
         main,
         SYNOPSIS,
-        own=("workdir", "item_encoders", "num_items", "text_dimension", "users", "repeats", "results", "config"),
+        own=(
+            "workdir",
+            "item_encoders",
+            "num_items",
+            "text_dimension",
+            "users",
+            "repeats",
+            "results",
+            "section",
+            "config",
+        ),
     )

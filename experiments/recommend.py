@@ -49,6 +49,7 @@ def main() -> None:
         raise InputError("--until is about the run's own users; --histories holds what is known, leave one out.")
     output = _OUTPUT.value or _WORKDIR.value / "recommendations.jsonl"
     from spectran_jax.recommend import write_recommendations
+    from spectran_jax.report import words
 
     count = write_recommendations(
         _WORKDIR.value,
@@ -60,7 +61,7 @@ def main() -> None:
         unknown_items=_UNKNOWN_ITEMS.value,
         recall=_RECALL.value or None,
     )
-    print(f"{count} users: {output}")
+    print(f"{words.count(count, 'user')}: {output}")
 
 
 if __name__ == "__main__":

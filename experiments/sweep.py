@@ -44,7 +44,7 @@ def main() -> None:
     publish(result, study.workdir)
     if study.results:
         encoders = sorted({config.encoder.item_encoder for config in study.datasets.values()})
-        refresh(study.results, section("sweep", study.datasets, encoders=encoders), result)
+        refresh(study.results, section("sweep", study.datasets, own=study.section, encoders=encoders), result)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from spectran_jax.benchmarks import decomposition as decompositions
 from spectran_jax.benchmarks import flops, losses, peers, probe, quality, report, rows, sessions, timing, training
 from spectran_jax.benchmarks.rows import Measured, Settings, Unavailable
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.machine import describe_machine
 
 CURVE = {"time": {"title": "T", "xlabel": "x", "ylabel": "y", "series": {"s": [[1, 2], [10, 20], [100, 200]]}}}
 
@@ -104,8 +105,8 @@ def test_results_are_written_and_not_measured_again(settings):
     )
     results = report.benchmark(settings, registry=registry)
     assert [r.met for r in results] == [True, False, None]
-    assert report.missed(results, report.describe_machine()) == ["b"]
-    assert report.missed(results, {**report.describe_machine(), "code": "older"}) == []
+    assert report.missed(results, describe_machine()) == ["b"]
+    assert report.missed(results, {**describe_machine(), "code": "older"}) == []
     written = json.loads((settings.workdir / "benchmark.json").read_text())
     assert {"cores", "platform", "jax", "device"} <= set(written["machine"])
     first = written["rows"][0]
@@ -126,7 +127,7 @@ def test_results_are_written_and_not_measured_again(settings):
 
 
 def test_rows_of_several_machines_name_theirs(settings):
-    machine = report.describe_machine()
+    machine = describe_machine()
     made = [
         rows.measure(stub_bar(name, counting([], name)), settings, {**machine, "code": code})
         for name, code in (("a", "first"), ("b", "second"))

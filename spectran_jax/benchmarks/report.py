@@ -6,20 +6,17 @@ import dataclasses
 import importlib
 import io
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from spectran_jax.benchmarks import rows as bars
 from spectran_jax.benchmarks.rows import Bar, Row, Settings
 from spectran_jax.config import Config
-from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
+from spectran_jax.machine import describe_machine
 from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.workdir import locked
@@ -98,29 +95,6 @@ def read(path: Path) -> list[Row]:
         return []
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no file of this benchmark; remove it, or take another --workdir.") from None
-
-
-def describe_machine() -> dict[str, Any]:
-    """The code's digest, cores, processor, platform, versions, device: what figures depend on beside the settings."""
-    return {
-        "code": code_digest()[:12],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "processor": _processor(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def number(value: float | None) -> str:

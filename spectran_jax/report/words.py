@@ -28,6 +28,18 @@ def metric(name: str, value: float) -> str:
     return f"{value:.4f}" if name.startswith(_FOUR_DIGITS) else number(value)
 
 
+def spread(name: str, mean: float, std: float) -> str:
+    """`0.0402 ± 0.0003`: a mean and its standard deviation, which has two digits and says how many the mean has.
+
+    Metrics have four decimals as ever; a deviation that is none, or nothing beside its mean, has no say.
+    """
+    plain = name.startswith(_FOUR_DIGITS) or not (math.isfinite(mean) and math.isfinite(std))
+    if plain or std <= 1e-6 * abs(mean):
+        return f"{metric(name, mean)} ± {metric(name, std)}"
+    decimals = max(0, 1 - int(f"{std:.1e}".partition("e")[2]))
+    return f"{mean:,.{decimals}f} ± {std:,.{decimals}f}"
+
+
 def number(value: Any) -> str:
     """A number for people: counts with separators, four significant digits else; text as it is."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -38,6 +50,11 @@ def number(value: Any) -> str:
     if isinstance(value, numbers.Integral) or (number == int(number) and abs(number) >= 1000):
         return f"{int(number):,}"
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things whose plural ends in s: `1 seed`, `3 seeds`, `12,101 users`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:

@@ -37,7 +37,7 @@ The table stands at the step that validation chose.
 def run(study: Study, encoders: Sequence[str] = ()) -> Result:
     """Runs and publishes the study of these encoders, of all if none is named."""
     grid = run_grid(study, everywhere(study, encoder_variants(encoders)), "Collapse")
-    return finish(study, "collapse", result(grid, study.command))
+    return finish(study, "collapse", grid, result(grid, study.command))
 
 
 def result(grid: Grid, command: str) -> Result:

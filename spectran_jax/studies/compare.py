@@ -15,7 +15,15 @@ from spectran_jax.studies import comparison_plots, comparison_tables
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, against_rivals
-from spectran_jax.studies.search import SELECTION_METRIC, Method, Runner, one_protocol, search, to_json
+from spectran_jax.studies.search import (
+    SELECTION_METRIC,
+    Method,
+    Runner,
+    one_protocol,
+    search,
+    to_json,
+    told_of_readings,
+)
 from spectran_jax.studies.space import space_of
 from spectran_jax.studies.sweep import trials_table
 
@@ -63,14 +71,12 @@ def compare(
     if target not in encoders:
         raise InputError(f"--target={target} is not among --item_encoders={','.join(encoders)}.")
     places = [(dataset, backbone) for dataset in datasets for backbone in backbone_names]
-    methods = {
-        "/".join((*place, encoder)): Method(
-            datasets[place[0]].replace(backbone=place[1], item_encoder=encoder), space_of(encoder, given)
-        )
-        for place in places
-        for encoder in encoders
-    }
-    found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, runner=runner)
+    methods = {}
+    for dataset, backbone in places:
+        for encoder in encoders:
+            config = datasets[dataset].replace(backbone=backbone, item_encoder=encoder)
+            methods["/".join((dataset, backbone, encoder))] = Method(config, space_of(encoder, given, config))
+    found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, command=command, runner=runner)
     cells: Cells = {(*place, encoder): found["/".join((*place, encoder))] for place in places for encoder in encoders}
     protocols = {
         dataset: one_protocol({"/".join(key): each for key, each in cells.items() if key[0] == dataset}, dataset)
@@ -94,7 +100,9 @@ def compare(
         f"Item encoders compared on {', '.join(datasets)}{others}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
-        text=_text(budget, methods, seeds, target, sum(each.p is not None for each in versus)),
+        text=_text(
+            budget, methods, seeds, target, told_of_readings(found.values()), sum(v.p is not None for v in versus)
+        ),
         command=command,
         data={
             "protocols": protocols,
@@ -122,7 +130,9 @@ def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[st
     return list(names or registry)
 
 
-def _text(budget: int, methods: Mapping[str, Method], seeds: Sequence[int], target: str, comparisons: int) -> str:
+def _text(
+    budget: int, methods: Mapping[str, Method], seeds: Sequence[int], target: str, readings: str, comparisons: int
+) -> str:
     spaces = {method.config.encoder.item_encoder: [r.name for r in method.space] for method in methods.values()}
     fixed = [encoder for encoder, space in spaces.items() if not space]
     if budget and len(fixed) < len(spaces):
@@ -133,24 +143,28 @@ def _text(budget: int, methods: Mapping[str, Method], seeds: Sequence[int], targ
             for encoder, space in spaces.items()
             if (rest := [name for name in space if name not in common])
         )
+        points = "1 trial" if budget == 1 else f"{budget} trials, points of one Sobol sequence"
+        decided = f"; the best {words.label(SELECTION_METRIC)} decided" if budget > 1 else ""
         searched = (
-            f"{'Every method' if not fixed else 'Every other method'} was searched with {budget} trials, points of one "
-            f"Sobol sequence, over {', '.join(common) or 'no field that all share'}{f'; and {own}' if own else ''}. "
-            f"Trials read the validation set alone, with seed {seeds[0]}; the best {words.label(SELECTION_METRIC)} "
-            "decided."
+            f"{'Every method' if not fixed else 'Every other method'} was searched with {points}, over "
+            f"{', '.join(common) or 'no field that all share'}{f'; and {own}' if own else ''}. Trials read the "
+            f"validation set alone, with seed {seeds[0]}{decided}."
         )
         if fixed:
             searched = f"The values of {', '.join(fixed)} were all given, so that nothing was searched. {searched}"
     else:
         searched = "Nothing was searched: every method has the configuration's values."
-    tests = (
-        " p-values are of two-sided paired sign-flip tests over users, on each user's mean over seeds, with Holm's "
-        f"correction for all {comparisons} comparisons of {target} in these tables. They say how far a difference "
-        "would carry over to other users like these; how far it would carry over to other seeds, the standard "
-        "deviations say."
-    )
+    spreads = " Figures are means over seeds and their standard deviation (n - 1)." if len(seeds) > 1 else ""
+    tests = ""
+    if comparisons:
+        family = f"with Holm's correction for all {comparisons} comparisons of {target} in these tables"
+        tests = (
+            " p-values are of two-sided paired sign-flip tests over users, on each user's mean over seeds"
+            f"{f', {family}' if comparisons > 1 else ''}. They say how far a difference would carry over to other "
+            "users like these; how far it would carry over to other seeds, the standard deviations say."
+        )
     return (
-        f"{searched} The chosen values were run with {len(seeds)} seeds, which read the test set once, by ranking the "
-        "whole catalogue. Figures are means over seeds and their standard deviation (n - 1).\n\n"
-        f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}.{tests if comparisons else ''}"
+        f"{searched} The chosen values were run with {words.count(len(seeds), 'seed')}, which {readings}. Targets are "
+        f"ranked among the whole catalogue.{spreads}\n\n"
+        f"Gains are of {target}, relative, in {words.label(TEST_METRIC)}.{tests}"
     )

@@ -36,7 +36,7 @@ def bars(found: Mapping[str, Found], where: str, name: str) -> Plot | None:
     axes = figure.add_subplot()
     at = np.arange(len(shown))[::-1]
     means = [float(np.mean(values)) for values in shown.values()]
-    stds = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in shown.values()]
+    stds = [float(np.std(values, ddof=1)) if len(values) > 1 else np.nan for values in shown.values()]
     axes.barh(at, means, height=0.62, color=BLUE, alpha=0.45)
     axes.errorbar(means, at, xerr=stds, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4)
     for y, values in zip(at, shown.values(), strict=True):
@@ -44,7 +44,8 @@ def bars(found: Mapping[str, Found], where: str, name: str) -> Plot | None:
     figures.style(axes, xlabel=f"Test {words.label(METRIC)}", grid="x")
     axes.set_yticks(at, list(shown), fontsize=FONT, color=INK)
     best = max(shown, key=lambda encoder: np.mean(shown[encoder]))
-    caption = f"{best} has the largest mean, {np.mean(shown[best]):.4f}. Lines are standard deviations, dots are seeds."
+    marks = "There is one seed." if np.isnan(stds).all() else "Lines are standard deviations, dots are seeds."
+    caption = f"{best} has the largest mean, {np.mean(shown[best]):.4f}. {marks}"
     description = f"Test {words.label(METRIC)} of each method on {where}"
     return Plot(figures.svg(figure, name, description), f"{words.label(METRIC)} on {where}", caption)
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from spectran_jax import statistics
 from spectran_jax.report import words
+from spectran_jax.studies.differences import INTERVALS
 from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
-from spectran_jax.studies.search import SELECTION_METRIC, Found, spread
+from spectran_jax.studies.search import SELECTION_METRIC, Found, spread, why_failed
 from spectran_jax.studies.space import describe
 from spectran_jax.studies.tables import Cell, Table, best_cells
 
@@ -23,9 +24,7 @@ def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus
     by_key = {(*each.place, each.rival): each for each in versus}
     rows: list[Sequence[Cell]] = []
     bold: set[tuple[int, int]] = set()
-    failures = []
     for key, each in cells.items():
-        failures += [f"{'/'.join(key)}: {each.failures[-1].failure}"] if each.failures and not each.done else []
         against = by_key.get(key)
         gain = None if against is None else percent(against.gain)
         p = None if against is None else against.p
@@ -34,10 +33,9 @@ def metrics_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus
     for place in places:
         here = [i for i, key in enumerate(cells) if key[:2] == place]
         bold |= best_cells(rows, here, range(len(KEYS), len(KEYS) + len(METRICS)))
-    failed = sum(len(each.failures) for each in cells.values())
-    notes = [f"{failed} run{'s' if failed > 1 else ''} failed." if failed else "", *failures]
-    notes.append(_without_p(versus, target))
-    notes.append(_other_seeds(cells, versus, target))
+    failed = [outcome for each in cells.values() for outcome in each.failures]
+    notes = [f"{words.count(len(failed), 'run')} failed. {why_failed(failed)}"] if failed else []
+    notes += [_without_p(versus, target), _other_seeds(cells, versus, target)]
     columns = [*KEYS, *map(words.label, METRICS), f"Gain of {target}", "p (Holm)", "Seeds"]
     return Table("Test metrics", columns, rows, note=" ".join(filter(None, notes)), bold=bold)
 
@@ -51,7 +49,7 @@ def gains_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus],
             continue
         interval = None if best.interval is None else f"{percent(best.interval[0])} to {percent(best.interval[1])}"
         ours, theirs = (cells[*place, name].spread(TEST_METRIC) for name in (target, best.rival))
-        rows.append([*place, best.rival, ours, theirs, percent(best.gain), interval, best.p])
+        rows.append([*place, best.rival, ours, theirs, percent(best.gain), interval, best.p, best.seeds])
     name = words.label(TEST_METRIC)
     columns = [
         "Data set",
@@ -62,8 +60,9 @@ def gains_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus],
         "Gain",
         "95 % interval",
         "p (Holm)",
+        "Seeds",
     ]
-    note = "The rival was chosen by validation; the interval is a bootstrap over users."
+    note = f"The rival was chosen by validation, among those with enough seeds. {INTERVALS}"
     chosen = [best for place in places if (best := best_rival(cells, place, versus)) is not None]
     gains = [best.gain for best in chosen if best.gain is not None]
     if len(gains) > 1:
@@ -78,7 +77,8 @@ def _without_p(versus: Sequence[Versus], target: str) -> str:
     if len(missing) == len(versus):
         return statistics.too_few_seeds(max(each.seeds for each in versus)) if versus else ""
     return " ".join(
-        f"No p-value for {'/'.join((*each.place, each.rival))}: {each.seeds} seeds that {target} has, too, are too few."
+        f"No p-value for {'/'.join((*each.place, each.rival))}: {words.count(each.seeds, 'seed')} that {target} has, "
+        f"too, {'is' if each.seeds == 1 else 'are'} too few."
         for each in missing
     )
 
@@ -157,8 +157,19 @@ def cost_table(cells: Cells) -> Table:
         )
         rows.append([*key, parameters, steps, seconds, float(search_seconds)])
     columns = [*KEYS, "Parameters", "Steps", "Seconds of training", "Seconds of its search"]
-    note = "Runs side by side share the machine, so seconds compare methods only roughly."
-    return Table("Cost", columns, rows, note=note)
+    note = f"Runs side by side share the machine, so seconds compare methods only roughly. {_made_otherwise(cells)}"
+    return Table("Cost", columns, rows, note=note.strip())
+
+
+def _made_otherwise(cells: Cells) -> str:
+    """A sentence where code, version or machine were not the same for all runs; empty where they were."""
+    outcomes = [o for each in cells.values() for o in (*(trial.outcome for trial in each.trials), *each.runs.values())]
+    made = [outcome.metrics.get("made_with", {}) for outcome in outcomes if outcome.metrics is not None]
+    told = []
+    for name in dict.fromkeys(name for each in made for name in each):
+        values = sorted({str(each.get(name, "not noted")) for each in made})
+        told += [f"{name}: {', '.join(values)}"] if len(values) > 1 else []
+    return f"The runs were not all made alike ({'; '.join(told)})." if told else ""
 
 
 def percent(share: float | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.studies.curves import dots
+from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.results_md import refresh
 from spectran_jax.studies.tables import Cell, Spread, Table
@@ -57,14 +58,15 @@ def run(
     repeats: int,
     command: str,
     results: Path | None = None,
+    section: str = "",
 ) -> Result:
     """Measures, unless the folder holds the figures of these very settings, code and machine, and publishes; also to
-    `results`, a RESULTS.md.
+    `results`, a RESULTS.md, as its section `efficiency`, or `efficiency-SECTION`.
 
     Raises:
       InputError: a configuration out of range, or see `efficiency.measure`.
     """
-    from spectran_jax.benchmarks.report import describe_machine
+    from spectran_jax.machine import describe_machine
     from spectran_jax.studies import efficiency
     from spectran_jax.training.runtime import configure_jax
     from spectran_jax.training.workdir import locked
@@ -85,6 +87,7 @@ def run(
     with locked(workdir):
         kept = _read(path)
         if kept is None or kept.get("settings") != settings:
+            claim(workdir, command)
             kept = {
                 "settings": settings,
                 "rows": efficiency.measure(config, encoders, items=items, width=width, users=users, repeats=repeats),
@@ -94,7 +97,7 @@ def run(
     found = result(kept["rows"], kept["adapters"], efficiency.ADAPTER_BAR, title(config, items, width), command)
     publish(found, workdir)
     if results is not None:
-        refresh(results, "efficiency", found)
+        refresh(results, f"efficiency-{section}" if section else "efficiency", found)
     return found
 
 

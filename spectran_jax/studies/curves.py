@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,7 +22,23 @@ class Series(NamedTuple):
     x: Sequence[float]
     y: Sequence[float]
     spread: Sequence[float] | None = None
-    """Standard deviation at each point, drawn as a bar."""
+    """Standard deviation at each point, drawn as a bar; NaN draws none."""
+
+    @classmethod
+    def over_seeds(cls, found: Mapping[Any, Spread]) -> Series:
+        """The means of some points, by abscissa, and bars where there are several seeds."""
+        return cls(list(found), [value.mean for value in found.values()], bars(found.values()))
+
+
+def bars(values: Iterable[Spread]) -> list[float] | None:
+    """Lengths of error bars: standard deviations, NaN where there is one run, None where no point has more."""
+    stds = [np.nan if value.std is None else value.std for value in values]
+    return stds if not np.isnan(stds).all() else None
+
+
+def told_bars(values: Iterable[Spread]) -> str:
+    """What points with `bars` show, in words."""
+    return "one seed" if bars(values) is None else "mean over seeds; the bars are one standard deviation"
 
 
 def lines(
@@ -119,7 +135,7 @@ def energy_map(
 def dots(
     name: str, title: str, caption: str, values: Mapping[str, Spread], *, xlabel: str, reference: float | None = None
 ) -> Plot:
-    """One row a method: its mean as a dot with a bar of one standard deviation, a line down from `reference`.
+    """One row a method: its mean as a dot with a bar of one standard deviation (`bars`), a line down from `reference`.
 
     Args:
       name: unique on the page.
@@ -134,8 +150,8 @@ def dots(
     at = np.arange(len(values))[::-1]
     if reference is not None:
         axes.axvline(reference, color=MUTED, linewidth=1.2, linestyle=(0, (3, 3)))
-    means, bars = [v.mean for v in values.values()], [v.std or 0.0 for v in values.values()]
-    axes.errorbar(means, at, xerr=bars, fmt="o", color=BLUE, ecolor=INK, elinewidth=1.2, capsize=3, markersize=5)
+    means, stds = [v.mean for v in values.values()], bars(values.values())
+    axes.errorbar(means, at, xerr=stds, fmt="o", color=BLUE, ecolor=INK, elinewidth=1.2, capsize=3, markersize=5)
     figures.style(axes, xlabel=xlabel, grid="x")
     axes.set_yticks(at, list(values), fontsize=figures.FONT, color=INK)
     return Plot(figures.svg(figure, name, title), title, caption)

@@ -4,8 +4,7 @@
 interactions = "beauty/interactions.tsv"     # relative to the TOML file
 items = "beauty/items.jsonl"
 embeddings = "beauty/embeddings.minilm.npy"
-max_length = 20                              # any field of the configuration
-temperature = 0.05
+max_length = 20                              # any field of the configuration that the study does not set itself
 """
 
 from __future__ import annotations

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError
 from spectran_jax.flags import define_config_flags, define_path, read_config
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
+from spectran_jax.studies.ownership import refuse_another_study
 
-OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "config")
+OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "section", "config")
 """The names of the common flags, for `flags.run(main, SYNOPSIS, own=(*OWN, ...))`."""
 
 
@@ -38,6 +38,10 @@ class Study:
     """The command that was given, for the pages that it makes."""
     given: dict[str, Any]
     """Configuration fields that the command line names; an experiment must not overrule them silently."""
+    tables: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
+    """Fields that the tables of `--datasets` name, by data set."""
+    section: str = ""
+    """What `--section` calls the section of RESULTS.md; empty for the data sets and backbones."""
 
 
 def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -59,7 +63,7 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
         "interactions and items, it says it of the data set files alone, of embeddings of a single data set too.",
         flag_values,
     )
-    define_results_flag(flag_values)
+    define_results_flags(flag_values)
     flags.DEFINE_list(
         "seeds",
         [str(seed) for seed in seeds],
@@ -81,8 +85,8 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
 
     Raises:
       InputError: no --workdir, seeds that are no whole numbers or stand twice, --jobs below 1, unknown data sets,
-        --seed or --evaluate, --results that is no Markdown file, a folder of another experiment, or a configuration
-        out of range.
+        --seed or --evaluate, --results that is no Markdown file, a --section that is no name, a folder of another
+        experiment, or a configuration out of range.
     """
     value: dict[str, Any] = {name: flag_values[name].value for name in OWN}
     if not value["workdir"]:
@@ -93,7 +97,7 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         raise InputError("An experiment sets --evaluate itself, run by run; leave the flag out.")
     if value["jobs"] < 1:
         raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
-    _refuse_another_study(value["workdir"])
+    refuse_another_study(value["workdir"], command_line())
     given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
     base = read_config(value["config"]) if value["config"] else None
     named = given.pop("dataset", None)
@@ -111,29 +115,35 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         results=results_file(value["results"]),
         command=command_line(),
         given=given,
+        tables={} if value["datasets"] is None else read_datasets(value["datasets"]),
+        section=section_name(value["section"], value["results"]),
     )
 
 
-def _refuse_another_study(workdir: Path) -> None:
-    """Raises `InputError` for a folder whose tables and page another experiment made: they would be overwritten."""
-    try:
-        command = str(json.loads((workdir / "result.json").read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    there = re.search(r"experiments\.(\w+)", command)
-    here = re.search(r"experiments\.(\w+)", command_line())
-    if there is not None and here is not None and there[1] != here[1]:
-        raise InputError(
-            f"--workdir={workdir} holds the tables of experiments.{there[1]}; take another folder for experiments."
-            f"{here[1]}."
-        )
+def refuse_in_tables(study: Study, names: Collection[str]) -> None:
+    """Raises `InputError` where a table of `--datasets` names a field that the study sets itself, run by run."""
+    for dataset in study.datasets:
+        if clash := sorted(set(names) & set(study.tables.get(dataset, ()))):
+            raise InputError(
+                f"--datasets, data set {dataset}: this study sets {clash[0]} itself, run by run; leave it out."
+            )
 
 
-def define_results_flag(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[Path | None]:
-    """Defines `--results`; `results_file` checks it."""
-    return define_path(
+def define_results_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> tuple[flags.FlagHolder[Path | None], flags.FlagHolder[str]]:
+    """Defines `--results` and `--section`; `results_file` and `section_name` check them."""
+    results = define_path(
         "results", "Markdown file, such as RESULTS.md, whose section of this experiment is written again.", flag_values
     )
+    section = flags.DEFINE_string(
+        "section",
+        "",
+        "What the section of --results is called behind the experiment's name, so that two on the same data sets can "
+        "stand side by side; the data sets, and backbones other than the default, if empty.",
+        flag_values=flag_values,
+    )
+    return results, section
 
 
 def results_file(path: Path | None) -> Path | None:
@@ -145,6 +155,15 @@ def results_file(path: Path | None) -> Path | None:
     return path
 
 
+def section_name(name: str, results: Path | None) -> str:
+    """What `--section` says; raises `InputError` for what marks and folders don't hold, or without `--results`."""
+    if name and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise InputError(f"--section={name}: take letters, digits, - and _.")
+    if name and results is None:
+        raise InputError(f"--section={name} names a section of --results; give both, or leave it out.")
+    return name
+
+
 def split_names(text: str) -> list[str]:
     """Names from `a,b, c`."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -152,9 +171,10 @@ def split_names(text: str) -> list[str]:
 
 def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
     """Seeds from words; raises `InputError` where there is none, one twice, or one that is no whole number."""
-    if not words or len(set(words)) < len(words) or not all(word.strip().isdecimal() for word in words):
+    seeds = tuple(int(word) for word in words if word.strip().isdecimal())
+    if not seeds or len(set(seeds)) < len(words):
         raise InputError(f"--seeds={','.join(words)}: give whole numbers, comma-separated, each once.")
-    return tuple(int(word) for word in words)
+    return seeds
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:

@@ -6,20 +6,19 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Bool
+from typing import Any
 
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.report import words
-from spectran_jax.statistics import bootstrap_interval, mean_over_seeds
 from spectran_jax.studies import results_md
 from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
-from spectran_jax.studies.flags import Study
+from spectran_jax.studies.differences import INTERVALS, difference
+from spectran_jax.studies.flags import Study, refuse_in_tables
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
+from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.publish import Result, publish
-from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, spread
+from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, spread, why_failed
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells
 from spectran_jax.studies.variants import Variant
 
@@ -45,10 +44,38 @@ class Grid:
         """A metric of the test set over the seeds; None where no run has it."""
         return spread([o.metrics["test"][name] for o in self.ok(dataset, variant).values() if o.metrics])
 
+    def against(self, reference: str) -> dict[str, str]:
+        """The same reference for every variant."""
+        return {variant: reference for variants in self.runs.values() for variant in variants}
+
+    def to_json(self, references: Mapping[str, str]) -> list[dict[str, Any]]:
+        """For result.json: each variant's seeds, means and standard deviations of the test metrics, what its NDCG@10
+        has over its reference's (None without one), and why runs failed, by seed; on each data set."""
+        rows = []
+        for dataset, variants in self.runs.items():
+            for variant, outcomes in variants.items():
+                ok = self.ok(dataset, variant)
+                other = references.get(variant, variant)
+                over = None if other == variant else difference(ok, self.ok(dataset, other))
+                found = {name: self.metric(dataset, variant, name) for name in METRICS}
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "variant": variant,
+                        "seeds": list(ok),
+                        "means": {name: None if value is None else value.mean for name, value in found.items()},
+                        "stds": {name: None if value is None else value.std for name, value in found.items()},
+                        "reference": None if other == variant else other,
+                        "difference": None if over is None else over._asdict(),
+                        "failures": {str(s): o.failure for s, o in outcomes.items() if not o.ok},
+                    }
+                )
+        return rows
+
     def failures(self) -> str:
         """One sentence a run that failed; empty where none did."""
         every = [o for variants in self.runs.values() for seeds in variants.values() for o in seeds.values()]
-        return " ".join(f"{o.name} failed: {o.failure}" for o in every if not o.ok)
+        return why_failed(every)
 
 
 def everywhere(study: Study, variants: Sequence[Variant]) -> dict[str, Sequence[Variant]]:
@@ -71,8 +98,8 @@ def run_grid(
       command: see `run_jobs`.
 
     Raises:
-      InputError: a field that every variant sets and the command line names too, one that only the study sets, a
-        variant out of range; where every run failed, and for bad input; or runs of two protocols.
+      InputError: a field that every variant sets and the command line or --datasets names too, one that only the study
+        sets, a variant out of range; where every run failed, and for bad input; or runs of two protocols.
       RunError: where every run failed otherwise.
     """
     changed = {name for some in variants.values() for variant in some for name in variant.values}
@@ -84,6 +111,7 @@ def run_grid(
     clash = sorted(always & set(study.given))
     if clash:
         raise InputError(f"This study sets --{clash[0]} itself, run by run; leave the flag out.")
+    refuse_in_tables(study, always)
     jobs = {
         (dataset, variant.name, seed): Job(
             f"{dataset}/{_folder(variant.name)}/seed-{seed}",
@@ -96,6 +124,7 @@ def run_grid(
     for job in jobs.values():
         check(job.config)
     _refuse_protocols(study, variants)
+    claim(study.workdir, study.command)
     outcomes = run_jobs(
         list(jobs.values()), study.workdir, parallel=study.parallel, description=description, command=command
     )
@@ -123,11 +152,17 @@ def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -
                 )
 
 
-def finish(study: Study, name: str, result: Result) -> Result:
-    """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets."""
+def finish(study: Study, name: str, grid: Grid, result: Result, references: Mapping[str, str] | None = None) -> Result:
+    """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets; tables
+    without a row are left out, and result.json is given the figures of `grid` (`Grid.to_json`)."""
+    result = dataclasses.replace(
+        result,
+        tables=[table for table in result.tables if table.rows],
+        data={**result.data, "variants": grid.to_json(references or {})},
+    )
     publish(result, study.workdir)
     if study.results is not None:
-        results_md.refresh(study.results, results_md.section(name, study.datasets), result)
+        results_md.refresh(study.results, results_md.section(name, study.datasets, own=study.section), result)
     return result
 
 
@@ -137,11 +172,12 @@ def comparison(
     reference: str,
     references: Mapping[str, str] | None = None,
     metrics: Sequence[str] = METRICS,
+    note: str = "",
 ) -> Table:
     """One row a variant: metrics as mean ± s.d. over seeds, and what its NDCG@10 has over the reference's.
 
     The difference is taken user by user, on each user's NDCG@10 averaged over the seeds that both have, with its 95 %
-    interval over users. The best mean of each metric on each data set is bold.
+    interval over users where these are enough (`differences`). The best mean of each metric on each data set is bold.
 
     Args:
       grid: the runs.
@@ -149,6 +185,7 @@ def comparison(
       reference: the variant that the others are compared with, or what `references` are, in words.
       references: of each variant, the one that it is compared with, where that is not the same for all.
       metrics: columns.
+      note: a sentence more below it.
     """
     rows: list[list[Cell]] = []
     bold: set[tuple[int, int]] = set()
@@ -157,32 +194,15 @@ def comparison(
         for variant in (v for d, v in grid.pairs() if d == dataset):
             values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
             other = reference if references is None else references[variant]
-            rows.append([dataset, variant, *values, difference(grid, dataset, variant, other)])
+            over = None if variant == other else difference(grid.ok(dataset, variant), grid.ok(dataset, other))
+            rows.append([dataset, variant, *values, None if over is None else str(over)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
-    note = (
-        f"Difference: NDCG@10 less that of {reference}, paired by user, over the seeds that both have, with its 95 % "
-        f"interval. {grid.failures()}"
+    told = (
+        f"Metrics are of the test set. Difference: NDCG@10 less that of {reference}, paired by user, over the seeds "
+        f"that both have, with its 95 % interval. {INTERVALS}"
     )
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
-    return Table(title, columns, rows, note=note.strip(), bold=bold)
-
-
-def difference(
-    grid: Grid, dataset: str, variant: str, reference: str, users: Bool[np.ndarray, "U"] | None = None
-) -> str | None:
-    """`+0.0012 [+0.0003, +0.0021]`: what a variant's NDCG@10 has over the reference's, over all or some users.
-
-    Over the seeds that both have; None where there is nothing to compare.
-    """
-    runs = grid.ok(dataset, variant), grid.ok(dataset, reference)
-    shared = [seed for seed in runs[0] if seed in runs[1]]
-    if variant == reference or not shared:
-        return None
-    ours, theirs = (mean_over_seeds([each[seed].ranks() for seed in shared]) for each in runs)
-    differences = (ours - theirs)[... if users is None else users]
-    if not len(differences):
-        return None
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*bootstrap_interval(differences))
+    return Table(title, columns, rows, note=" ".join(filter(None, (told, note, grid.failures()))), bold=bold)
 
 
 def _folder(name: str) -> str:

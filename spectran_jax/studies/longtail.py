@@ -10,18 +10,19 @@ from spectran_jax.metrics import HEAD_SHARE, TAIL_SHARE
 from spectran_jax.ranks import Ranks
 from spectran_jax.report import words
 from spectran_jax.report.figures import Plot
-from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.curves import Series, lines, told_bars
+from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study
-from spectran_jax.studies.grid import Grid, difference, everywhere, finish, run_grid
+from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.tables import Cell, Table, best_cells
 from spectran_jax.studies.variants import encoder_variants
 
 TEXT = f"""
-Test users by the popularity of their target in training: the head is the {HEAD_SHARE:.0%} most popular of the trained
-items, the tail the {TAIL_SHARE:.0%} least popular, cold items stand in no training sequence. Ranking is against the
-whole catalogue in every group, so groups differ in difficulty: compare encoders within a group.
+Test users by the popularity of their target in training: the head is the {words.percent(HEAD_SHARE)} most popular of
+the trained items, the tail the {words.percent(TAIL_SHARE)} least popular, cold items stand in no training sequence.
+Ranking is against the whole catalogue in every group, so groups differ in difficulty: compare encoders within a group.
 """
 
 COLD_TEXT = """
@@ -36,16 +37,16 @@ def run_longtail(study: Study, encoders: Sequence[str] = ()) -> Result:
     """Runs and publishes the study of the long tail; the first encoder is the reference."""
     variants = encoder_variants(encoders)
     grid = run_grid(study, everywhere(study, variants), "Long tail")
-    groups = (*CLASSES, "all")
-    return finish(study, "longtail", result(grid, "Long tail", groups, variants[0].name, TEXT, study.command))
+    found = result(grid, "Long tail", (*CLASSES, "all"), variants[0].name, TEXT, study.command)
+    return finish(study, "longtail", grid, found, grid.against(variants[0].name))
 
 
 def run_coldstart(study: Study, encoders: Sequence[str] = (), holdout: float = 0.0) -> Result:
     """Runs and publishes the study of cold items; `holdout` is a share of the items in training to take out of it."""
     variants = encoder_variants(encoders, **({"holdout_items": holdout} if holdout else {}))
     grid = run_grid(study, everywhere(study, variants), "Cold start")
-    groups = ("cold", "warm", "all")
-    return finish(study, "coldstart", result(grid, "Cold start", groups, variants[0].name, COLD_TEXT, study.command))
+    found = result(grid, "Cold start", ("cold", "warm", "all"), variants[0].name, COLD_TEXT, study.command)
+    return finish(study, "coldstart", grid, found, grid.against(variants[0].name))
 
 
 def result(grid: Grid, title: str, groups: Sequence[str], reference: str, text: str, command: str) -> Result:
@@ -98,24 +99,27 @@ def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table
         if encoder == reference:
             continue
         users = groups_of(next(iter(grid.ok(dataset, encoder).values())).ranks())
-        rows.append([dataset, encoder, *(difference(grid, dataset, encoder, reference, users[g]) for g in groups)])
+        runs = grid.ok(dataset, encoder), grid.ok(dataset, reference)
+        over = [difference(*runs, users[group]) for group in groups]
+        rows.append([dataset, encoder, *(None if each is None else str(each) for each in over)])
     columns = ["Data set", "Encoder", *map(str.capitalize, groups)]
-    note = "Paired by user, each user's NDCG@10 averaged over the seeds that both have, with 95 % intervals over users."
+    note = f"Paired by user, each user's NDCG@10 averaged over the seeds that both have, 95 % intervals. {INTERVALS}"
     return Table(f"NDCG@10 over {reference}", columns, rows, note=note)
 
 
 def group_plot(grid: Grid, dataset: str, groups: Sequence[str]) -> Plot:
     """NDCG@10 by group, a line an encoder."""
-    series = {}
+    series, shown = {}, []
     for encoder in (e for d, e in grid.pairs() if d == dataset):
         runs = ranks_of(grid, dataset, encoder)
         found = [(i, group_metric(runs, g, "ndcg@10")) for i, g in enumerate(groups)]
         kept = [(i, value) for i, value in found if value is not None]
-        series[encoder] = Series([i for i, _ in kept], [v.mean for _, v in kept], [v.std or 0.0 for _, v in kept])
+        series[encoder] = Series.over_seeds(dict(kept))
+        shown += [value for _, value in kept]
     return lines(
         f"groups-{dataset}",
         f"NDCG@10 by group, {dataset}",
-        "Mean over seeds; the bars are one standard deviation.",
+        f"Test NDCG@10, {told_bars(shown)}.",
         series,
         xlabel="Popularity of the target in training",
         ylabel="NDCG@10",

@@ -22,12 +22,20 @@ from spectran_jax.writing import write_text
 
 
 def section(
-    name: str, datasets: Mapping[str, Config], *, encoders: Sequence[str] = (), backbones: Sequence[str] = ()
+    name: str,
+    datasets: Mapping[str, Config],
+    *,
+    own: str = "",
+    encoders: Sequence[str] = (),
+    backbones: Sequence[str] = (),
 ) -> str:
     """The section of an experiment: `compare-office`, `sweep-office-spectran`, `ablation-office-hstu`.
 
-    Backbones, those of the configurations where none is named, are left out where they are the default alone.
+    Backbones, those of the configurations where none is named, are left out where they are the default alone. `own`,
+    the name that `--section` gives, stands behind the experiment's in place of all the rest.
     """
+    if own:
+        return f"{name}-{own}"
     backbones = backbones or sorted({config.backbone.backbone for config in datasets.values()})
     told = [] if list(backbones) == [Config().backbone.backbone] else backbones
     return "-".join([name, *datasets, *encoders, *told])

@@ -31,7 +31,8 @@ class Versus:
     p: float | None
     """Corrected for all comparisons of the experiment; None for too few seeds."""
     interval: tuple[float, float] | None
-    """95 % bootstrap interval over users of the gain; None where the rival serves too few of them for one."""
+    """95 % bootstrap interval over users of the gain; None for too few seeds, or where the rival serves too few users
+    for one."""
     seeds: int
     """That both have, over which gain, p and interval are."""
 
@@ -53,11 +54,12 @@ def against_rivals(cells: Cells, places: Sequence[Place], encoders: Sequence[str
             mine, others = (
                 statistics.mean_over_seeds([each.done[seed].ranks() for seed in shared]) for each in (ours, theirs)
             )
-            p = statistics.sign_flip_test(mine - others) if len(shared) >= statistics.MINIMUM_SEEDS else None
+            enough = len(shared) >= statistics.MINIMUM_SEEDS
+            p = statistics.sign_flip_test(mine - others) if enough else None
             gain, bounds = None, None
             if others.mean() > 0:
                 gain, low, high = statistics.gain_interval(mine, others)
-                bounds = (low, high) if np.isfinite([low, high]).all() else None
+                bounds = (low, high) if enough and np.isfinite([low, high]).all() else None
             made.append(Versus(place, rival, gain, p, bounds, len(shared)))
     tested = [i for i, each in enumerate(made) if each.p is not None]
     corrected = dict(zip(tested, statistics.holm([made[i].p or 0.0 for i in tested]), strict=True))
@@ -65,9 +67,15 @@ def against_rivals(cells: Cells, places: Sequence[Place], encoders: Sequence[str
 
 
 def best_rival(cells: Cells, place: Place, versus: Sequence[Versus]) -> Versus | None:
-    """The rival of the best mean validation metric over seeds: chosen without a look at the test set."""
+    """The rival of the best mean validation metric over seeds: chosen without a look at the test set.
+
+    Among those with as many seeds as p-values need, or as the most that any has where that is less: runs that failed
+    could else leave one lucky seed.
+    """
+    here = [each for each in versus if each.place == place]
+    enough = min(statistics.MINIMUM_SEEDS, max((each.seeds for each in here), default=0))
 
     def on_validation(each: Versus) -> float:
         return float(np.mean(cells[*place, each.rival].values(SELECTION_METRIC, "valid")))
 
-    return max((each for each in versus if each.place == place), key=on_validation, default=None)
+    return max((each for each in here if each.seeds >= enough), key=on_validation, default=None)

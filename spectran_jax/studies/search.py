@@ -1,6 +1,7 @@
 """Search on validation, then several seeds of the chosen values: the procedure behind every comparison.
 
 Trials run with `evaluate="valid"` and the first seed, so the test set is read once, by the runs of the chosen values.
+Where a folder goes on with more trials, or one that had failed, another may be chosen: then it is read again, and told.
 Every method is given as many trials as any other.
 """
 
@@ -16,8 +17,10 @@ import numpy as np
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.report.words import count
 from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
+from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.space import Range, design
 from spectran_jax.studies.tables import Spread
 
@@ -59,6 +62,8 @@ class Found:
     """The values of the best trial; {} where nothing was searched, None where every trial failed."""
     runs: dict[int, Outcome]
     """By seed, of the chosen values; failed ones among them."""
+    read_before: int = 0
+    """Other choices, made of other trials, whose seeds have read the test set in the same folder."""
 
     @property
     def done(self) -> dict[int, Outcome]:
@@ -86,6 +91,7 @@ def search(
     trials: int,
     seeds: Sequence[int],
     parallel: int,
+    command: str = "",
     runner: Runner = run_jobs,
 ) -> dict[str, Found]:
     """Searches each method on validation, then runs its chosen values with every seed.
@@ -97,6 +103,7 @@ def search(
       trials: points tried for each method; 0 takes its configuration as it is, as does a method without a space.
       seeds: of the final runs, which read validation and test set; trials take the first.
       parallel: runs at a time.
+      command: that the folder is for (`ownership`).
       runner: makes the runs.
 
     Returns:
@@ -117,6 +124,7 @@ def search(
         for name, tried in points.items()
         for i, (_, config) in enumerate(tried)
     ]
+    claim(workdir, command)
     ended = runner(jobs, workdir, parallel=parallel, description="Search") if jobs else {}
     some_came_to_an_end(ended)
     tried = {
@@ -141,10 +149,30 @@ def search(
     some_came_to_an_end(runs)
     return {
         name: Found(
-            tried[name], values, {seed: runs[finals[name, seed].name] for seed in seeds if (name, seed) in finals}
+            tried[name],
+            values,
+            {seed: runs[finals[name, seed].name] for seed in seeds if (name, seed) in finals},
+            _read_before(workdir / "runs" / name, folders[name].rpartition("/")[2]),
         )
         for name, values in chosen.items()
     }
+
+
+def _read_before(folder: Path, chosen: str) -> int:
+    """Choices in a method's folder, beside `trial-02-` or, without a search, "", whose seeds have read the test set."""
+    done = folder.glob("*seed-*/metrics.json")
+    return len({path.parent.name.rpartition("seed-")[0] for path in done} - {chosen})
+
+
+def told_of_readings(found: Iterable[Found]) -> str:
+    """How often runs of chosen values have read the test set, to go behind "which"."""
+    before = sum(each.read_before for each in found)
+    if not before:
+        return "read the test set once"
+    return (
+        "read the test set. They were not the only ones: in this folder it has been read for "
+        f"{count(before, 'earlier choice')}, too"
+    )
 
 
 def choose(trials: Sequence[Trial]) -> Trial | None:
@@ -192,18 +220,24 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
+def why_failed(outcomes: Iterable[Outcome]) -> str:
+    """One sentence a run that failed; empty where none did."""
+    return " ".join(f"{outcome.name} failed: {outcome.failure}" for outcome in outcomes if not outcome.ok)
+
+
 def to_json(found: Found) -> dict[str, Any]:
     """For result.json: every trial, the chosen values, and each seed's metrics or failure."""
 
     def run(outcome: Outcome) -> dict[str, Any]:
         if outcome.metrics is None:
             return {"failed": outcome.failure}
-        kept = ("valid", "test", "test_slices", "train", "parameters", "protocol", "digest")
+        kept = ("valid", "test", "test_slices", "train", "parameters", "protocol", "digest", "made_with")
         return {name: outcome.metrics[name] for name in kept if name in outcome.metrics}
 
     return {
         "trials": [{"values": trial.values, **run(trial.outcome)} for trial in found.trials],
         "chosen": found.chosen,
+        "read_before": found.read_before,
         "runs": [{"seed": seed, **run(outcome)} for seed, outcome in found.runs.items()],
     }
 
@@ -228,6 +262,7 @@ def some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
     failed = [outcome for outcome in outcomes.values() if not outcome.ok]
     if not failed or len(failed) < len(outcomes):
         return
-    message = f"All {len(failed)} runs failed, the last with: {failed[-1].failure}"
+    what = "The only run failed" if len(failed) == 1 else f"All {len(failed)} runs failed, the last"
+    message = f"{what} with: {failed[-1].failure}"
     refused = all(outcome.status == InputError.exit_status for outcome in failed)
     raise InputError(message) if refused else RunError(message)

@@ -10,12 +10,12 @@ import numpy as np
 from spectran_jax.config import Config
 from spectran_jax.report import words
 from spectran_jax.report.figures import HALF, Plot
-from spectran_jax.studies.curves import Series, lines
+from spectran_jax.studies.curves import Series, lines, told_bars
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, comparison, finish, run_grid
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.tables import Table
-from spectran_jax.studies.variants import Variant, parse_changes, single_changes, text_of
+from spectran_jax.studies.variants import Variant, parse_changes, read_changes, single_changes, text_of
 
 REFERENCE = "as configured"
 _LEAST_GAP = 0.09
@@ -33,28 +33,41 @@ lambda of the attention is set through attention_live, the share of entries that
 follows from the rank, the dimension and k.
 
 Differences within the spread of the seeds are luck; the page lists those of the unchanged configuration one by one.
+Every value reads the test set, so the tables describe and don't choose: values are chosen on validation, by
+experiments.sweep.
 """
 
 
 def run(study: Study, changes: str = DEFAULT) -> Result:
-    """Runs and publishes the study; `changes` as `variants.parse_changes` reads them."""
-    parsed = parse_changes(changes, "changes")
+    """Runs and publishes the study; `changes` as `variants.parse_changes` reads them.
+
+    Of the default changes those are left out that the configuration does not read; others are refused.
+    """
+    parsed, left_out = read_changes(study.datasets, parse_changes(changes, "changes"), asked=changes != DEFAULT)
     variants = {
-        dataset: [Variant(REFERENCE, {}), *single_changes(config, parsed)] for dataset, config in study.datasets.items()
+        dataset: [Variant(REFERENCE, {}), *single_changes(config, parsed[dataset])]
+        for dataset, config in study.datasets.items()
     }
     grid = run_grid(study, variants, "Sensitivity")
-    return finish(study, "sensitivity", result(grid, study.datasets, parsed, study.command))
+    found = result(grid, study.datasets, parsed, left_out, study.command)
+    return finish(study, "sensitivity", grid, found, grid.against(REFERENCE))
 
 
-def result(grid: Grid, datasets: Mapping[str, Config], changes: Mapping[str, Sequence[Any]], command: str) -> Result:
+def result(
+    grid: Grid,
+    datasets: Mapping[str, Config],
+    changes: Mapping[str, Mapping[str, Sequence[Any]]],
+    left_out: str,
+    command: str,
+) -> Result:
     """The tables, and a plot for each field of numbers on each data set."""
     plots = [
         plot
         for dataset, config in datasets.items()
-        for name, values in changes.items()
+        for name, values in changes[dataset].items()
         if (plot := field_plot(grid, dataset, config, name, values)) is not None
     ]
-    tables = [comparison(grid, "Sensitivity", REFERENCE), seed_table(grid)]
+    tables = [comparison(grid, "Sensitivity", REFERENCE, note=left_out), seed_table(grid)]
     return Result("Sensitivity to single values", tables, plots, TEXT, command)
 
 
@@ -66,16 +79,16 @@ def field_plot(grid: Grid, dataset: str, config: Config, name: str, values: Sequ
     found = {v: grid.metric(dataset, REFERENCE if v == own else f"{name}={text_of(v)}", "ndcg@10") for v in values}
     found[own] = grid.metric(dataset, REFERENCE, "ndcg@10")
     kept = {v: found[v] for v in sorted(found)}
-    points = [(v, spread.mean, spread.std or 0.0) for v, spread in kept.items() if spread is not None]
+    points = {v: spread for v, spread in kept.items() if spread is not None}
     if not points:
         return None
-    x, y, std = (list(column) for column in zip(*points, strict=True))
+    x = list(points)
     wide = x[0] > 0 and x[-1] >= 8 * x[0] and not 0.5 < x[-1] <= 1  # shares lie together at their upper end
     return lines(
         f"sensitivity-{dataset}-{name}",
         f"{words.label(name)}, {dataset}",
-        f"Test NDCG@10, mean and standard deviation over seeds; {text_of(own)} is the configured value.",
-        {"NDCG@10": Series(x, y, std)},
+        f"Test NDCG@10, {told_bars(points.values())}. {text_of(own)} is the configured value.",
+        {"NDCG@10": Series.over_seeds(points)},
         xlabel=words.label(name),
         ylabel="NDCG@10",
         xscale="log" if wide else "linear",

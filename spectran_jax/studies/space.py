@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from spectran_jax.config import fields
+from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.studies.reads import unread_because
 
 DIMENSIONS = 16
 """Of the Sobol sequence, of which a space takes the first."""
@@ -72,8 +73,8 @@ def parse_space(text: str) -> list[Range]:
 def design(space: Sequence[Range], trials: int, seed: int) -> list[dict[str, float]]:
     """The trials' values: a scrambled Sobol sequence (SciPy), so that few trials cover the space evenly.
 
-    It depends on the places of the fields in the space, the number of trials and the seed alone: spaces that begin with
-    the same fields are given the same values of them, whatever follows.
+    It depends on the places of the fields in the space and the seed alone: spaces that begin with the same fields are
+    given the same values of them, whatever follows, and more trials begin with those of fewer.
     """
     from scipy.stats import qmc
 
@@ -108,7 +109,7 @@ OWN: dict[str, str] = {
 this version's configuration does not have are passed over."""
 
 
-def space_of(item_encoder: str, given: Sequence[str] = ()) -> list[Range]:
+def space_of(item_encoder: str, given: Sequence[str] = (), config: Config | None = None) -> list[Range]:
     """The search space of a method: the common fields, the scale of the text where it has any, and its own.
 
     Every method is given the same number of trials, at the same values of the common fields.
@@ -116,6 +117,7 @@ def space_of(item_encoder: str, given: Sequence[str] = ()) -> list[Range]:
     Args:
       item_encoder: its name in the registry.
       given: fields that somebody has fixed; they are not searched.
+      config: the values that are not searched, the defaults if None; nor are fields that nothing reads with them.
 
     Raises:
       InputError: for an unknown item encoder.
@@ -128,7 +130,14 @@ def space_of(item_encoder: str, given: Sequence[str] = ()) -> list[Range]:
     known = {field.name for _, field in fields()}
     parts = [part for text in (COMMON, semantic, OWN.get(item_encoder, "")) for part in text.split(",") if part]
     space = [part for part in parts if (name := part.split("=")[0]) in known and name not in given]
-    return parse_space(",".join(space))
+    ranges = parse_space(",".join(space))
+    somewhere = at_the_top(ranges, (config or Config()).replace(item_encoder=item_encoder))
+    return [field for field in ranges if not unread_because(somewhere, field.name)]
+
+
+def at_the_top(space: Sequence[Range], config: Config) -> Config:
+    """The configuration with every range at its upper end: where one field switches another off, it is on."""
+    return config.replace(**{field.name: field.high for field in space})
 
 
 def describe(values: dict[str, Any]) -> str:

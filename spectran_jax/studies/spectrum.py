@@ -36,7 +36,7 @@ Maps are those of the first seed, at the step that validation chose; curves are 
 def run(study: Study) -> Result:
     """Runs and publishes the study."""
     grid = run_grid(study, everywhere(study, encoder_variants([ENCODER])), "Spectrum")
-    return finish(study, "spectrum", result(grid, study.command))
+    return finish(study, "spectrum", grid, result(grid, study.command))
 
 
 def result(grid: Grid, command: str) -> Result:

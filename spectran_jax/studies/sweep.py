@@ -11,8 +11,18 @@ from spectran_jax.report import words
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.search import SELECTION_METRIC, Found, Method, Runner, one_protocol, search, to_json
-from spectran_jax.studies.space import Range, describe
+from spectran_jax.studies.reads import refuse_unread
+from spectran_jax.studies.search import (
+    SELECTION_METRIC,
+    Found,
+    Method,
+    Runner,
+    one_protocol,
+    search,
+    to_json,
+    told_of_readings,
+)
+from spectran_jax.studies.space import Range, at_the_top, describe
 from spectran_jax.studies.tables import Cell, Table
 
 
@@ -43,21 +53,29 @@ def sweep(
       Two tables a data set, test metrics by seed and trials; `data["sweeps"]` holds them by data set.
 
     Raises:
-      InputError, RunError: as `search`.
+      InputError: as `search`, and for a field that the configuration of a data set does not read.
+      RunError: as `search`.
     """
+    refuse_unread({name: at_the_top(space, c) for name, c in datasets.items()}, [r.name for r in space], "search")
     methods = {name: Method(config, space) for name, config in datasets.items()}
-    found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, runner=runner)
+    found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, command=command, runner=runner)
     tables = []
     for name, each in found.items():
         one_protocol({name: each}, name)
         tables += [_metrics_table(name, each), trials_table(f"Trials on {name}", {(name,): each}, ("Data set",))]
     encoders = ", ".join(sorted({f"{c.encoder.item_encoder} on {c.backbone.backbone}" for c in datasets.values()}))
+    tried, chosen = (
+        f"{trials} points of a Sobol sequence were tried",
+        f"the one of best {words.label(SELECTION_METRIC)}",
+    )
+    if trials == 1:
+        tried, chosen = "One point was tried", "it"
     return Result(
         f"Search for {encoders}",
         tables,
         text=(
-            f"{trials} points of a Sobol sequence were tried on the validation set with seed {seeds[0]}; the one of "
-            f"best {words.label(SELECTION_METRIC)} was run with {len(seeds)} seeds, which read the test set."
+            f"{tried} on the validation set with seed {seeds[0]}; {chosen} was run with "
+            f"{words.count(len(seeds), 'seed')}, which {told_of_readings(found.values())}."
         ),
         command=command,
         data={"sweeps": {name: to_json(each) for name, each in found.items()}},
@@ -70,7 +88,7 @@ def _metrics_table(name: str, found: Found) -> Table:
         for seed, outcome in found.done.items()
         if outcome.metrics is not None
     ]
-    if rows:
+    if len(rows) > 1:
         rows.append(["mean ± s.d.", *(found.spread(metric) for metric in METRICS)])
     chosen = f" of {describe(found.chosen)}" if found.chosen else ""
     failed = len(found.runs) - len(found.done)
@@ -78,7 +96,7 @@ def _metrics_table(name: str, found: Found) -> Table:
         f"Test metrics on {name}{chosen}",
         ["Seed", *map(words.label, METRICS)],
         rows,
-        note=f"{failed} of {len(found.runs)} seeds failed." if failed else "",
+        note=f"{failed} of {words.count(len(found.runs), 'seed')} failed." if failed else "",
     )
 
 
@@ -103,7 +121,7 @@ def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *,
                 bold.add((len(rows), len(keys) + 2))
             seconds = None if metrics is None else float(metrics["train"]["seconds"])
             rows.append([*place, index, describe(trial.values), trial.score, seconds])
-    note = f"{len(failures)} of {len(rows)} trials failed. " + " ".join(failures) if failures else ""
+    note = f"{len(failures)} of {words.count(len(rows), 'trial')} failed. " + " ".join(failures) if failures else ""
     selection = words.label(SELECTION_METRIC)
     return Table(
         title,

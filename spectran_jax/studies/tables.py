@@ -76,8 +76,7 @@ def show(cell: Cell, column: str = "") -> str:
         return cell
     name = column.lower().split(" ")[-1]  # "Test NDCG@10" is a metric, too
     if isinstance(cell, Spread):
-        mean = words.metric(name, cell.mean)
-        return mean if cell.std is None else f"{mean} ± {words.metric(name, cell.std)}"
+        return words.metric(name, cell.mean) if cell.std is None else words.spread(name, cell.mean, cell.std)
     return words.metric(name, cell)
 
 
@@ -114,11 +113,20 @@ def to_csv(table: Table) -> str:
     return buffer.getvalue()
 
 
+_MARKDOWN_SPECIAL = re.compile(r"[\\`*<]|\](?=\()|(?<![^\W_])_|_(?![^\W_])")
+"""What begins emphasis, code, HTML or a link; an underscore within a word begins nothing."""
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return _MARKDOWN_SPECIAL.sub(r"\\\g<0>", text).replace("\n", " ")
+
+
 def to_markdown(table: Table) -> str:
     """Without the title; the note below it."""
 
     def escape(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+        return escape_markdown(text).replace("|", "\\|")
 
     lines = [
         "| " + " | ".join(map(escape, table.columns)) + " |",
@@ -127,13 +135,14 @@ def to_markdown(table: Table) -> str:
     for i, row in enumerate(table.text()):
         cells = [f"**{escape(c)}**" if (i, j) in table.bold and c else escape(c) for j, c in enumerate(row)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
+    return "\n".join([*lines, *(["", escape_markdown(table.note)] if table.note else [])]) + "\n"
 
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}",    '"': r"\textquotedbl{}", "–": "--", "±": r"$\pm$", "×": r"$\times$", "≥": r"$\geq$",
+    "|": r"\textbar{}", '"': "''", "–": "--", "—": "---", "…": r"\ldots{}", "→": r"$\rightarrow$", "≈": r"$\approx$",
+    "“": "``", "”": "''", "‘": "`", "’": "'", "±": r"$\pm$", "×": r"$\times$", "≥": r"$\geq$",
     "≤": r"$\leq$", "−": "$-$",
     "σ": r"$\sigma$", "λ": r"$\lambda$", "²": r"$^2$", "\n": " ",
 }  # fmt: skip
@@ -141,7 +150,7 @@ _LATEX_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it is."""
+    """Text that LaTeX sets as it is, in any font encoding."""
     return _LATEX_SPECIAL.sub(lambda match: _LATEX[match.group()], text)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from spectran_jax.config import Config, fields
 from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.studies.reads import refuse_unread, unread_because
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,34 @@ def single_changes(base: Config, changes: Mapping[str, Sequence[Any]]) -> list[V
         for value in values
         if value != now[name]
     ]
+
+
+def read_changes(
+    datasets: Mapping[str, Config], changes: Mapping[str, Sequence[Any]], *, asked: bool
+) -> tuple[dict[str, dict[str, Sequence[Any]]], str]:
+    """The changes of the fields that each data set's configuration reads, and a sentence on those that are left out.
+
+    Args:
+      datasets: configurations to start from.
+      changes: values by field.
+      asked: whether somebody named the changes: then one that nothing reads is refused instead of left out.
+
+    Raises:
+      InputError: as `refuse_unread`, where asked.
+    """
+    if asked:
+        refuse_unread(datasets, changes, "changes")
+    kept = {
+        dataset: {name: values for name, values in changes.items() if not unread_because(config, name)}
+        for dataset, config in datasets.items()
+    }
+    left = [
+        f"{name} on {dataset} ({unread_because(datasets[dataset], name)})"
+        for dataset in datasets
+        for name in changes
+        if name not in kept[dataset]
+    ]
+    return kept, f"Not tried, since nothing reads it: {', '.join(left)}." if left else ""
 
 
 def parse_changes(text: str, flag: str) -> dict[str, tuple[Any, ...]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from spectran_jax import data, evaluation
 from spectran_jax.digest import params_digest
+from spectran_jax.machine import made_with
 from spectran_jax.recommend import recommend
 from spectran_jax.training import catalogue, engine, loop
 from spectran_jax.training.setup import Setup
@@ -53,8 +54,8 @@ class Ranked:
 def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], Ranked, dict[str, np.ndarray]]:
     """What metrics.json holds, the ranks behind it, and what ranks.npz holds.
 
-    Figures, sizes and fingerprints, with slices by popularity, coverage and counts beside it; and, for each
-    set that was read, `rank_arrays`.
+    Figures, sizes and fingerprints, and the code, versions and machine that made them, with slices by popularity,
+    coverage and counts beside it; and, for each set that was read, `rank_arrays`.
     """
     config, split = setup.config, setup.split
     metrics: dict[str, Any] = {
@@ -71,6 +72,7 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
         "digest": params_digest(trained.params),
         "protocol": protocol(setup),
         "inputs": setup.inputs_digest,
+        "made_with": made_with(),
     }
     wanted = {"valid": split.valid, "test": split.test}
     if config.training.evaluate != "both":

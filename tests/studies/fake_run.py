@@ -1,6 +1,7 @@
 """A run that trains nothing: `fake_run.py FOLDER [BEHAVIOUR]` leaves what a run of FOLDER/job.json leaves.
 
-Metrics are functions of the configuration: best on validation where dropout is 0.2. It says what it saw in seen.json.
+Metrics are functions of the configuration: best on validation where dropout is 0.2; `id` is better than `svd` on
+validation and worse on the test set. It says what it saw in seen.json.
 """
 
 import json
@@ -45,7 +46,8 @@ def main(folder: Path, behaviour: str = "") -> int:
         time.sleep(60)
         return 1
     seed, dropout = config["training"]["seed"], config["backbone"]["dropout"]
-    good = {"id": 0.0, "svd": 0.1}.get(config["encoder"]["item_encoder"], 0.2)
+    encoder = config["encoder"]["item_encoder"]
+    good = {"id": 0.0, "svd": 0.1}.get(encoder, 0.2)
     rng = np.random.default_rng([seed, int(100 * good)])
     users, items = 40, 25
     level = good + 0.5 - abs(dropout - 0.2)
@@ -55,6 +57,7 @@ def main(folder: Path, behaviour: str = "") -> int:
         "train": {"steps": 7, "seconds": 1.0},
         "protocol": config["data"]["split"],
         "inputs": "",
+        "made_with": {"code": "c", "jax": "2" if behaviour == "newer" else "1"},
     }
     sets = ["valid", "test"] if config["training"]["evaluate"] == "both" else [config["training"]["evaluate"]]
     for name in sets:
@@ -66,7 +69,7 @@ def main(folder: Path, behaviour: str = "") -> int:
             "history": np.full(users, 5),
         }
         arrays |= {f"{name}_{key}": np.asarray(value, np.int32) for key, value in columns.items()}
-        value = level if name == "valid" else float((ranks < 10).mean())
+        value = level + 0.15 * (encoder == "id") if name == "valid" else float((ranks < 10).mean())
         metrics[name] = {key: value for key in ("ndcg@10", "ndcg@20", "hr@10", "hr@20", "mrr")}
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))

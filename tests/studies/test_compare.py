@@ -2,12 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from test_sweep import Runner
 
 from spectran_jax import statistics
 from spectran_jax.config import Config
+from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
 from spectran_jax.studies.compare import check_names, compare
 
@@ -115,12 +117,86 @@ def test_groups_are_those_of_the_ranks(tmp_path):
 
 
 def test_the_best_rival_is_chosen_by_validation(compared):
+    """The fake run's `id` is best on validation and `svd` on the test set."""
     gains, table = rows(compared[0], "spectran over the best rival")
-    assert [row["Best rival"] for row in gains] == ["svd", "svd"]  # the fake run's validation says so
+    metrics = {(row["Data set"], row["Method"]): row["NDCG@10"].mean for row in rows(compared[0], "Test metrics")[0]}
+    assert metrics["other", "svd"] > metrics["other", "id"]
+    assert [row["Best rival"] for row in gains] == ["id", "id"]
+    assert [row["Seeds"] for row in gains] == [3, 3]
     assert "Mean gain over 2 pairs of data set and backbone" in table.note
     ranks, _ = rows(compared[0], "Mean ranks")
     assert sorted(row["Mean rank"] for row in ranks) == [row["Mean rank"] for row in ranks]
     assert sum(row["Mean rank"] for row in ranks) == pytest.approx(6)
+
+
+def test_gain_interval_and_p_are_those_of_the_ranks(compared, tmp_path):
+    settings = {**SETTINGS, "budget": 0}
+    result = compare({"ml": Config()}, tmp_path, **settings, parallel=2, runner=Runner())
+
+    def by_user(encoder):
+        ndcg = []
+        for seed in range(3):
+            with np.load(tmp_path / "runs" / "ml" / "sasrec" / encoder / f"seed-{seed}" / "ranks.npz") as ranks:
+                ndcg.append(np.where(ranks["test_rank"] == 0, 1.0, 0.0))  # the others are beyond 10
+        return np.mean(ndcg, axis=0)
+
+    ours = by_user("spectran")
+    p = statistics.holm([statistics.sign_flip_test(ours - by_user(rival)) for rival in ("id", "svd")])
+    for versus, rival, expected in zip(result.data["versus"], ("id", "svd"), p, strict=True):
+        gain, low, high = statistics.gain_interval(ours, by_user(rival))
+        assert versus["rival"] == rival
+        assert versus["gain"] == pytest.approx(gain) == pytest.approx(ours.mean() / by_user(rival).mean() - 1)
+        assert versus["interval"] == pytest.approx((low, high))
+        assert versus["p"] == pytest.approx(expected)
+    (row,) = rows(result, "spectran over the best rival")[0]
+    versus = result.data["versus"][0]
+    assert (row["Best rival"], row["p (Holm)"]) == ("id", versus["p"])
+    assert row["Gain"] == f"{100 * versus['gain']:+.1f} %"
+    assert row["95 % interval"] == "{:+.1f} % to {:+.1f} %".format(*(100 * end for end in versus["interval"]))
+
+
+def test_too_few_seeds_have_no_interval(tmp_path):
+    settings = {**SETTINGS, "budget": 0, "seeds": [0, 1]}
+    result = compare({"ml": Config()}, tmp_path, **settings, parallel=2, runner=Runner())
+    (row,), table = rows(result, "spectran over the best rival")
+    assert row["Gain"] is not None
+    assert row["95 % interval"] is None
+    assert "for these seeds, and not corrected for the number of rows; one needs 3 seeds, better 5." in table.note
+    assert [versus["interval"] for versus in result.data["versus"]] == [None, None]
+
+
+def test_one_of_something_is_told_as_one(tmp_path):
+    settings = {**SETTINGS, "encoders": ["svd", "spectran"], "budget": 1}
+    one = compare({"ml": Config()}, tmp_path / "one", **{**settings, "seeds": [0]}, runner=Runner())
+    assert "searched with 1 trial, over learning_rate" in one.text
+    assert "run with 1 seed, which" in one.text
+    assert not [word for word in ("Sobol", "deviation", "decided") if word in one.text]
+    assert one.figures[0].caption.endswith("There is one seed.")
+    three = compare({"ml": Config()}, tmp_path / "three", **{**settings, "budget": 2}, parallel=2, runner=Runner())
+    assert "with 2 trials, points of one Sobol sequence" in three.text
+    assert "standard deviation (n - 1)" in three.text
+    assert "sign-flip tests" in three.text
+    assert "Holm" not in three.text, "there is one comparison"
+    assert three.figures[0].caption.endswith("Lines are standard deviations, dots are seeds.")
+
+
+def test_runs_of_other_versions_are_told_below_their_cost(tmp_path):
+    settings = {**SETTINGS, "encoders": ["id", "svd"], "budget": 0, "seeds": [0]}
+    for behaviours, told in (({}, False), ({"ml/sasrec/svd/seed-0": "newer"}, True)):
+        folder = tmp_path / str(told)
+        _, table = rows(compare({"ml": Config()}, folder, **settings, runner=Runner(behaviours)), "Cost")
+        assert table.note.endswith("The runs were not all made alike (jax: 1, 2).") == told
+
+
+def test_one_lucky_seed_makes_no_best_rival(tmp_path):
+    """`id` is best on validation, and two of its three runs fail."""
+    failing = {f"ml/sasrec/id/seed-{seed}": "fail" for seed in (1, 2)}
+    result = compare({"ml": Config()}, tmp_path, **{**SETTINGS, "budget": 0}, parallel=2, runner=Runner(failing))
+    assert [row["Best rival"] for row in rows(result, "spectran over the best rival")[0]] == ["svd"]
+    note = rows(result, "Test metrics")[1].note
+    assert note.startswith("2 runs failed.")
+    for name in failing:
+        assert f"{name} failed: The loss became nan at step 3." in note
 
 
 def test_plots(compared):
@@ -134,7 +210,7 @@ def test_a_method_that_fails_leaves_the_others_their_table(tmp_path):
     result = compare({"ml": Config()}, tmp_path, **settings, parallel=2, runner=Runner(failing))
     metrics, table = rows(result, "Test metrics")
     assert [row["NDCG@10"] is None for row in metrics] == [False, True, False]
-    assert "ml/sasrec/svd: The loss became nan at step 3." in table.note
+    assert "ml/sasrec/svd/seed-1 failed: The loss became nan at step 3." in table.note
     assert "No p-values: 2 seeds are too few" in table.note
     titles = ["Test metrics", "spectran over the best rival", "By popularity of the target", "Cost"]
     assert [t.title for t in result.tables] == titles
@@ -192,5 +268,7 @@ def test_a_real_comparison(tiny_flags, tmp_path, run_command):
             found = statistics.ndcg_by_user(ranks["test_rank"]).mean()
             assert ranks["item_counts"].shape == (40,)
         assert found == pytest.approx(cell["runs"][0]["test"]["ndcg@10"])
+        made = cell["runs"][0]["made_with"]
+        assert (made["code"], made["jax"], made["devices"]) == (code_digest()[:12], jax.__version__, 1)
     assert "<!-- begin compare-files -->" in (tmp_path / "RESULTS.md").read_text()
     assert "too few for a test" in done.stdout

@@ -8,7 +8,8 @@ from absl import flags
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
-from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, study_from_flags
+from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, refuse_in_tables, study_from_flags
+from spectran_jax.studies.ownership import claim, refuse_another_study
 
 TOML = """
 [beauty]
@@ -130,7 +131,7 @@ def test_a_missing_file(tmp_path):
 
 def test_seeds_and_command():
     assert parse_seeds(["0", "12"]) == (0, 12)
-    for words in ([], ["1", "1"], ["x"], ["-1"]):
+    for words in ([], ["1", "1"], ["0", "00"], ["x"], ["1", "x"], ["-1"]):
         with pytest.raises(InputError, match="whole numbers, comma-separated, each once"):
             parse_seeds(words)
     assert command_line(["/x/experiments/compare.py", "--a=b c"]) == "python -m experiments.compare '--a=b c'"
@@ -149,6 +150,14 @@ def test_common_flags(toml):
     assert (found.seeds, found.parallel, found.results, found.given) == ((3, 1), 1, None, {"dropout": 0.2})
 
 
+def test_a_field_that_a_study_sets_is_refused_in_a_table(toml):
+    toml.write_text(TOML + "\nitem_encoder = 'svd'\n")  # of the last table, movielens_100k
+    names = f"--datasets={toml}", "--workdir=w"
+    refuse_in_tables(study(*names, "--dataset=ml-temporal"), ["item_encoder"])
+    with pytest.raises(InputError, match="data set movielens_100k: this study sets item_encoder itself, run by run"):
+        refuse_in_tables(study(*names, "--dataset=ml-temporal,movielens_100k"), ["item_encoder"])
+
+
 def test_a_file_of_data_sets_alone_means_all_of_them(toml):
     assert list(study(f"--datasets={toml}", "--workdir=w").datasets) == list(read_datasets(toml))
     assert list(study("--workdir=w").datasets) == ["movielens_100k"]
@@ -165,6 +174,26 @@ def test_a_folder_of_another_experiment(tmp_path, monkeypatch):
     assert study(f"--workdir={tmp_path}").workdir == tmp_path
 
 
+def test_a_folder_that_another_experiment_has_begun(tmp_path):
+    claim(tmp_path / "w", "python -m experiments.collapse --seeds=0")
+    with pytest.raises(
+        InputError, match=r"holds the runs of experiments\.collapse; take another folder for .*longtail"
+    ):
+        refuse_another_study(tmp_path / "w", "python -m experiments.longtail --seeds=1")
+    refuse_another_study(tmp_path / "w", "python -m experiments.collapse --seeds=1")
+    claim(tmp_path / "none", "")
+    assert not (tmp_path / "none").exists(), "a call from Python names no experiment"
+
+
+def test_efficiency_leaves_the_folder_of_another_experiment_alone(tmp_path, run_command):
+    held = '{"command": "python -m experiments.compare", "tables": []}'
+    (tmp_path / "result.json").write_text(held)
+    done = run_command("efficiency", {"workdir": tmp_path, "item_encoders": "id"})
+    assert done.returncode == 2
+    assert "holds the tables of experiments.compare; take another folder for experiments.efficiency." in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -173,6 +202,8 @@ def test_a_folder_of_another_experiment(tmp_path, monkeypatch):
         (["--workdir=w", "--evaluate=valid"], "sets --evaluate itself"),
         (["--workdir=w", "--jobs=0"], "--jobs must be at least 1"),
         (["--workdir=w", "--results=results"], "--results=results: name a Markdown file"),
+        (["--workdir=w", "--results=R.md", "--section=a b"], "--section=a b: take letters, digits, - and _"),
+        (["--workdir=w", "--section=a"], "--section=a names a section of --results; give both"),
         (["--workdir=w", "--results=none/RESULTS.md"], "--results=none/RESULTS.md: the folder none does not exist"),
         (["--workdir=w", "--dataset=movielens"], "Did you mean 'movielens_100k'"),
     ],

@@ -1,6 +1,7 @@
 """Every study from start to end on runs that train nothing: what the runs were, what came out, what is refused."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from conftest import REPO
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.studies import ablation, collapse, dimension, grid, longtail, sensitivity, spectrum, text_part
+from spectran_jax.studies import ablation, collapse, curves, dimension, grid, longtail, sensitivity, spectrum, text_part
 from spectran_jax.studies.attention import FILE
+from spectran_jax.studies.differences import difference
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Outcome
+from spectran_jax.studies.tables import Spread
 from spectran_jax.studies.variants import Variant, parse_changes, single_changes
 
 USERS, ITEMS, D, R = 40, 25, 4, 10
@@ -100,8 +103,18 @@ def test_ablation_changes_one_thing_at_a_time(study, trained):
     names = [row["Variant"] for row in rows_of(study, "ablation-of-spectran")]
     assert names == ["spectran", "attention=softmax", "attention=none", "semantic_scale=0.4"] * 2
     differences = [row["Difference [95 %]"] for row in rows_of(study, "ablation-of-spectran")]
-    assert differences[:2] == ["", "+0.0000 [+0.0000, +0.0000]"]
+    assert differences[:2] == ["", "+0.0000"]
     assert "<!-- begin ablation-one-two -->" in study.results.read_text()
+
+
+def test_a_section_of_its_own_leaves_the_other_as_it_was(study, trained):
+    ablation.run(study, "attention=none")
+    before = study.results.read_text()
+    ablation.run(dataclasses.replace(study, section="small-d"), "attention=softmax")
+    text = study.results.read_text()
+    assert text.startswith(before.rstrip())
+    assert "<!-- begin ablation-small-d -->" in text
+    assert list((study.workdir / "results" / "ablation-small-d").glob("*.svg"))
 
 
 def test_a_variant_that_can_not_run_is_refused_before_any_runs(study, trained):
@@ -203,6 +216,52 @@ def test_sensitivity_has_the_configured_value_in_every_plot(study, trained):
     assert len(rows_of(study, "seeds-of-the-unchanged-configuration")) == 4
 
 
+def test_one_seed_has_no_spread_and_no_word_of_one(study, trained):
+    one = dataclasses.replace(study, seeds=(0,))
+    study.given.clear()
+    for run, *options in (
+        (ablation.run, "attention=none"),
+        (sensitivity.run, "temperature=0.2"),
+        (longtail.run_longtail, ["id", "spectran"]),
+        (dimension.run, ["id"], [8, 16]),
+    ):
+        captions = [[figure.caption for figure in run(each, *options).figures] for each in (one, study)]
+        assert all("one seed" in caption and "deviation" not in caption for caption in captions[0])
+        assert all("the bars are one standard deviation" in caption for caption in captions[1])
+    assert curves.bars([Spread(1.0, None)]) is None
+    assert curves.bars([Spread(1.0, None), Spread(2.0, 0.5)]) == pytest.approx([np.nan, 0.5], nan_ok=True)
+
+
+def test_tables_without_a_row_are_left_out(study, trained):
+    titles = [table.title for table in longtail.run_longtail(study, ["id"]).tables]
+    assert titles == ["Test users and catalogue by group", "NDCG@10 by group", "HR@10 by group"]
+    assert not (study.workdir / "tables" / "ndcg@10-over-id.md").exists()
+
+
+def test_values_that_nothing_reads_are_not_trained(study, trained):
+    configs = {"one": Config().replace(item_encoder="svd", loss="softmax"), "two": Config().replace(item_encoder="svd")}
+    plain = dataclasses.replace(study, datasets=configs)
+    result = sensitivity.run(plain)
+    moved = {(dataset, variant.partition("=")[0]) for dataset, variant, _ in (job.name.split("/") for job in trained)}
+    read = {("one", "temperature"), ("one", "semantic_scale"), *(("two", n) for n in ("temperature", "semantic_scale"))}
+    assert moved == {*read, ("two", "negatives"), ("one", "as-configured"), ("two", "as-configured")}
+    assert (
+        "Not tried, since nothing reads it: negatives on one (loss=softmax), attention_live on one (item_encoder=svd), "
+        "attention_live on two (item_encoder=svd)."
+    ) in result.tables[0].note
+    assert "Attention live, one" not in [figure.title for figure in result.figures]
+
+
+def test_values_that_nothing_reads_are_refused_where_somebody_names_them(study, trained):
+    plain = dataclasses.replace(study, datasets={"one": Config().replace(item_encoder="svd", attention="none")})
+    with pytest.raises(InputError, match="--changes moves attention_live, which nothing reads at item_encoder=svd"):
+        sensitivity.run(plain, "temperature=0.2,attention_live=0.2")
+    with pytest.raises(InputError, match="--changes moves attention_live, which nothing reads at attention=none"):
+        ablation.run(plain, "attention_live=0.2")
+    assert not trained
+    assert "attention_dimension on one (attention=none)" in ablation.run(plain).tables[0].note
+
+
 def test_what_a_study_sets_itself_and_variants_out_of_range_start_nothing(study, trained):
     for changes, message in (
         ("seed=1:2", "seed is no field to change"),
@@ -219,6 +278,8 @@ def test_what_a_study_sets_itself_and_variants_out_of_range_start_nothing(study,
 def test_a_flag_that_the_study_sets_is_refused_before_anything_runs(study, trained):
     with pytest.raises(InputError, match="This study sets --dimension itself"):
         dimension.run(study, ["id"], [8])
+    with pytest.raises(InputError, match="data set two: this study sets item_encoder itself"):
+        ablation.run(dataclasses.replace(study, tables={"two": ["items", "item_encoder"]}), "attention=none")
     with pytest.raises(InputError, match=r"Unknown item encoder.*Did you mean 'spectran'"):
         collapse.run(study, ["spectrn"])
     with pytest.raises(InputError, match="--item_encoders=id,id: name each only once"):
@@ -249,6 +310,36 @@ def test_runs_that_fail_are_named_and_the_rest_is_shown(study, monkeypatch):
     monkeypatch.setattr(grid, "run_jobs", lambda jobs, workdir, **_: {j.name: Outcome(j.name, workdir) for j in jobs})
     with pytest.raises(RunError, match="All 8 runs failed"):
         ablation.run(study, "attention=none")
+
+
+def test_result_json_holds_the_figures_of_every_variant(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            folder = workdir / "runs" / job.name
+            metrics = None if job.name == "one/id/seed-5" else write_run(folder, job.config)
+            made[job.name] = Outcome(job.name, folder, metrics, "" if metrics else "The loss became nan.")
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    longtail.run_longtail(dataclasses.replace(study, seeds=(0, 3, 5)), ["spectran", "id", "svd"])
+    held = json.loads((study.workdir / "result.json").read_text())["variants"]
+    assert [(row["dataset"], row["variant"]) for row in held] == [
+        (dataset, name) for dataset in ("one", "two") for name in ("spectran", "id", "svd")
+    ]
+    spectran, lost, svd = held[:3]
+    assert (spectran["reference"], spectran["difference"], spectran["failures"]) == (None, None, {})
+    assert (lost["seeds"], lost["failures"]) == ([0, 3], {"5": "The loss became nan."})
+    assert (lost["difference"]["seeds"], lost["difference"]["low"]) == (2, None)
+    assert svd["difference"]["mean"] == pytest.approx(svd["means"]["ndcg@10"] - spectran["means"]["ndcg@10"])
+    assert svd["difference"]["low"] < svd["difference"]["mean"] < svd["difference"]["high"]
+
+
+def test_a_study_that_is_stopped_has_claimed_its_folder(study, monkeypatch):
+    monkeypatch.setattr(grid, "run_jobs", lambda *_, **__: sys.exit("Stopped."))
+    with pytest.raises(SystemExit):
+        ablation.run(study, "attention=none")
+    assert json.loads((study.workdir / "study.json").read_text()) == {"command": "python -m experiments.x"}
 
 
 def test_a_study_whose_runs_were_all_refused_their_input_ends_as_bad_input(study, monkeypatch):
@@ -286,9 +377,24 @@ def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
         np.savez(folder / "ranks.npz", item_counts=np.ones(ITEMS, int), **columns)
         return Outcome(str(seed), folder, {"test": {}})
 
-    runs = {"theirs": {seed: run(seed) for seed in range(3)}, "ours": {seed: run(seed) for seed in range(2)}}
-    runs["ours"][2] = Outcome("2", tmp_path, failure="no memory")
-    assert grid.difference(grid.Grid({"one": runs}), "one", "ours", "theirs") == "+0.0000 [+0.0000, +0.0000]"
+    runs = {"theirs": {seed: run(seed) for seed in range(4)}, "ours": {seed: run(seed) for seed in range(3)}}
+    runs["ours"][3] = Outcome("3", tmp_path, failure="no memory")
+    found = grid.Grid({"one": runs})
+    over = difference(found.ok("one", "ours"), found.ok("one", "theirs"))
+    assert over == (0, 0, 0, 3)
+    assert str(over) == "+0.0000 [+0.0000, +0.0000]"
+
+
+def test_a_difference_of_too_few_seeds_has_no_interval(study, trained):
+    three = dataclasses.replace(study, seeds=(0, 3, 5))
+    for each, intervals in ((study, 0), (three, 2)):
+        table = ablation.run(each, "attention=none").tables[0]
+        assert sum("[" in row[-1] for row in table.rows if row[-1]) == intervals
+        assert "not corrected for the number of rows; one needs 3 seeds, better 5." in table.note
+    for each, intervals in ((study, 0), (three, 2)):
+        table = longtail.run_longtail(each, ["id", "spectran"]).tables[-1]
+        assert sum("[" in row[-1] for row in table.rows) == intervals
+        assert "one needs 3 seeds" in table.note
 
 
 def test_runs_of_two_protocols_share_no_table(study, monkeypatch):

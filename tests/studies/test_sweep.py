@@ -9,6 +9,7 @@ from test_jobs import fake
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted, RunError
+from spectran_jax.studies.compare import compare
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.results_md import markdown
 from spectran_jax.studies.search import Method, one_protocol, search, spread, to_json
@@ -78,13 +79,22 @@ def test_mean_and_spread_are_those_of_the_seeds(searched):
 
 
 def test_a_search_that_is_stopped_goes_on_where_it_was(searched, tmp_path):
-    whole, jobs, _ = searched
+    whole, jobs, folder = searched
+    assert not (folder / "study.json").exists()
     for stop_before in ("trial-02", "trial-03", "seed-8"):
         with pytest.raises(Interrupted):
             search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner(stop_before=stop_before))
     found = search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner())
     assert to_json(found["one"]) == to_json(whole)
     assert {len((tmp_path / "runs" / job.name / "starts").read_text()) for job in jobs} == {1}
+
+
+def test_a_search_that_is_stopped_has_claimed_its_folder(tmp_path):
+    for find, options in ((sweep, {"space": SPACE, "trials": 1}), (compare, {"budget": 1, "encoders": ["id"]})):
+        with pytest.raises(Interrupted):
+            find({"ml": Config()}, tmp_path, **options, seeds=[0], command="c", runner=Runner(stop_before="trial-00"))
+        assert json.loads((tmp_path / "study.json").read_text()) == {"command": "c"}
+        (tmp_path / "study.json").unlink()
 
 
 def test_a_larger_budget_keeps_what_is_there(searched, tmp_path):
@@ -132,6 +142,24 @@ def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
 
 
+def test_a_sweep_of_one_trial_and_one_seed(tmp_path):
+    result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=1, seeds=[0], runner=Runner())
+    assert result.text.startswith(
+        "One point was tried on the validation set with seed 0; it was run with 1 seed, which"
+    )
+    assert [row[0] for row in result.tables[0].rows] == ["0"]
+
+
+def test_a_field_that_nothing_reads_is_not_searched(tmp_path):
+    space, runner = parse_space("dropout=0.1:0.5,negatives=64:128"), Runner()
+    with pytest.raises(InputError, match=r"--search moves negatives, which nothing reads at loss=softmax \(data set b"):
+        sweep(
+            {"a": Config(), "b": Config().replace(loss="softmax")},
+            tmp_path, space=space, trials=2, seeds=[0], runner=runner,
+        )  # fmt: skip
+    assert not runner.jobs
+
+
 def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
     runner = Runner({"ml/trial-01": "fail"})
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0], runner=runner)
@@ -142,6 +170,7 @@ def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
 def test_the_design_is_in_range_and_repeats(trials):
     values = design(SPACE, trials, seed=0)
     assert values == design(SPACE, trials, seed=0) != design(SPACE, trials, seed=1)
+    assert values == design(SPACE, 16, seed=0)[:trials]
     assert len(values) == len({tuple(v.values()) for v in values}) == trials
     assert all(1e-4 <= v["learning_rate"] <= 1e-2 and 0.1 <= v["dropout"] <= 0.5 for v in values)
 
@@ -204,6 +233,11 @@ def test_every_method_has_a_space_that_begins_alike():
         # How large item vectors start, against steps of one size: of the text where they hold it, else of the IDs.
         assert names[4] == ("id_scale" if name in ("id", "rlmrec") else "semantic_scale")
     assert "dropout" not in [r.name for r in space_of("id", given=["dropout"])]
+    # The temperature of a loss whose weight is fixed at 0 is read by nobody; one that is searched is on.
+    off = Config().replace(alignment_weight=0.0)
+    assert "alignment_temperature" in [r.name for r in space_of("rlmrec", config=off)]
+    assert "alignment_temperature" not in [r.name for r in space_of("rlmrec", ["alignment_weight"], off)]
+    assert "alignment_temperature" in [r.name for r in space_of("rlmrec", ["alignment_weight"])]
     for text in OWN.values():  # whatever this version knows of it, it parses
         parse_space(",".join(part for part in text.split(",") if part.split("=")[0] in KNOWN))
 
@@ -248,3 +282,25 @@ def test_bad_sizes_start_nothing(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         search(settings.pop("methods"), tmp_path, **settings)
     assert not runner.jobs
+
+
+def test_another_choice_in_a_folder_is_told_to_have_read_the_test_set(tmp_path):
+    """While the best trial fails another is chosen, whose seeds read the test set."""
+    options = {"space": SPACE, "trials": 4, "seeds": [0], "parallel": 2}
+    first = sweep({"ml": Config()}, tmp_path / "first", **options, runner=Runner())
+    values = first.data["sweeps"]["ml"]
+    best = [trial["values"] for trial in values["trials"]].index(values["chosen"])
+    assert first.text.endswith("which read the test set once.")
+    failing = Runner({f"ml/trial-{best:02d}": "fail"})
+    assert sweep({"ml": Config()}, tmp_path, **options, runner=failing).text.endswith("which read the test set once.")
+    for _ in range(2):
+        again = sweep({"ml": Config()}, tmp_path, **options, runner=Runner())
+        assert again.data["sweeps"]["ml"]["chosen"] == values["chosen"]
+        assert again.text.endswith("in this folder it has been read for 1 earlier choice, too.")
+
+
+def test_a_comparison_tells_of_a_choice_without_a_search(tmp_path):
+    options = {"encoders": ["id"], "backbone_names": ["sasrec"], "seeds": [0]}
+    texts = [compare({"ml": Config()}, tmp_path, budget=n, **options, runner=Runner()).text for n in (0, 2, 0)]
+    assert ["read the test set once." in text for text in texts] == [True, False, False]
+    assert "in this folder it has been read for 1 earlier choice, too." in texts[1]

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from conftest import REPO
 from rich.console import Console
 
 from spectran_jax.config import Config
@@ -41,7 +42,7 @@ def test_markdown():
         "| Method | NDCG@10 | p | Items |",
         "|---|---:|---:|---:|",
         r"| a\|b_c | 0.0402 ± 0.0003 | 0.001235 | 12,101 |",
-        "| 100 % & <x> | **0.0500** | – | 7 |",
+        r"| 100 % & \<x> | **0.0500** | – | 7 |",
         "",
         "Two_notes.",
     ]
@@ -54,6 +55,37 @@ def test_latex_is_escaped():
     assert r"a\textbar{}b\_c & 0.0402 $\pm$ 0.0003 & 0.001235 & 12,101 \\" in lines
     assert r"100 \% \& \textless{}x\textgreater{} & \textbf{0.0500} & -- & 7 \\" in lines
     assert tables.escape_latex(r"\{$#^~") == r"\textbackslash{}\{\$\#\textasciicircum{}\textasciitilde{}"
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "column", "shown"),
+    [
+        (63.83, 0.001196, "Breadth", "63.8300 ± 0.0012"),
+        (0.009749, 9.664e-05, "Live", "0.009749 ± 0.000097"),
+        (0.5, 0.0996, "Tail", "0.50 ± 0.10"),
+        (12345.6, 12.3, "Seconds of training", "12,346 ± 12"),
+        (12345.6, 1234.5, "Steps", "12,346 ± 1,234"),
+        (3.0, 0.0, "Half", "3 ± 0"),
+        (1 / 3, 1e-17, "Tail", "0.3333 ± 1e-17"),
+        (0.04021, 0.00031, "Test NDCG@10", "0.0402 ± 0.0003"),
+        (7.0, None, "Half", "7"),
+    ],
+)
+def test_a_mean_has_the_decimals_of_its_deviation(mean, std, column, shown):
+    assert tables.show(Spread(mean, std), column) == shown
+
+
+def test_text_for_latex_needs_no_other_font_encoding():
+    assert tables.escape_latex('a "b" → c…') == r"a ''b'' $\rightarrow$ c\ldots{}"
+    assert tables.escape_latex("“d’s” — e") == "``d's'' --- e"
+
+
+def test_notes_in_markdown_are_shown_as_they_are():
+    note = "x/seed_0 failed: <lambda>() got *args* and __init__ [1](2) `c`\nmore"
+    table = Table("t", ["a"], [["*b* | _c_ d_e [0, 1]"]], note=note)
+    _, *rest, last = tables.to_markdown(table).splitlines()
+    assert rest[1] == r"| \*b\* \| \_c\_ d_e [0, 1] |"
+    assert last == r"x/seed_0 failed: \<lambda>() got \*args\* and \_\_init\_\_ [1\](2) \`c\` more"
 
 
 def test_the_best_cells_are_those_of_the_largest_mean():
@@ -134,6 +166,23 @@ def test_sections_are_told_apart_by_data_sets_backbones_and_encoders():
     assert section("ablation", {"office": Config()}) == "ablation-office"
     assert section("ablation", other) == "ablation-office-hstu"
     assert section("sweep", {"office": Config()}, encoders=["svd"]) == "sweep-office-svd"
+    assert section("compare", other, own="defaults", backbones=["sasrec", "hstu"]) == "compare-defaults"
+
+
+def test_commands_in_results_refresh_the_section_that_they_stand_in():
+    """Where a section is not the one of its study and data sets, --section says so."""
+    text = (REPO / "RESULTS.md").read_text()
+    found = re.findall(r"<!-- begin (\S+) -->\n## .*\n\n    python -m experiments\.(\w+)( .*)", text)
+    assert len(found) > 10
+    for name, study, options in found:
+        given = dict(re.findall(r"--(\w+)=(\S+)", options))
+        sets = dict.fromkeys(
+            given.get("dataset", "").split(","), Config().replace(backbone=given.get("backbone", "sasrec"))
+        )
+        if study == "efficiency":
+            sets = {}
+        backbones = given["backbones"].split(",") if "backbones" in given else ()
+        assert section(study, sets, own=given.get("section", ""), backbones=backbones) == name
 
 
 def test_an_appendix_is_for_the_record_only(tmp_path, capsys):

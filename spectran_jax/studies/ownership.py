@@ -1,0 +1,46 @@
+"""Whose folder it is: an experiment's tables and page are not written over those of another one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from spectran_jax.errors import InputError
+from spectran_jax.writing import write_json
+
+_FILES = ("result.json", "study.json")
+"""What holds the command: of an experiment that came to its end, and of one that has begun."""
+
+
+def refuse_another_study(workdir: Path, command: str) -> None:
+    """Raises `InputError` for a folder that another experiment than that of `command` has begun or finished."""
+    here = _experiment(command)
+    for name in _FILES:
+        there = _experiment(_command_in(workdir / name))
+        if there and here and there != here:
+            what = "tables" if name == "result.json" else "runs"
+            raise InputError(
+                f"--workdir={workdir} holds the {what} of experiments.{there}; take another folder for "
+                f"experiments.{here}."
+            )
+
+
+def claim(workdir: Path, command: str) -> None:
+    """Notes in study.json, before anything runs, which command the folder is for; a call from Python has none."""
+    if command:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "study.json", {"command": command})
+
+
+def _command_in(path: Path) -> str:
+    """The command that a file holds; empty where there is no such file, or it is another's."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _experiment(command: str) -> str:
+    found = re.search(r"experiments\.(\w+)", command)
+    return found[1] if found else ""

@@ -1,0 +1,87 @@
+"""Which fields a configuration reads: moving one that its encoder, loss or backbone does not read changes nothing.
+
+A field that stands in none of these tables is read by all. A new encoder, loss or backbone is named here by its fields;
+tests vary each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from spectran_jax.config import Config
+from spectran_jax.errors import InputError
+
+_WITH_A_PART_OF_TEXT = ("svd", "mlp", "moe", "whiten", "spectran")
+_SAMPLED = ("infonce", "sampled_softmax", "bce", "gbce")
+
+ENCODERS: dict[str, Sequence[str]] = {
+    "fusion": _WITH_A_PART_OF_TEXT,
+    "learn_scale": _WITH_A_PART_OF_TEXT,
+    "semantic_scale": (*_WITH_A_PART_OF_TEXT, "llminit", "alphafuse", "llmesr"),
+    "spectral_power": ("svd", "llminit", "llmesr", "spectran"),
+    "attention": ("spectran",),
+    "attention_dimension": ("spectran",),
+    "attention_live": ("spectran",),
+    "attention_energy": ("spectran",),
+    "position_encoding": ("spectran",),
+    "taylor_order": ("spectran",),
+    "spectral_norm": ("spectran",),
+    "spectral_lr_multiplier": ("spectran",),
+    "spectral_epochs": ("spectran",),
+    "adapter_width": ("mlp", "whiten", "rlmrec", "llmesr"),
+    "experts": ("moe",),
+    "whiten_groups": ("whiten",),
+    "null_share": ("alphafuse",),
+    "alignment": ("rlmrec",),
+    "alignment_weight": ("rlmrec", "llmesr"),
+    "alignment_temperature": ("rlmrec",),
+}
+"""Item encoders that read a field."""
+
+LOSSES: dict[str, Sequence[str]] = {
+    "negatives": _SAMPLED,
+    "sampling": _SAMPLED,
+    "popularity_power": _SAMPLED,
+    "mask_negatives": _SAMPLED,
+    "history_negatives": _SAMPLED,
+    "gbce_t": ("gbce",),
+}
+"""Losses that read a field."""
+
+BACKBONES: dict[str, Sequence[str]] = {"mask_ratio": ("bert4rec",), "ffn_multiplier": ("sasrec", "bert4rec")}
+"""Backbones that read a field."""
+
+UNLESS: dict[str, tuple[str, Sequence[Any]]] = {
+    "attention_dimension": ("attention", ("none",)),
+    "attention_live": ("attention", ("none", "softmax")),
+    "attention_energy": ("attention", ("none",)),
+    "taylor_order": ("position_encoding", (False,)),
+    "alignment": ("alignment_weight", (0,)),
+    "alignment_temperature": ("alignment_weight", (0,)),
+    "popularity_power": ("sampling", ("uniform", "in_batch")),
+}
+"""Another field, and its values with which a field is not read."""
+
+
+def unread_because(config: Config, name: str) -> str:
+    """`item_encoder=svd`: the value for which nothing reads the field `name`; empty where it is read."""
+    for owner, table in (("item_encoder", ENCODERS), ("loss", LOSSES), ("backbone", BACKBONES)):
+        if name in table and config.get(owner) not in table[name]:
+            return f"{owner}={config.get(owner)}"
+    if name in UNLESS:
+        other, values = UNLESS[name]
+        if config.get(other) in values:
+            return f"{other}={str(config.get(other)).lower()}"
+    return ""
+
+
+def refuse_unread(datasets: Mapping[str, Config], names: Iterable[str], flag: str) -> None:
+    """Raises `InputError` where a flag moves a field that the configuration of a data set does not read."""
+    for name in names:
+        for dataset, config in datasets.items():
+            if reason := unread_because(config, name):
+                raise InputError(
+                    f"--{flag} moves {name}, which nothing reads at {reason} (data set {dataset}), so that its values "
+                    "would all be one; leave it out."
+                )
