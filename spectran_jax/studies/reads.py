@@ -1,7 +1,7 @@
 """Which fields a configuration reads: moving one that its encoder, loss or backbone does not read changes nothing.
 
-A field that stands in none of these tables is read by all. A new encoder, loss or backbone is named here by its fields;
-tests vary each of them.
+A field that stands in none of these tables is read by all, and encoders, losses and backbones of one's own read every
+field, for all that is known here. Tests vary each field on each of the library's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,13 @@ from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
+
+OWN: dict[str, Sequence[str]] = {
+    "item_encoder": ("id", "svd", "llminit", "mlp", "moe", "whiten", "alphafuse", "rlmrec", "llmesr", "spectran"),
+    "loss": ("infonce", "softmax", "sampled_softmax", "bce", "gbce"),
+    "backbone": ("sasrec", "bert4rec", "hstu"),
+}
+"""Those of the library, which the tables speak of."""
 
 _WITH_A_PART_OF_TEXT = ("svd", "mlp", "moe", "whiten", "spectran")
 _SAMPLED = ("infonce", "sampled_softmax", "bce", "gbce")
@@ -67,8 +74,9 @@ UNLESS: dict[str, tuple[str, Sequence[Any]]] = {
 def unread_because(config: Config, name: str) -> str:
     """`item_encoder=svd`: the value for which nothing reads the field `name`; empty where it is read."""
     for owner, table in (("item_encoder", ENCODERS), ("loss", LOSSES), ("backbone", BACKBONES)):
-        if name in table and config.get(owner) not in table[name]:
-            return f"{owner}={config.get(owner)}"
+        value = config.get(owner)
+        if value in OWN[owner] and name in table and value not in table[name]:
+            return f"{owner}={value}"
     if name in UNLESS:
         other, values = UNLESS[name]
         if config.get(other) in values:

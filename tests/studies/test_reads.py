@@ -11,7 +11,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.item_encoders import ItemSource, StepView
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.objectives.registry import LOSSES as ALL_LOSSES
-from spectran_jax.studies.reads import BACKBONES, ENCODERS, LOSSES, UNLESS, refuse_unread, unread_because
+from spectran_jax.studies.reads import BACKBONES, ENCODERS, LOSSES, OWN, UNLESS, refuse_unread, unread_because
 
 N, M, D = 30, 12, 8
 BASE = Config().replace(dimension=D, heads=2, attention_dimension=4, max_length=4, negatives=8, sampling="popularity")
@@ -125,3 +125,14 @@ def test_a_field_that_nothing_reads_is_refused_by_name():
         InputError, match=r"--changes moves attention_live, which nothing reads at item_encoder=svd \(data set two\)"
     ):
         refuse_unread(datasets, ["dropout", "attention_live"], "changes")
+
+
+def test_what_a_method_of_ones_own_reads_is_not_known_here():
+    """So its fields are searched, and may be moved."""
+    mine = BASE.replace(item_encoder="of_ones_own", loss="of_ones_own", backbone="of_ones_own")
+    assert not any(unread_because(mine, field) for field in (*ENCODERS, *LOSSES, *BACKBONES) if field not in UNLESS)
+    for owner, table in (("item_encoder", ENCODERS), ("loss", LOSSES), ("backbone", BACKBONES)):
+        assert {name for readers in table.values() for name in readers} <= set(OWN[owner])
+    assert set(OWN["item_encoder"]) == set(item_encoders.REGISTRY)
+    assert set(OWN["loss"]) == set(ALL_LOSSES)
+    assert set(OWN["backbone"]) == set(backbones.BACKBONES)
