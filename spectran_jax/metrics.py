@@ -5,18 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from spectran_jax.errors import InputError
 
 KS = (5, 10, 20, 50)
 """Cut-offs of HR and NDCG."""
 
+SELECTION_METRIC = "ndcg@20"
+"""What is read on validation to choose: the step to keep, when to stop, a search's values, the rival to beat."""
+
 HEAD_SHARE = 0.2
 """Share of the trained items that are the head, the most popular."""
 
 TAIL_SHARE = 0.5
 """Share of the trained items that are the tail, the least popular. What lies between is the middle."""
+
+
+def gains(metric: str, ranks: Int[np.ndarray, "U"]) -> Float[np.ndarray, "U"]:
+    """What each user adds to the mean that a metric is, float64: `hr@K`, `ndcg@K` or `mrr` of one relevant item.
+
+    Args:
+      metric: its name.
+      ranks: 0-based ranks.
+
+    Raises:
+      InputError: for another metric.
+    """
+    ranks = np.asarray(ranks).astype(np.float64)
+    kind, _, k = metric.partition("@")
+    if metric == "mrr":
+        return 1 / (ranks + 1)
+    if kind not in ("hr", "ndcg") or not k.isdecimal() or int(k) < 1:
+        raise InputError(f"Metrics are hr@K, ndcg@K and mrr, got {metric!r}.")
+    return np.where(ranks < int(k), 1 / np.log2(ranks + 2) if kind == "ndcg" else 1.0, 0.0)
 
 
 def metrics_from_ranks(ranks: Int[np.ndarray, "U"], ks: Sequence[int] = KS) -> dict[str, float]:
@@ -44,12 +66,8 @@ def metrics_from_ranks(ranks: Int[np.ndarray, "U"], ks: Sequence[int] = KS) -> d
         raise InputError(f"Metrics need a list of at least one rank, got the shape {ranks.shape}.")
     if ranks.min() < 0:
         raise InputError(f"Ranks count from 0, got {ranks.min()} at place {ranks.argmin()}.")
-    gain = 1 / np.log2(ranks.astype(np.float64) + 2)
-    metrics = {}
-    for k in _cutoffs(ks):
-        metrics[f"hr@{k}"] = float(np.mean(ranks < k))
-        metrics[f"ndcg@{k}"] = float(np.mean(np.where(ranks < k, gain, 0.0)))
-    return metrics | {"mrr": float(np.mean(1 / (ranks.astype(np.float64) + 1)))}
+    names = [f"{kind}@{k}" for k in _cutoffs(ks) for kind in ("hr", "ndcg")]
+    return {name: float(np.mean(gains(name, ranks))) for name in (*names, "mrr")}
 
 
 def popularity_classes(counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:

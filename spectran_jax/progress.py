@@ -19,8 +19,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-VALIDATION_METRIC = "ndcg@20"
-"""The metric that chooses the model; shown beside the loss."""
+from spectran_jax.metrics import SELECTION_METRIC
+from spectran_jax.report import words
 
 LINE_SECONDS = 10.0
 """Off a terminal, at most one line in this many seconds."""
@@ -267,20 +267,21 @@ class TrainingProgress:
         """One validation.
 
         Args:
-          metrics: of which NDCG@20 and HR@20 are shown.
+          metrics: of which the one that chooses and HR@20 are shown.
           best: whether it is the best of the run so far.
         """
-        value = metrics.get(VALIDATION_METRIC, math.nan)
+        value = metrics.get(SELECTION_METRIC, math.nan)
         self._best = value if best else self._best
         standing = "best so far" if best else "not the best" if self._best is None else f"best {self._best:.4f}"
         recall = f", HR@20 {metrics['hr@20']:.4f}" if "hr@20" in metrics else ""
-        self._validation = f"valid NDCG@20 {value:.4f} ({standing})"
+        told = f"valid {words.label(SELECTION_METRIC)} {value:.4f}"
+        self._validation = f"{told} ({standing})"
         if self._bar is not None:
             self._refresh()
         else:
             print_line(
                 self.console,
-                f"{self._place()}: valid NDCG@20 {value:.4f}{recall}, {standing}{self._loss_text(', ')}",
+                f"{self._place()}: {told}{recall}, {standing}{self._loss_text(', ')}",
             )
 
     def note(self, text: str) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from spectran_jax.errors import InputError
+from spectran_jax.metrics import gains
 from spectran_jax.ranks import Ranks
 
 MINIMUM_SEEDS = 3
@@ -29,12 +30,6 @@ _CHUNK = 2**22
 """Signs drawn at once."""
 
 
-def ndcg_by_user(ranks: Int[np.ndarray, "U"], k: int = 10) -> Float[np.ndarray, "U"]:
-    """NDCG@K of each user's one target, from its 0-based rank: 1 / log2(rank + 2) below K, else 0. float64."""
-    ranks = np.asarray(ranks)
-    return np.where(ranks < k, 1 / np.log2(ranks.astype(np.float64) + 2), 0.0)
-
-
 def mean_over_seeds(runs: Sequence[Ranks], k: int = 10) -> Float[np.ndarray, "U"]:
     """NDCG@K of each user, averaged over the runs of one method with different seeds.
 
@@ -45,7 +40,7 @@ def mean_over_seeds(runs: Sequence[Ranks], k: int = 10) -> Float[np.ndarray, "U"
         raise InputError("There is no run to average over.")
     for run in runs:
         same_targets(runs[0], run)
-    return np.mean([ndcg_by_user(run.rank, k) for run in runs], axis=0)
+    return np.mean([gains(f"ndcg@{k}", run.rank) for run in runs], axis=0)
 
 
 def same_targets(a: Ranks, b: Ranks) -> None:

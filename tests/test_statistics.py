@@ -8,7 +8,7 @@ from scipy import stats
 
 from spectran_jax import statistics
 from spectran_jax.errors import InputError
-from spectran_jax.metrics import metrics_from_ranks
+from spectran_jax.metrics import gains, metrics_from_ranks
 from spectran_jax.ranks import Ranks, read_ranks
 
 
@@ -21,8 +21,10 @@ def ranks(values, users=None):
 def test_ndcg_by_user_averages_to_the_metric():
     values = np.random.default_rng(0).integers(0, 40, 100)
     for k in (10, 20):
-        assert statistics.ndcg_by_user(values, k).mean() == pytest.approx(metrics_from_ranks(values)[f"ndcg@{k}"])
-    assert statistics.ndcg_by_user([0, 1, 9, 10]).tolist() == pytest.approx([1, 1 / math.log2(3), 1 / math.log2(11), 0])
+        assert gains(f"ndcg@{k}", values).mean() == pytest.approx(metrics_from_ranks(values)[f"ndcg@{k}"])
+    assert gains("ndcg@10", np.array([0, 1, 9, 10])).tolist() == pytest.approx(
+        [1, 1 / math.log2(3), 1 / math.log2(11), 0]
+    )
 
 
 def test_mean_over_seeds_pairs_users():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import figures, words
 from spectran_jax.report.figures import BLUE, FONT, GREEN, HALF, INK, MUTED, ORANGE, Plot
 
@@ -49,7 +50,7 @@ def loss(history: History) -> Plot | None:
 
 def validation(history: History) -> Plot | None:
     """NDCG@20 and HR@20 on the validation set over steps, the best NDCG@20 marked."""
-    steps, ndcg = series(history, "valid", "ndcg@20")
+    steps, ndcg = series(history, "valid", SELECTION_METRIC)
     if not steps:
         return None
     figure = figures.figure(*HALF)

@@ -14,9 +14,8 @@ from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.jobs import Outcome
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.search import spread
 from spectran_jax.studies.spectra import collapse
-from spectran_jax.studies.tables import Cell, Table
+from spectran_jax.studies.tables import Cell, Table, spread
 from spectran_jax.studies.text_part import text_singular_values
 from spectran_jax.studies.variants import encoder_variants
 

@@ -10,13 +10,13 @@ from typing import Any
 from spectran_jax import backbones, item_encoders
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies import comparison_plots, comparison_tables
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, against_rivals
 from spectran_jax.studies.search import (
-    SELECTION_METRIC,
     Method,
     Runner,
     one_protocol,

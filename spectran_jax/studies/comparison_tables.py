@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from spectran_jax import statistics
+from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies.differences import INTERVALS
 from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
-from spectran_jax.studies.search import SELECTION_METRIC, Found, spread, why_failed
+from spectran_jax.studies.search import Found, why_failed
 from spectran_jax.studies.space import describe
-from spectran_jax.studies.tables import Cell, Table, best_cells
+from spectran_jax.studies.tables import Cell, Table, best_cells, spread
 
 METRICS = ("ndcg@10", "hr@10", "ndcg@20", "mrr")
 KEYS = ("Data set", "Backbone", "Method")

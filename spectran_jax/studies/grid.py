@@ -18,8 +18,8 @@ from spectran_jax.studies.flags import Study, refuse_in_tables
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.publish import Result, publish
-from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, spread, why_failed
-from spectran_jax.studies.tables import Cell, Spread, Table, best_cells
+from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, why_failed
+from spectran_jax.studies.tables import Cell, Spread, Table, best_cells, spread
 from spectran_jax.studies.variants import Variant
 
 METRICS = ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")

@@ -22,7 +22,9 @@ from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted
+from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.ranks import Ranks, read_ranks
+from spectran_jax.report import words
 from spectran_jax.signals import StopRequest
 from spectran_jax.studies.board import Board
 from spectran_jax.training.workdir import is_locked, locked, refuse_other_run_of_study
@@ -300,8 +302,8 @@ def _headline(outcome: Outcome) -> str:
     """The metric that people want to see go by."""
     for split in ("test", "valid"):
         values = (outcome.metrics or {}).get(split)
-        if values and "ndcg@20" in values:
-            return f"{split} NDCG@20 {values['ndcg@20']:.4f}"
+        if values and SELECTION_METRIC in values:
+            return f"{split} {words.label(SELECTION_METRIC)} {values[SELECTION_METRIC]:.4f}"
     return ""
 
 

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Bool, Int
 
-from spectran_jax.metrics import popularity_classes
+from spectran_jax.metrics import gains, popularity_classes
 from spectran_jax.ranks import Ranks
-from spectran_jax.statistics import ndcg_by_user
-from spectran_jax.studies.search import spread
-from spectran_jax.studies.tables import Spread
+from spectran_jax.studies.tables import Spread, spread
 
 CLASSES = ("head", "middle", "tail", "cold")
 """See `metrics.popularity_classes`."""
@@ -31,10 +29,10 @@ def groups_of(ranks: Ranks) -> dict[str, Bool[np.ndarray, "U"]]:
 
 
 def group_metric(runs: Iterable[Ranks], group: str, metric: str) -> Spread | None:
-    """ "ndcg@10" or "hr@10" of one group over runs, one a seed; None where nobody is in it."""
+    """A metric (`metrics.gains`) of one group over runs, one a seed; None where nobody is in it."""
     values = []
     for ranks in runs:
         chosen = ranks.rank[groups_of(ranks)[group]]
         if len(chosen):
-            values.append(float(np.mean(ndcg_by_user(chosen) if metric == "ndcg@10" else chosen < 10)))
+            values.append(float(np.mean(gains(metric, chosen))))
     return spread(values)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from spectran_jax import statistics
-from spectran_jax.studies.search import SELECTION_METRIC, Found
+from spectran_jax.metrics import SELECTION_METRIC
+from spectran_jax.studies.search import Found
 
 TEST_METRIC = "ndcg@10"
 """The metric of gains, tests and mean ranks."""

@@ -12,20 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report.words import count
 from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
 from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.space import Range, design
-from spectran_jax.studies.tables import Spread
-
-SELECTION_METRIC = "ndcg@20"
-"""Of the validation set; it chooses among trials, as it does among the epochs of a run."""
+from spectran_jax.studies.tables import Spread, spread
 
 Runner = Callable[..., dict[str, Outcome]]
 """`run_jobs`, or what stands in for it."""
@@ -211,13 +207,6 @@ def shared_protocol(outcomes: Iterable[Outcome], what: str) -> str:
             "and start again, or start a new --workdir."
         )
     return next(iter(by_protocol), "")
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and standard deviation (n - 1; None for one value); None for no values."""
-    if not values:
-        return None
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def why_failed(outcomes: Iterable[Outcome]) -> str:

@@ -16,8 +16,7 @@ from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.jobs import Outcome
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.search import spread
-from spectran_jax.studies.tables import Cell, Table
+from spectran_jax.studies.tables import Cell, Table, spread
 from spectran_jax.studies.variants import encoder_variants
 
 ENCODER = "spectran"

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from spectran_jax.config import Config
+from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.reads import refuse_unread
 from spectran_jax.studies.search import (
-    SELECTION_METRIC,
     Found,
     Method,
     Runner,

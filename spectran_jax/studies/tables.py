@@ -9,6 +9,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from spectran_jax.report import words
 
 if TYPE_CHECKING:
@@ -21,6 +23,13 @@ class Spread(NamedTuple):
     mean: float
     std: float | None
     """None where there is one run only."""
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and standard deviation (n - 1; None for one value); None for no values."""
+    if not values:
+        return None
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 Cell = str | int | float | Spread | None

@@ -13,7 +13,7 @@ import numpy as np
 
 from spectran_jax import data
 from spectran_jax.errors import Diverged, Interrupted
-from spectran_jax.metrics import metrics_from_ranks
+from spectran_jax.metrics import SELECTION_METRIC, metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training.checkpoints import Checkpoints
@@ -25,8 +25,6 @@ from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Frozen, TrainState
 from spectran_jax.training.timetable import Timetable
 from spectran_jax.training.workdir import MetricsLog
-
-SELECTION_METRIC = "ndcg@20"
 
 
 @dataclasses.dataclass

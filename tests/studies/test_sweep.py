@@ -12,9 +12,10 @@ from spectran_jax.errors import InputError, Interrupted, RunError
 from spectran_jax.studies.compare import compare
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.results_md import markdown
-from spectran_jax.studies.search import Method, one_protocol, search, spread, to_json
+from spectran_jax.studies.search import Method, one_protocol, search, to_json
 from spectran_jax.studies.space import OWN, Range, describe, design, parse_space, space_of
 from spectran_jax.studies.sweep import sweep
+from spectran_jax.studies.tables import spread
 
 SPACE = parse_space("learning_rate=log:1e-4:1e-2,dropout=0.1:0.5")
 METHODS = {"one": Method(Config().replace(dimension=32), SPACE)}
