@@ -48,7 +48,7 @@ def main() -> None:
     from spectran_jax.benchmarks import Settings, benchmark
     from spectran_jax.benchmarks.report import missed, table
     from spectran_jax.machine import describe_machine
-    from spectran_jax.training.run import print_table
+    from spectran_jax.report.terminal import print_table
 
     settings = Settings(
         workdir=_WORKDIR.value,

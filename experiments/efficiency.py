@@ -37,7 +37,7 @@ def main() -> None:
     refuse_another_study(_WORKDIR.value, command_line())
     from spectran_jax.item_encoders import REGISTRY
     from spectran_jax.studies import costs
-    from spectran_jax.studies.compare import check_names
+    from spectran_jax.studies.flags import check_names
 
     costs.run(
         config_from_flags(),

@@ -25,7 +25,7 @@ from spectran_jax.recommender import ItemTable
 from spectran_jax.spectral import Spectrum, sharded
 from spectran_jax.spectral.sharded_route import block_rows
 from spectran_jax.spectral.storage import DTYPES
-from spectran_jax.studies.synthetic import synthetic_inputs
+from spectran_jax.synthetic import synthetic_inputs
 from spectran_jax.text import TextEmbeddings
 from spectran_jax.training import partitioning
 from spectran_jax.training.programs import Programs, build_programs

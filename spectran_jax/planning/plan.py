@@ -15,8 +15,8 @@ from spectran_jax.planning.job import Sizes, build
 from spectran_jax.planning.roofline import Roofline
 from spectran_jax.planning.topologies import Topology
 from spectran_jax.progress import print_line, stderr_console
+from spectran_jax.report.terminal import print_table
 from spectran_jax.training import partitioning
-from spectran_jax.training.run import print_table
 from spectran_jax.writing import write_json
 
 

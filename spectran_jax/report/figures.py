@@ -27,6 +27,8 @@ _VARIABLES = {
     ORANGE: "--orange",
     GREEN: "--green",
 }
+STYLES = [((BLUE, ORANGE, GREEN)[i % 3], ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5))[i % 4]) for i in range(12)]
+"""Colour and dashes of each method's line, all different."""
 
 FONT = 12
 HALF, WIDE = (440, 262), (960, 430)

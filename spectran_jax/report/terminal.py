@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spectran_jax.report import words
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from spectran_jax.report.data import Parameter
@@ -81,3 +82,14 @@ def phase_table(seconds: Mapping[str, float]) -> Table:
 def shape_text(shape: Sequence[int]) -> str:
     """`[3, 4]`, and `[]` for a scalar."""
     return "[" + ", ".join(str(n) for n in shape) + "]"
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Prints a table, to stdout unless told otherwise; off a terminal it is given the width that it needs."""
+    from rich.console import Console
+
+    console = Console() if console is None else console
+    if not console.is_terminal:
+        console.width = 400
+        console.width = max(120, console.measure(table).maximum)
+    console.print(table)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from spectran_jax import backbones, item_encoders
 from spectran_jax.config import Config
-from spectran_jax.errors import InputError, unknown_name
+from spectran_jax.errors import InputError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies import comparison_plots, comparison_tables
+from spectran_jax.studies.flags import check_names
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, against_rivals
@@ -114,20 +114,6 @@ def compare(
             "versus": [dataclasses.asdict(each) for each in versus],
         },
     )
-
-
-def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[str, Any]) -> list[str]:
-    """The names of a list flag, all of the registry where there is none.
-
-    Raises:
-      InputError: an unknown name, or one that stands twice.
-    """
-    for name in names:
-        if name not in registry:
-            raise unknown_name(f"{kind} in --{flag}:", name, registry)
-    if len(set(names)) < len(names):
-        raise InputError(f"--{flag}={','.join(names)}: name each only once.")
-    return list(names or registry)
 
 
 def _text(

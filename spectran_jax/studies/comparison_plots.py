@@ -8,12 +8,10 @@ import numpy as np
 
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import figures, words
-from spectran_jax.report.figures import BLUE, FONT, GREEN, INK, ORANGE, Plot
+from spectran_jax.report.figures import BLUE, FONT, INK, ORANGE, STYLES, Plot
 from spectran_jax.studies.search import Found
 
 METRIC = "ndcg@10"
-STYLES = [((BLUE, ORANGE, GREEN)[i % 3], ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5))[i % 4]) for i in range(12)]
-"""Colour and dashes of each method's line, all different."""
 
 
 def plots(

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spectran_jax.report import figures
-from spectran_jax.report.figures import BLUE, INK, MUTED, WIDE, Plot
-from spectran_jax.studies.comparison_plots import STYLES
+from spectran_jax.report.figures import BLUE, INK, MUTED, STYLES, WIDE, Plot
 from spectran_jax.studies.tables import Spread
 
 _MARKERS = "os^D"

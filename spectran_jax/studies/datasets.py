@@ -122,7 +122,7 @@ def _read_table(path: Path, name: str, table: Any) -> dict[str, Any]:
             raise InputError(f"{path}, data set {name}: a study sets {key} itself, run by run; leave it out.")
         section = owners[key]
         config = Config.from_dict({section: {key: value}}, source=f"{path}, data set {name}")
-        values[key] = getattr(getattr(config, section), key)
+        values[key] = config.get(key)
         if key in PATHS and values[key]:
             values[key] = str(path.parent.resolve() / Path(values[key]).expanduser())
     for key in FILES:

@@ -15,7 +15,7 @@ from spectran_jax.benchmarks.timing import alternate
 from spectran_jax.config import Config
 from spectran_jax.item_encoders import ItemSource
 from spectran_jax.spectral import Spectrum
-from spectran_jax.studies.synthetic import synthetic_inputs, synthetic_setup
+from spectran_jax.synthetic import synthetic_inputs, synthetic_setup
 from spectran_jax.training import catalogue, partitioning
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup

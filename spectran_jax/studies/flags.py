@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from spectran_jax.config import Config, fields
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, unknown_name
 from spectran_jax.flags import define_config_flags, define_path, read_config
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
 from spectran_jax.studies.ownership import refuse_another_study
@@ -183,3 +183,17 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     words = ["python", "-m", f"experiments.{Path(argv[0]).stem}", *argv[1:]]
     home = os.path.expanduser("~")
     return " ".join(shlex.quote(word) for word in words).replace(f"{home}/", "~/")
+
+
+def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[str, Any]) -> list[str]:
+    """The names of a list flag, all of the registry where there is none.
+
+    Raises:
+      InputError: an unknown name, or one that stands twice.
+    """
+    for name in names:
+        if name not in registry:
+            raise unknown_name(f"{kind} in --{flag}:", name, registry)
+    if len(set(names)) < len(names):
+        raise InputError(f"--{flag}={','.join(names)}: name each only once.")
+    return list(names or registry)

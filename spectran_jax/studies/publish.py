@@ -50,7 +50,7 @@ def publish(result: Result, workdir: Path) -> None:
     Raises:
       RunError: where the disk refuses.
     """
-    from spectran_jax.training.run import print_table
+    from spectran_jax.report.terminal import print_table
 
     for table in (table for table in result.tables if not table.appendix):
         print_table(tables.to_terminal(table))

@@ -29,7 +29,7 @@ def encoder_variants(encoders: Sequence[str], **values: Any) -> list[Variant]:
       InputError: an encoder that stands twice, or an unknown one (the nearest is named).
     """
     from spectran_jax.item_encoders import REGISTRY  # imports Flax
-    from spectran_jax.studies.compare import check_names
+    from spectran_jax.studies.flags import check_names
 
     names = check_names("item_encoders", "item encoder", encoders, REGISTRY)
     return [Variant(name, {"item_encoder": name, **values}) for name in names]
@@ -38,7 +38,7 @@ def encoder_variants(encoders: Sequence[str], **values: Any) -> list[Variant]:
 def single_changes(base: Config, changes: Mapping[str, Sequence[Any]]) -> list[Variant]:
     """One variant for each value of each field, `field=value`, all else as in `base`; the values of `base` are left
     out, for they would be `base` again."""
-    now = {field.name: getattr(getattr(base, section), field.name) for section, field in fields()}
+    now = base.flat()
     return [
         Variant(f"{name}={text_of(value)}", {name: value})
         for name, values in changes.items()

@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from spectran_jax import backbones, data, item_encoders
 from spectran_jax.cluster_flags import ALONE, ClusterOptions
@@ -22,6 +20,7 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import print_line, quiet, stderr_console
 from spectran_jax.report import metrics_table, parameter_table, phase_table
+from spectran_jax.report.terminal import print_table
 from spectran_jax.signals import StopRequest
 from spectran_jax.training import consensus, loop, partitioning, run_report, summary
 from spectran_jax.training.cluster import Cluster
@@ -189,15 +188,6 @@ def notices(setup: Setup) -> list[str]:
             f"{tied['count']:,} of {tied['total']:,} test targets are decided by a tie in time; file order breaks it."
         )
     return lines
-
-
-def print_table(table: Table, console: Console | None = None) -> None:
-    """Prints a table, to stdout unless told otherwise; off a terminal it is given the width that it needs."""
-    console = Console() if console is None else console
-    if not console.is_terminal:
-        console.width = 400
-        console.width = max(120, console.measure(table).maximum)
-    console.print(table)
 
 
 def _command(config: Config, workdir: Path) -> str:

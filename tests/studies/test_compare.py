@@ -11,7 +11,8 @@ from spectran_jax import statistics
 from spectran_jax.config import Config
 from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
-from spectran_jax.studies.compare import check_names, compare
+from spectran_jax.studies.compare import compare
+from spectran_jax.studies.flags import check_names
 
 DATA = {"ml": Config(), "other": Config().replace(split="temporal")}
 SETTINGS = {"encoders": ["id", "svd", "spectran"], "backbone_names": ["sasrec"], "budget": 2, "seeds": [0, 1, 2]}

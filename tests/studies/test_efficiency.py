@@ -6,7 +6,7 @@ import pytest
 from spectran_jax.config import Config
 from spectran_jax.studies import costs, efficiency
 from spectran_jax.studies.efficiency import ADAPTER_BAR, adapter_parameters, count_parameters, flops_per_item, measure
-from spectran_jax.studies.synthetic import synthetic_inputs, synthetic_setup
+from spectran_jax.synthetic import synthetic_inputs, synthetic_setup
 from spectran_jax.training.programs import build_programs
 
 N, M, D = 60, 24, 8

@@ -13,11 +13,11 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.report import figures
 from spectran_jax.report.figures import Plot
+from spectran_jax.report.terminal import print_table
 from spectran_jax.studies import tables
 from spectran_jax.studies.publish import Result, publish, unique_names
 from spectran_jax.studies.results_md import refresh, section
 from spectran_jax.studies.tables import Spread, Table
-from spectran_jax.training.run import print_table
 
 TABLE = Table(
     "Test_metrics <b>",
