@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from spectran_jax.adapter import component_weights
-from spectran_jax.backbones.layers import LayerNorm, attention, causal_mask
+from spectran_jax.backbones.layers import LayerNorm, attention, causal_mask, history_mask
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError
 from spectran_jax.item_encoders.base import ItemSource, Rows, StepView
@@ -128,7 +128,10 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         if layout.hidden is not None:
             inputs = jnp.where(layout.hidden[..., None], 0, inputs)
         semantic, collaborative = jnp.split(inputs.astype(self.dtype), 2, axis=-1)
-        mask = causal_mask(layout) if layout.hidden is None else _visible(layout, layout.hidden)
+        if layout.hidden is None:
+            mask = causal_mask(layout)
+        else:  # both ways, at what is not hidden
+            mask = history_mask(layout._replace(mask=jnp.asarray(layout.mask) & ~jnp.asarray(layout.hidden)))
         found = [
             semantic + self.semantic_scale * self.attend_semantic(collaborative, semantic, mask),
             collaborative + self.semantic_scale * self.attend_collaborative(semantic, collaborative, mask),
@@ -177,14 +180,6 @@ class CrossAttention(nn.Module):
         found = attention(jnp.concatenate([q, kv], axis=-1), mask, heads=1)
         out = nn.Dense(h, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="out")(found)
         return out.reshape(values.shape)
-
-
-def _visible(layout: SequenceLayout, hidden: Bool[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
-    """True where a query may look in a history read in both directions: at what is not hidden; and at itself."""
-    segment = jnp.asarray(layout.segment)
-    same = segment[:, :, None] == segment[:, None, :]
-    shown = jnp.asarray(layout.mask) & ~jnp.asarray(hidden)
-    return ((same & shown[:, None, :]) | jnp.eye(segment.shape[1], dtype=bool))[:, None]
 
 
 def distillation(
