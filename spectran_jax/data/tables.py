@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ _DATED = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}")
 """How ISO 8601 times begin."""
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _LARGEST = 2.0**62
+_EMPTY = "is empty; every row needs one"
 _PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Of a second, by the units of Arrow."""
 _LATEST_SECONDS = 10**11
@@ -73,7 +74,7 @@ class Table:
         encoded = column.unify_dictionaries().combine_chunks()
         values = pc.cast(encoded.dictionary, pa.string())
         if encoded.null_count or pc.any(pc.equal(values, "")).as_py():
-            self.blame(name, lambda cell: cell != "", "is empty; every row needs one")
+            self.blame(name, lambda cell: cell != "", _EMPTY)
         integers = pa.types.is_integer(kind) or (self.delimiter is not None and _written_as_integers(values))
         return Ids(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), values, integers)
 
@@ -115,7 +116,11 @@ class Table:
             except pa.ArrowInvalid:
                 continue
         self.blame(
-            name, _is_date, "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none"
+            name,
+            _is_date,
+            "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none",
+            is_other=_is_number,
+            other="is a number in a column of written times; the two can't be mixed",
         )
 
     def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
@@ -138,7 +143,7 @@ class Table:
             except pa.ArrowInvalid:
                 numbers = column.cast(pa.float64())
             if numbers.null_count:
-                self.blame(name, lambda cell: cell != "", "is empty; every row needs one")
+                self.blame(name, lambda cell: cell != "", _EMPTY)
             values = numbers.to_numpy()
             if values.dtype == np.int64:
                 if parts == 1:
@@ -151,10 +156,32 @@ class Table:
             rest = np.minimum(np.rint((values - whole) * _PARTS["ns"]), _PARTS["ns"] - 1)
             return whole.astype(np.int64), rest.astype(np.int64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            self.blame(name, _is_number, "is not a number; times are Unix seconds, positions whole numbers")
+            self.blame(
+                name,
+                _is_number,
+                "is not a number; times are Unix seconds, positions whole numbers",
+                is_other=_is_date,
+                other="is a written time in a column of numbers; the two can't be mixed",
+            )
 
-    def blame(self, name: str, is_good: Any, complaint: str) -> NoReturn:
-        """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form."""
+    def blame(
+        self,
+        name: str,
+        is_good: Callable[[str], bool],
+        complaint: str,
+        *,
+        is_other: Callable[[str], bool] = lambda cell: False,
+        other: str = "",
+    ) -> NoReturn:
+        """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form.
+
+        Args:
+          name: of the column.
+          is_good: whether an entry has no fault.
+          complaint: what is said of one that has.
+          is_other: whether a faulty entry is better told by `other`.
+          other: what is said of such a one.
+        """
         if self.delimiter is None:
             written = ("" if cell is None else str(cell) for cell in entries(self.columns[name]))
             cells: Iterator[tuple[int, str]] = enumerate(written, 1)
@@ -167,7 +194,8 @@ class Table:
         for number, cell in cells:
             if not is_good(cell):
                 shown = f" {cell!r}" if cell else ""
-                raise InputError(f"{self.path}, {where} {number}: {name}{shown} {complaint}.")
+                told = complaint if cell.strip() else _EMPTY
+                raise InputError(f"{self.path}, {where} {number}: {name}{shown} {other if is_other(cell) else told}.")
         raise InputError(f"{self.path}: an entry of column {name!r} {complaint}.")
 
 

@@ -144,8 +144,9 @@ def test_bad_times_in_iso_8601(write):
     head = "user_id,item_id,timestamp\nu,a,2026-01-31T12:00:00\n"
     for cell, message in (
         ("2026-02-31", r"line 3: timestamp '2026-02-31' is no time like 2026-01-31T12:00:00, with a zone"),
-        ("17", r"line 3: timestamp '17' is no time like"),
-        ("", r"line 3: timestamp is no time like"),
+        ("31.1.2026", r"line 3: timestamp '31.1.2026' is no time like"),
+        ("17", r"line 3: timestamp '17' is a number in a column of written times; the two can't be mixed"),
+        ("", r"line 3: timestamp is empty; every row needs one"),
         ("2026-01-31T12:00:00Z", r"an entry of column 'timestamp' is no time like .* on all of them or none"),
     ):
         with pytest.raises(InputError, match=message):
@@ -346,7 +347,11 @@ BAD_INTERACTIONS = {
     "line 3: timestamp '1700000000000' looks like milliseconds or a written date; times are Unix seconds": (
         INTERACTIONS.replace("bob\ta\t1", "bob\ta\t1700000000000")
     ),
-    "line 4: timestamp is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t"),
+    "line 4: timestamp is empty; every row needs one": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t"),
+    "line 4: timestamp ' ' is empty": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t "),
+    "line 4: timestamp '2026-01-31' is a written time in a column of numbers; the two can't be mixed": (
+        INTERACTIONS.replace("ann\ta\t2", "ann\ta\t2026-01-31")
+    ),
     "line 3: item_id is empty": INTERACTIONS.replace("bob\ta", "bob\t"),
     "column 'item_id' occurs more than once": "user_id\titem_id\titem_id\ttimestamp\na\tb\tc\t1\n",
 }
