@@ -64,7 +64,7 @@ def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
             user, items = entry["user_id"], entry["items"]
         except (ValueError, KeyError, TypeError, RecursionError):
             user = items = None
-        if not (user is None or files.is_id(user)) or files.HALF_CHARACTER.search(str(user)):
+        if not (user is None or text_files.is_id(user)) or text_files.HALF_CHARACTER.search(str(user)):
             raise InputError(f"{path}, line {number}: user_id must be an integer or a string of whole characters.")
         if not isinstance(items, list) or not items or not all(isinstance(item, str | int | float) for item in items):
             raise InputError(

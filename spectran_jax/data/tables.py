@@ -182,21 +182,26 @@ class Table:
           is_other: whether a faulty entry is better told by `other`.
           other: what is said of such a one.
         """
-        if self.delimiter is None:
-            written = ("" if cell is None else str(cell) for cell in entries(self.columns[name]))
-            cells: Iterator[tuple[int, str]] = enumerate(written, 1)
-            where = "row"
-        else:
-            names, lines = text_files.lines(self.path, self.delimiter)
-            at = [text_files.plain_name(column) for column in names].index(name)
-            cells = ((number, row[at]) for number, row in lines if at < len(row))
-            where = "line"
-        for number, cell in cells:
+        where, cells = "line", self._lines_of(name)
+        if cells is None:
+            where, cells = "row", enumerate(entries(self.columns[name]), 1)
+        for number, entry in cells:
+            cell = "" if entry is None else str(entry)
             if not is_good(cell):
                 shown = f" {cell!r}" if cell else ""
                 told = complaint if cell.strip() else _EMPTY
                 raise InputError(f"{self.path}, {where} {number}: {name}{shown} {other if is_other(cell) else told}.")
         raise InputError(f"{self.path}: an entry of column {name!r} {complaint}.")
+
+    def _lines_of(self, name: str) -> Iterator[tuple[int, Any]] | None:
+        """The entries of a column as the file has them, with their lines; None for a file without lines."""
+        if self.delimiter is not None:
+            names, lines = text_files.lines(self.path, self.delimiter)
+            at = [text_files.plain_name(column) for column in names].index(name)
+            return ((number, row[at]) for number, row in lines if at < len(row))
+        if text_files.content_suffix(self.path) in text_files.JSON_SUFFIXES:
+            return ((number, record.get(name)) for number, record in text_files.json_objects(self.path))
+        return None
 
 
 class Written(str):

@@ -85,6 +85,30 @@ def test_all_forms_of_interactions_say_the_same(write, tmp_path, kind):
     assert content.histories.timestamps.tolist() == [2, 3, 3, 1]
 
 
+def mixed(user, item, time):
+    return json.dumps({"user_id": user, "item_id": item, "timestamp": time}) + "\n"
+
+
+def test_json_may_mix_ids_and_other_keys_anything(write):
+    """Such ids come back as strings, as they do from a TSV; a column without strings stays one of numbers."""
+    lines = mixed(3, 1, 5) + mixed("u7", 2, 4.5) + "\n" + mixed(3, 2, 4)
+    found = read_interactions(write("i.jsonl", lines))
+    assert found.users.originals() == ["3", "u7"]
+    assert found.items.originals() == [1, 2]
+    assert found.timestamps.tolist() == [5, 4, 4]
+    assert found.nanoseconds.tolist() == [0, 500_000_000, 0]
+    assert found.users.codes.tolist() == [0, 1, 0]
+    page = (
+        '{"user_id": 3, "item_id": 1, "timestamp": 1, "page": [1, "a"]}\n{"user_id": 4, "item_id": 1, "timestamp": 2, '
+    )
+    found = read_interactions(write("i.jsonl", page + '"page": {"cut": "\\ud83d"}}'))
+    assert found.users.originals() == [3, 4]
+    assert read_interactions(write("i.jsonl", mixed(2**64, "a", 1) + mixed(1, 2, 2))).users.originals() == [
+        str(2**64),
+        "1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -93,20 +117,34 @@ def test_all_forms_of_interactions_say_the_same(write, tmp_path, kind):
             "no column timestamp or position to order by; columns found: user_id, item_id",
         ),
         ('{"user_id": "a", "timestamp": 1}', "no column item_id"),
-        ('{"user_id": "a", "item_id": 1, "timestamp": null}', "row 1: timestamp is empty"),
-        ('{"user_id": "a", "item_id": 1, "timestamp": 3}\n{"item_id": 1, "timestamp": 3}', "row 2: user_id is empty"),
+        ('{"user_id": "a", "item_id": 1, "timestamp": null}', "line 1: timestamp is empty"),
+        ('{"user_id": "a", "item_id": 1, "timestamp": 3}\n{"item_id": 1, "timestamp": 3}', "line 2: user_id is empty"),
         (
             '{"user_id": "a", "item_id": 1, "timestamp": 1700000000000}',
-            "row 1: timestamp '1700000000000' looks like milli",
+            "line 1: timestamp '1700000000000' looks like milli",
         ),
         (
             '{"user_id": "a", "item_id": [1], "timestamp": 3}',
             "column 'item_id' has type list<item: int64>; ids must be",
         ),
-        ('{"user_id": "a"}\n{"user_id": 3}', "changed from string to number in row 1"),
-        ('[{"user_id": "a"}]', "can't be read as JSON Lines"),
-        ('{"user_id": "a"', "can't be read as JSON Lines"),
+        ('[{"user_id": "a"}]', "line 1: each line must be one JSON object, got list"),
+        ('{"user_id": "a"', "line 1: malformed JSON"),
+        ('{"user_id": "a"}\n{"user_id": 3}', "no column item_id; columns found: user_id"),
+        (
+            mixed("u7", "a", 1) + mixed(3, 2.0, 1),
+            "line 2: item_id 2.0 must be an integer or a string, not empty; write 2.",
+        ),
+        (mixed("u7", "a", 1) + "\n" + mixed(3, None, 1), "line 3: item_id None must be an integer or a string"),
+        (mixed("u7", "a", 1) + mixed("\ud83d", "a", 1), "line 2: user_id '\\ud83d' holds half a character"),
+        (
+            mixed("u7", "a", 1) + mixed(3, "a", "2026-01-31"),
+            "line 2: timestamp '2026-01-31' is a written time in a column",
+        ),
+        (mixed("u7", "a", 1) + mixed(3, "a", "\ud83d"), r"line 2: timestamp '\ud83d' is not a number"),
+        (mixed("u7", "a", 1) + mixed(3, "a", None), "line 2: timestamp is empty"),
+        (mixed("u7", "a", 1) + mixed(3, "a", 2**70), "line 2: timestamp '1180591620717411303424' is not a number"),
         ("\n\n", "has no rows"),
+        ("{}\n{}\n", "no column user_id and no column item_id; columns found: none."),
     ],
 )
 def test_bad_interactions_in_json(write, lines, message):
