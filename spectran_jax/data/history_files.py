@@ -8,6 +8,7 @@ from typing import Any
 
 from spectran_jax.data import files, text_files
 from spectran_jax.data.interactions import Dataset, Histories
+from spectran_jax.data.spelling import remedy
 from spectran_jax.errors import InputError
 
 
@@ -37,11 +38,12 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
         item for row, ids in zip(rows, dense, strict=True) for item, known in zip(row, ids, strict=True) if known < 0
     ]
     if unknown and unknown_items == "error":
-        names = ", ".join(repr(item) for item in list(dict.fromkeys(unknown))[:3])
-        raise InputError(
-            f"{path}: {len(unknown)} entries name items that the run does not know ({names}); leave them out, or "
-            "pass over them with --unknown_items=drop."
+        different = list(dict.fromkeys(unknown))
+        names = ", ".join(map(repr, different[:3]))
+        todo = remedy(
+            list(map(str, different)), dataset.item_index, "leave them out, or pass over them with --unknown_items=drop"
         )
+        raise InputError(f"{path}: {len(unknown)} entries name items that the run does not know ({names}); {todo}.")
     here = [index for index, ids in enumerate(dense) if (ids >= 0).any()]
     if not here:
         raise InputError(f"{path}: the run knows no item of these histories.")

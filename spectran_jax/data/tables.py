@@ -62,12 +62,20 @@ class Table:
         """A column of ids; a text file's ids count as integers where all are written as such (7, not 007).
 
         Raises:
-          InputError: for an empty id, or a Parquet column that holds neither integers nor strings.
+          InputError: for an empty id, or a column of Parquet or JSON that holds neither integers nor strings.
         """
         column = self.columns[name]
         kind = _value_type(column)
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise InputError(f"{self.path}: column {name!r} has type {kind}; ids must be integers or strings.")
+            told = ""
+            if pa.types.is_floating(kind):
+                # As pandas makes of whole numbers where a row has none.
+                numbers = column.cast(kind)
+                if numbers.null_count or pc.any(pc.is_nan(numbers)).as_py():
+                    self.blame(name, lambda cell: cell not in ("", "nan"), _EMPTY)
+                if pc.all(pc.equal(pc.floor(numbers), numbers)).as_py():
+                    told = "; write whole numbers without .0 (pandas: .astype('int64'))"
+            raise InputError(f"{self.path}: column {name!r} has type {kind}; ids must be integers or strings{told}.")
         if self.delimiter is None:
             # The categories of a Parquet file need not all occur, and each row group may have its own.
             column = column.cast(kind).dictionary_encode()

@@ -338,6 +338,32 @@ def test_unknown_items(write):
     assert content.dropped == {"unknown_items": 5, "users_of_unknown_items_only": 1}
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        ("45.0", 45, "'45.0' as '45': write whole numbers without .0"),
+        ("045", 45, "'045' as '45': write numbers with the same leading zeros"),
+        ("0", "000", "'0' as '000': write numbers with the same leading zeros"),
+        ("p45 ", "p45", "'p45 ' as 'p45': leave out the blanks around ids"),
+        ("e\u0301", "\xe9", "'e\\u0301' as '\\xe9': write both files in one normal form of Unicode"),
+        ("B00X", "b00x", "'B00X' as 'b00x': write letters in the same case"),
+    ],
+)
+def test_ids_in_another_spelling(write, theirs, ours, message):
+    """They are not changed, but told; to leave them out is no advice where nothing would be left."""
+    items = write("items.jsonl", json.dumps({"item_id": ours}) + '\n{"item_id": "a"}\n')
+    lines = f"user_id\titem_id\tposition\nu\t{theirs}\t0\n"
+    for options in ({}, {"unknown_items": "drop"}):
+        with pytest.raises(InputError) as caught:
+            read(write("i.tsv", lines), items, **options)
+        assert f"; all of them are there in another spelling, {message}" in str(caught.value)
+        assert "=drop." not in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        read(write("i.tsv", lines + "u\tx\t1\nu\ta\t2\n"), items)
+    assert f"; 1 of them are there in another spelling, {message}" in str(caught.value)
+    assert "; of the others, add them, or leave these interactions out with --unknown_items=drop." in str(caught.value)
+
+
 def test_nothing_left(write):
     path, items = write("i.tsv", INTERACTIONS), write("items.jsonl", '{"item_id": "z"}\n')
     with pytest.raises(InputError, match="no interactions are left"):
@@ -452,6 +478,15 @@ def test_bad_parquet(write, tmp_path):
 
     put(item_id=[1.5, 2.5])
     with pytest.raises(InputError, match="column 'item_id' has type double; ids must be integers or strings"):
+        read_interactions(path)
+    put(item_id=[1.0, 2.0])
+    with pytest.raises(InputError, match=r"type double; ids must be .*; write whole numbers without \.0"):
+        read_interactions(path)
+    put(item_id=[1.0, None])
+    with pytest.raises(InputError, match="row 2: item_id is empty; every row needs one"):
+        read_interactions(path)
+    put(item_id=[float("nan"), 1.0])
+    with pytest.raises(InputError, match="row 1: item_id 'nan' is empty"):
         read_interactions(path)
     put(item_id=[1, None])
     with pytest.raises(InputError, match="row 2: item_id is empty"):
