@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from spectran_jax.data import table_files, tables, text_files
 from spectran_jax.data.interactions import OriginalId
+from spectran_jax.data.spelling import columns_found
 from spectran_jax.errors import InputError
 
 ORDER_COLUMNS = ("timestamp", "position")
@@ -63,8 +64,8 @@ def read_interactions(path: Path) -> Interactions:
     wanted = ("user_id", "item_id", *ORDER_COLUMNS)
     table = table_files.read_table(path, required=("user_id", "item_id"), wanted=wanted)
     if not any(name in table.columns for name in ORDER_COLUMNS):
-        found = ", ".join(table_files.column_names(path))
-        raise InputError(f"{path}: no column timestamp or position to order by; columns found: {found}.")
+        found = columns_found(ORDER_COLUMNS, table_files.column_names(path), wanted)
+        raise InputError(f"{path}: no column timestamp or position to order by; {found}")
     seconds, nanoseconds = table.times("timestamp") if "timestamp" in table.columns else (None, None)
     positions = table.whole_numbers("position") if "position" in table.columns else None
     return Interactions(path, table.ids("user_id"), table.ids("item_id"), seconds, positions, nanoseconds)
@@ -124,8 +125,7 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
     columns: dict[str, list[Any]] = {}
     for number, record in text_files.json_objects(path):
         if "item_id" not in record:
-            found = ", ".join(record) or "none"
-            raise InputError(f"{path}, line {number}: no item_id; columns found: {found}.")
+            raise InputError(f"{path}, line {number}: no item_id; {columns_found(['item_id'], record)}")
         item = record.pop("item_id")
         text_files.require_id(path, number, "item_id", item)
         for name, value in record.items():

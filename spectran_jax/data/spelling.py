@@ -1,10 +1,12 @@
-"""Ids that two files write differently: none is changed for that, but the message says what would make them match."""
+"""Ids and columns that are not written as they are looked for: nothing is changed, but messages say what to change."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+
+from spectran_jax.errors import nearest
 
 _WAYS: dict[str, Callable[[str], str]] = {
     "write whole numbers without .0 (pandas: .astype('Int64'))": lambda item: re.sub(r"^(-?[0-9]+)\.0+$", r"\1", item),
@@ -37,3 +39,18 @@ def remedy(unknown: Sequence[str], known: Iterable[str], otherwise: str) -> str:
     if not best:
         return otherwise
     return f"all {told}" if best == len(unknown) else f"{best} {told}; of the others, {otherwise}"
+
+
+def columns_found(missing: Iterable[str], found: Iterable[str], wanted: Iterable[str] = ()) -> str:
+    """The end of a message of missing columns: those found, and which of them may be meant.
+
+    Args:
+      missing: columns that are looked for and not there.
+      found: columns that are there.
+      wanted: all that are looked for; those of them that are there can't be meant by another.
+    """
+    found = list(found)
+    free = [name for name in found if name not in {*wanted}]
+    pairs = [(near, name) for name in missing if (near := nearest(name, free))]
+    hint = f" Rename {' and '.join(f'{near!r} to {name!r}' for near, name in pairs)}?" if pairs else ""
+    return f"columns found: {', '.join(found) or 'none'}.{hint}"

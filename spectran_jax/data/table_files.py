@@ -12,6 +12,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from spectran_jax.data import text_files
+from spectran_jax.data.spelling import columns_found
 from spectran_jax.data.tables import Table
 from spectran_jax.errors import InputError
 
@@ -94,10 +95,9 @@ def column_names(path: Path) -> list[str]:
 def _require_columns(path: Path, names: list[str], required: Collection[str]) -> None:
     missing = [name for name in required if name not in names]
     if missing:
-        raise InputError(
-            f"{path}: no column {' and no column '.join(missing)}; columns found: "
-            f"{', '.join(names) or 'none'}.{text_files.separated_otherwise(names, path)}"
-        )
+        separated = text_files.separated_otherwise(names, path)
+        found = columns_found([] if separated else missing, names, required)
+        raise InputError(f"{path}: no column {' and no column '.join(missing)}; {found}{separated}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")

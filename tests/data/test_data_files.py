@@ -394,9 +394,20 @@ def test_k_core_against_brute_force(write):
 
 
 BAD_INTERACTIONS = {
-    "no column item_id; columns found: user_id, item, timestamp": "user_id\titem\ttimestamp\na\tb\t1\n",
-    "no column timestamp or position to order by; columns found: user_id, item_id, when": (
+    "no column item_id; columns found: user_id, item, timestamp. Rename 'item' to 'item_id'?": (
+        "user_id\titem\ttimestamp\na\tb\t1\n"
+    ),
+    "columns found: User_ID, itemid, timestamp. Rename 'User_ID' to 'user_id' and 'itemid' to 'item_id'?": (
+        "User_ID\titemid\ttimestamp\na\tb\t1\n"
+    ),
+    "no column item_id; columns found: user_id,item_id. It looks separated by commas; columns of a .tsv file are": (
+        "user_id,item_id\na,b\n"
+    ),
+    "no column timestamp or position to order by; columns found: user_id, item_id, when.": (
         "user_id\titem_id\twhen\na\tb\t1\n"
+    ),
+    "columns found: user_id, item_id, TimeStamp. Rename 'TimeStamp' to 'timestamp'?": (
+        "user_id\titem_id\tTimeStamp\na\tb\t1\n"
     ),
     "is empty": "",
     "line 1: can't be read": "user_id\titem_id\ttimestamp\ra\tb\t1\r",
@@ -509,6 +520,7 @@ BAD_ITEMS = {
     "line 2: malformed JSON": '{"item_id": 1}\n{"item_id": 2,\n',
     "line 1: malformed JSON (maximum recursion depth": "[" * 100_000,
     "line 2: each line must be one JSON object, got list": '{"item_id": 1}\n[2]\n',
+    "line 1: no item_id; columns found: title, itemId. Rename 'itemId' to 'item_id'?": '{"title": "x", "itemId": 1}',
     "line 3: no item_id; columns found: title": '{"item_id": 1}\n\n{"title": "x"}\n',
     r"line 2: item_id 'x\ud83d' holds half a character": '{"item_id": 1}\n{"item_id": "x\\ud83d"}\n',
     "line 1: item_id None must be an integer or a string": '{"item_id": null}\n',
@@ -598,6 +610,8 @@ def test_choice_of_text_columns(write):
     assert chosen.item_text == ["A. 1999", "C", ""]
     with pytest.raises(InputError, match=r"names 'colour'.*columns found: brand, title, year"):
         to_dataset(content, name="n", digest="d", text_columns="title,colour")
+    with pytest.raises(InputError, match=r"columns found: brand, title, year\. Did you mean 'title'\?"):
+        to_dataset(content, name="n", digest="d", text_columns="Titel")
 
 
 def test_join_text():
