@@ -20,6 +20,9 @@ NOT_MOUNTED = (
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says where a disk or a quota has no room left, or a file may not grow."""
 
+_FEW = 20
+"""Names that are listed beside a suggestion; more would hide it."""
+
 
 class SpectranError(Exception):
     """A message for the user; ends a command without a traceback."""
@@ -53,11 +56,20 @@ class Interrupted(BaseException):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that no registry holds: lists the known, suggests the nearest."""
+    """The error for a name that no registry holds: suggests the nearest, lists the known where they are few or none is
+    near."""
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return InputError(f"Unknown {kind} {name!r}. Known: {', '.join(known)}.{hint}")
+    near = nearest(name, known)
+    hint = "" if near is None else f" Did you mean {near!r}?"
+    listed = f" Known: {', '.join(known)}." if near is None or len(known) <= _FEW else ""
+    return InputError(f"Unknown {kind} {name!r}.{listed}{hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like another, whatever the case of letters; None where none is."""
+    plain = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), plain, n=1)
+    return plain[near[0]] if near else None
 
 
 def first_line(error: BaseException, length: int | None = None) -> str:

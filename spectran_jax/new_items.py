@@ -14,6 +14,7 @@ from spectran_jax import item_encoders, spectral, text
 from spectran_jax.data import data_dir, files, text_files
 from spectran_jax.data.content import text_of
 from spectran_jax.data.interactions import OriginalId
+from spectran_jax.data.spelling import columns_found
 from spectran_jax.errors import InputError
 from spectran_jax.progress import task
 from spectran_jax.training import catalogue
@@ -115,7 +116,7 @@ def _embeddings(setup: Setup, found: files.Items, embeddings: Path | None) -> te
         if missing:
             raise InputError(
                 f"{path}: no column {', '.join(missing)}, and the run made the text of its items of "
-                f"{', '.join(wanted)}; columns found: {', '.join(found.columns) or 'none'}."
+                f"{', '.join(wanted)}; {columns_found(missing, found.columns, wanted)}"
             )
         texts = text_of(columns, wanted)
     with task("Encoding text", total=len(found.ids)) as progress:

@@ -7,7 +7,7 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
-from spectran_jax.errors import InputError, exit_with_message
+from spectran_jax.errors import InputError, exit_with_message, unknown_name
 
 
 def ended(capsys, error):
@@ -48,6 +48,17 @@ def test_memory_that_is_used_up(capsys):
     assert ended(capsys, caught.value)[0] == 1
     with pytest.raises(ZeroDivisionError):
         exit_with_message(lambda: 1 / 0)
+
+
+def test_many_names_do_not_hide_the_one_that_was_meant():
+    many = [f"field_{n}" for n in range(80)]
+    assert str(unknown_name("field", "Dimention", [*many, "dimension"])) == (
+        "Unknown field 'Dimention'. Did you mean 'dimension'?"
+    )
+    assert "Known: field_0, " in str(unknown_name("field", "zzz", many))
+    assert str(unknown_name("loss", "softmx", ["softmax", "bce"])) == (
+        "Unknown loss 'softmx'. Known: bce, softmax. Did you mean 'softmax'?"
+    )
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,10 @@ def test_text_of_new_items_is_encoded_as_the_run_did(tiny_config, tmp_path):
     vectors = build_table(setup)(params, setup.place()).vectors
     np.testing.assert_allclose(found.vectors[0], vectors[38], atol=1e-5)
     assert not found.vectors[1].any(), "no text, no interactions: nothing is known of it"
-    (tmp_path / "new.jsonl").write_text('{"item_id": "new", "name": "Thing"}\n')
-    with pytest.raises(InputError, match=r"no column title, and the run made.*columns found: name"):
-        new_items.new_items(setup, params, tmp_path / "new.jsonl")
+    for name, told in (("name", r"name\.$"), ("Titel", r"Titel\. Rename 'Titel' to 'title'\?")):
+        (tmp_path / "new.jsonl").write_text(f'{{"item_id": "new", "{name}": "Thing"}}\n')
+        with pytest.raises(InputError, match=rf"no column title, and the run made.*columns found: {told}"):
+            new_items.new_items(setup, params, tmp_path / "new.jsonl")
     columns = ("title", "category")
     two = dataclasses.replace(setup, dataset=dataclasses.replace(setup.dataset, text_columns=columns))
     (tmp_path / "new.jsonl").write_text('{"item_id": "new", "title": "Thing number 38"}\n')  # without a category

@@ -197,6 +197,10 @@ def test_now_tells_of_users_with_too_few_interactions(run, loaded, tmp_path, mon
         ('{"user_id": "caf\\ud83d", "items": ["item-1"]}', "line 1: user_id must be .* whole characters"),
         ('{"user_id": NaN, "items": ["item-1"]}', "line 1: user_id must be an integer or a string"),
         ('{"user_id": 1, "items": ["item-1", "x", "y", "x", "z", "w"]}', r"5 entries.*does not know \('x', 'y', 'z'\)"),
+        (
+            '{"user_id": 1, "items": ["Item-1", "item-2 ", "ITEM-3"]}',
+            "2 of them .* 'Item-1' as 'item-1': .* same case; of the",
+        ),
         ("\n\n", "holds no history"),
         ("", "is empty"),
     ],

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Int
 
 from spectran_jax.data.files import Interactions, Items
 from spectran_jax.data.interactions import Dataset, Histories, OriginalId
-from spectran_jax.errors import InputError
+from spectran_jax.data.spelling import remedy
+from spectran_jax.errors import InputError, nearest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,11 +62,13 @@ def assemble(
     keep = item >= 0
     if not keep.all():
         unknown = int((~keep).sum())
-        if unknown_items != "drop":
-            codes = interactions.items.codes[~keep]
-            different, first = np.unique(codes, return_index=True)
-            names = [interactions.items.values[int(code)].as_py() for code in different[np.argsort(first)][:3]]
-            raise unknown_items_error(interactions.path, items.path, unknown, len(different), names)
+        if unknown_items != "drop" or not keep.any():
+            different, first = np.unique(interactions.items.codes[~keep], return_index=True)
+            names = interactions.items.values.take(pa.array(different[np.argsort(first)])).to_pylist()
+            known = catalogue.to_pylist()
+            if unknown_items == "drop":
+                raise nothing_left(interactions.path, k_core, unknown_items, names, known)
+            raise unknown_items_error(interactions.path, items.path, unknown, len(different), names, known)
         dropped["unknown_items"] = unknown
     if duplicates == "drop":
         again = _again(interactions)
@@ -162,8 +165,12 @@ def to_dataset(content: Content, *, name: str, digest: str, text_columns: str = 
     chosen = tuple(column.strip() for column in text_columns.split(",") if column.strip()) or content.text_columns
     for column in chosen:
         if column not in content.columns:
+            near = nearest(column, content.columns)
+            hint = f" Did you mean {near!r}?" if near else ""
             found = ", ".join(content.columns) or "none"
-            raise InputError(f"--text_columns names {column!r}, which the items do not have; columns found: {found}.")
+            raise InputError(
+                f"--text_columns names {column!r}, which the items do not have; columns found: {found}.{hint}"
+            )
     text = text_of(content.columns, chosen) if chosen else [""] * len(content.item_ids)
     return Dataset(
         name=name,
@@ -198,15 +205,20 @@ def _titles(content: Content) -> list[str]:
     return [text or str(item) for text, item in zip(texts, content.item_ids, strict=True)]
 
 
-def nothing_left(source: object, k_core: int, unknown_items: str) -> InputError:
-    """The error for filters that leave no interaction of `source`."""
+def nothing_left(
+    source: object, k_core: int, unknown_items: str, names: Sequence[str] = (), known: Sequence[str] = ()
+) -> InputError:
+    """The error for filters that leave no interaction of `source`; `names` are items that are not among the `known`."""
+    todo = remedy(names, known, "lower --k_core, or check that the item ids match")
     return InputError(
-        f"{source}: no interactions are left after the filters (k_core={k_core}, unknown_items={unknown_items}); lower "
-        "--k_core, or check that the item ids match."
+        f"{source}: no interactions are left after the filters (k_core={k_core}, unknown_items={unknown_items}); "
+        f"{todo}."
     )
 
 
-def unknown_items_error(source: object, catalogue: object, count: int, different: int, names: list[str]) -> InputError:
+def unknown_items_error(
+    source: object, catalogue: object, count: int, different: int, names: Sequence[str], known: Sequence[str] = ()
+) -> InputError:
     """The error for `count` interactions of `source` with so many `different` items that the catalogue lacks.
 
     Args:
@@ -214,10 +226,11 @@ def unknown_items_error(source: object, catalogue: object, count: int, different
       catalogue: where items are looked for.
       count: interactions.
       different: items.
-      names: the first three of these, as written, or fewer.
+      names: these, as written, or the first of them.
+      known: the items of the catalogue, as written, if they are at hand.
     """
-    shown = ", ".join(map(repr, names)) + (", ..." if different > len(names) else "")
+    shown = ", ".join(map(repr, names[:3])) + (", ..." if different > 3 else "")
+    todo = remedy(names, known, "add them, or leave these interactions out with --unknown_items=drop")
     return InputError(
-        f"{source}: {count} interactions name {different} items that {catalogue} does not have ({shown}); add them, or "
-        "leave these interactions out with --unknown_items=drop."
+        f"{source}: {count} interactions name {different} items that {catalogue} does not have ({shown}); {todo}."
     )

@@ -7,7 +7,6 @@ import datetime
 import decimal
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from jaxtyping import Int
 
 from spectran_jax.data import table_files, tables, text_files
 from spectran_jax.data.interactions import OriginalId
+from spectran_jax.data.spelling import columns_found
 from spectran_jax.errors import InputError
 
 ORDER_COLUMNS = ("timestamp", "position")
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-"""A surrogate without its other half, as cut text leaves it in JSON; UTF-8 has none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,8 +64,8 @@ def read_interactions(path: Path) -> Interactions:
     wanted = ("user_id", "item_id", *ORDER_COLUMNS)
     table = table_files.read_table(path, required=("user_id", "item_id"), wanted=wanted)
     if not any(name in table.columns for name in ORDER_COLUMNS):
-        found = ", ".join(table_files.column_names(path))
-        raise InputError(f"{path}: no column timestamp or position to order by; columns found: {found}.")
+        found = columns_found(ORDER_COLUMNS, table_files.column_names(path), wanted)
+        raise InputError(f"{path}: no column timestamp or position to order by; {found}")
     seconds, nanoseconds = table.times("timestamp") if "timestamp" in table.columns else (None, None)
     positions = table.whole_numbers("position") if "position" in table.columns else None
     return Interactions(path, table.ids("user_id"), table.ids("item_id"), seconds, positions, nanoseconds)
@@ -125,18 +123,11 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
     ids: list[Any] = []
     lines: list[int] = []
     columns: dict[str, list[Any]] = {}
-    for number, line in text_files.text_lines(path):
-        if not line.strip():
-            continue
-        record = _json_object(path, number, line)
+    for number, record in text_files.json_objects(path):
         if "item_id" not in record:
-            found = ", ".join(record) or "none"
-            raise InputError(f"{path}, line {number}: no item_id; columns found: {found}.")
+            raise InputError(f"{path}, line {number}: no item_id; {columns_found(['item_id'], record)}")
         item = record.pop("item_id")
-        if not is_id(item) or item == "":
-            raise InputError(f"{path}, line {number}: item_id {item!r} must be an integer or a string, not empty.")
-        if isinstance(item, str) and HALF_CHARACTER.search(item):
-            raise InputError(f"{path}, line {number}: item_id {item!r} holds half a character; write it whole.")
+        text_files.require_id(path, number, "item_id", item)
         for name, value in record.items():
             column = columns.setdefault(name, [])
             column.extend([None] * (len(ids) - len(column)))
@@ -148,24 +139,6 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
     for column in columns.values():
         column.extend([None] * (len(ids) - len(column)))
     return ids if all(isinstance(item, int) for item in ids) else [str(item) for item in ids], columns, lines
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value of JSON may be an id: a whole number or a string."""
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}, line {number}: malformed JSON ({error}); each line must be one object.") from None
-    if not isinstance(record, dict):
-        raise InputError(
-            f"{path}, line {number}: each line must be one JSON object, got {type(record).__name__} "
-            "(pandas: to_json(..., orient='records', lines=True))."
-        )
-    return record
 
 
 def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | None) -> None:
@@ -193,12 +166,12 @@ def _as_text(value: Any) -> str:
         return ""
     if isinstance(value, str):
         value = str(value)  # no longer one of a kind
-        return HALF_CHARACTER.sub("\ufffd", value.strip())
+        return text_files.HALF_CHARACTER.sub("\ufffd", value.strip())
     if isinstance(value, list | tuple):
         return ", ".join(filter(None, map(_as_text, value)))
     if isinstance(value, Mapping):
         # Parquet has dates and decimals in objects too.
-        return HALF_CHARACTER.sub("\ufffd", json.dumps(value, ensure_ascii=False, default=str))
+        return text_files.HALF_CHARACTER.sub("\ufffd", json.dumps(value, ensure_ascii=False, default=str))
     return str(value)
 
 

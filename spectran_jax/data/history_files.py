@@ -8,6 +8,7 @@ from typing import Any
 
 from spectran_jax.data import files, text_files
 from spectran_jax.data.interactions import Dataset, Histories
+from spectran_jax.data.spelling import remedy
 from spectran_jax.errors import InputError
 
 
@@ -37,11 +38,12 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
         item for row, ids in zip(rows, dense, strict=True) for item, known in zip(row, ids, strict=True) if known < 0
     ]
     if unknown and unknown_items == "error":
-        names = ", ".join(repr(item) for item in list(dict.fromkeys(unknown))[:3])
-        raise InputError(
-            f"{path}: {len(unknown)} entries name items that the run does not know ({names}); leave them out, or "
-            "pass over them with --unknown_items=drop."
+        different = list(dict.fromkeys(unknown))
+        names = ", ".join(map(repr, different[:3]))
+        todo = remedy(
+            list(map(str, different)), dataset.item_index, "leave them out, or pass over them with --unknown_items=drop"
         )
+        raise InputError(f"{path}: {len(unknown)} entries name items that the run does not know ({names}); {todo}.")
     here = [index for index, ids in enumerate(dense) if (ids >= 0).any()]
     if not here:
         raise InputError(f"{path}: the run knows no item of these histories.")
@@ -64,7 +66,7 @@ def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
             user, items = entry["user_id"], entry["items"]
         except (ValueError, KeyError, TypeError, RecursionError):
             user = items = None
-        if not (user is None or files.is_id(user)) or files.HALF_CHARACTER.search(str(user)):
+        if not (user is None or text_files.is_id(user)) or text_files.HALF_CHARACTER.search(str(user)):
             raise InputError(f"{path}, line {number}: user_id must be an integer or a string of whole characters.")
         if not isinstance(items, list) or not items or not all(isinstance(item, str | int | float) for item in items):
             raise InputError(

@@ -148,10 +148,10 @@ def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Conten
     try:
         with write_errors(folder.parent), new_folder(folder) as draft:
             builders.write(builder, made, draft)
-    except RuntimeError as error:  # how ArrayRecord says that a write failed
+    except RuntimeError as error:  # how ArrayRecord says that a write failed: STEP: STEP: CAUSE; writing DRAFT; at ...
+        cause = first_line(error).partition(";")[0].rpartition(": ")[2]
         raise RunError(
-            f"{folder.parent} can't be written ({first_line(error)}); make room, or choose another folder with "
-            "--data_dir."
+            f"{folder.parent} can't be written ({cause}); make room, or choose another folder with --data_dir."
         ) from error
     return made
 

@@ -12,6 +12,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from spectran_jax.data import text_files
+from spectran_jax.data.spelling import columns_found
 from spectran_jax.data.tables import Table
 from spectran_jax.errors import InputError
 
@@ -84,7 +85,7 @@ def column_names(path: Path) -> list[str]:
     """The names of all columns of a table, without the `:type` suffix of RecBole's headers."""
     suffix = text_files.content_suffix(path)
     if suffix in text_files.JSON_SUFFIXES:
-        return list(_json_table(path).column_names)
+        return list(dict.fromkeys(name for _, record in text_files.json_objects(path) for name in record))
     delimiter = text_files.DELIMITERS.get(suffix)
     if delimiter is None:
         return list(pa_parquet.read_schema(path).names)
@@ -94,10 +95,9 @@ def column_names(path: Path) -> list[str]:
 def _require_columns(path: Path, names: list[str], required: Collection[str]) -> None:
     missing = [name for name in required if name not in names]
     if missing:
-        raise InputError(
-            f"{path}: no column {' and no column '.join(missing)}; columns found: {', '.join(names)}."
-            f"{text_files.separated_otherwise(names, path)}"
-        )
+        separated = text_files.separated_otherwise(names, path)
+        found = columns_found([] if separated else missing, names, required)
+        raise InputError(f"{path}: no column {' and no column '.join(missing)}; {found}{separated}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")
@@ -141,7 +141,14 @@ def _validate(path: Path, table: pa.Table) -> None:
 
 
 def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
-    table = _json_table(path)
+    try:
+        with _stream(path) as stream:
+            table = pa_json.read_json(stream, pa_json.ReadOptions(block_size=_JSON_BLOCK))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+        # A key with entries of several types, if no line is to blame.
+        return _read_mixed_json_lines(path, required, wanted)
+    if not len(table):
+        raise text_files.NoRows(f"{path}: has no rows.")
     names = table.column_names
     _require_columns(path, names, required)
     table = table.select([name for name in names if wanted is None or name in wanted])
@@ -149,18 +156,29 @@ def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[s
     return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
 
 
-def _json_table(path: Path) -> pa.Table:
-    try:
-        with _stream(path) as stream:
-            table = pa_json.read_json(stream, pa_json.ReadOptions(block_size=_JSON_BLOCK))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise InputError(
-            f"{path}: can't be read as JSON Lines ({error}); each line must be one object, and the entries of a key of "
-            "one type."
-        ) from error
-    if not len(table):
+def _read_mixed_json_lines(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
+    """The same, slowly, line by line: a column whose entries are not of one type becomes one of strings."""
+    names = column_names(path)
+    if not names:
         raise text_files.NoRows(f"{path}: has no rows.")
-    return table
+    _require_columns(path, names, required)
+    entries: dict[str, list[Any]] = {name: [] for name in names if wanted is None or name in wanted}
+    for number, record in text_files.json_objects(path):
+        for name, column in entries.items():
+            if name.endswith("_id"):
+                text_files.require_id(path, number, name, record.get(name))
+            column.append(record.get(name))
+    columns = {name: pa.chunked_array([_of_one_type(column)]) for name, column in entries.items()}
+    return Table(path, columns, None)
+
+
+def _of_one_type(column: list[Any]) -> pa.Array:
+    try:
+        return pa.array(column)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return pa.array(
+            [None if entry is None else text_files.HALF_CHARACTER.sub("\ufffd", str(entry)) for entry in column]
+        )
 
 
 def _stream(path: Path) -> Any:

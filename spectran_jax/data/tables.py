@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ _DATED = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}")
 """How ISO 8601 times begin."""
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _LARGEST = 2.0**62
+_EMPTY = "is empty; every row needs one"
 _PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Of a second, by the units of Arrow."""
 _LATEST_SECONDS = 10**11
@@ -61,19 +62,27 @@ class Table:
         """A column of ids; a text file's ids count as integers where all are written as such (7, not 007).
 
         Raises:
-          InputError: for an empty id, or a Parquet column that holds neither integers nor strings.
+          InputError: for an empty id, or a column of Parquet or JSON that holds neither integers nor strings.
         """
         column = self.columns[name]
         kind = _value_type(column)
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise InputError(f"{self.path}: column {name!r} has type {kind}; ids must be integers or strings.")
+            told = ""
+            if pa.types.is_floating(kind):
+                # As pandas makes of whole numbers where a row has none.
+                numbers = column.cast(kind)
+                if numbers.null_count or pc.any(pc.is_nan(numbers)).as_py():
+                    self.blame(name, lambda cell: cell not in ("", "nan"), _EMPTY)
+                if pc.all(pc.equal(pc.floor(numbers), numbers)).as_py():
+                    told = "; write whole numbers without .0 (pandas: .astype('int64'))"
+            raise InputError(f"{self.path}: column {name!r} has type {kind}; ids must be integers or strings{told}.")
         if self.delimiter is None:
             # The categories of a Parquet file need not all occur, and each row group may have its own.
             column = column.cast(kind).dictionary_encode()
         encoded = column.unify_dictionaries().combine_chunks()
         values = pc.cast(encoded.dictionary, pa.string())
         if encoded.null_count or pc.any(pc.equal(values, "")).as_py():
-            self.blame(name, lambda cell: cell != "", "is empty; every row needs one")
+            self.blame(name, lambda cell: cell != "", _EMPTY)
         integers = pa.types.is_integer(kind) or (self.delimiter is not None and _written_as_integers(values))
         return Ids(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), values, integers)
 
@@ -115,7 +124,11 @@ class Table:
             except pa.ArrowInvalid:
                 continue
         self.blame(
-            name, _is_date, "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none"
+            name,
+            _is_date,
+            "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none",
+            is_other=_is_number,
+            other="is a number in a column of written times; the two can't be mixed",
         )
 
     def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
@@ -138,7 +151,7 @@ class Table:
             except pa.ArrowInvalid:
                 numbers = column.cast(pa.float64())
             if numbers.null_count:
-                self.blame(name, lambda cell: cell != "", "is empty; every row needs one")
+                self.blame(name, lambda cell: cell != "", _EMPTY)
             values = numbers.to_numpy()
             if values.dtype == np.int64:
                 if parts == 1:
@@ -151,24 +164,52 @@ class Table:
             rest = np.minimum(np.rint((values - whole) * _PARTS["ns"]), _PARTS["ns"] - 1)
             return whole.astype(np.int64), rest.astype(np.int64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            self.blame(name, _is_number, "is not a number; times are Unix seconds, positions whole numbers")
+            self.blame(
+                name,
+                _is_number,
+                "is not a number; times are Unix seconds, positions whole numbers",
+                is_other=_is_date,
+                other="is a written time in a column of numbers; the two can't be mixed",
+            )
 
-    def blame(self, name: str, is_good: Any, complaint: str) -> NoReturn:
-        """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form."""
-        if self.delimiter is None:
-            written = ("" if cell is None else str(cell) for cell in entries(self.columns[name]))
-            cells: Iterator[tuple[int, str]] = enumerate(written, 1)
-            where = "row"
-        else:
-            names, lines = text_files.lines(self.path, self.delimiter)
-            at = [text_files.plain_name(column) for column in names].index(name)
-            cells = ((number, row[at]) for number, row in lines if at < len(row))
-            where = "line"
-        for number, cell in cells:
+    def blame(
+        self,
+        name: str,
+        is_good: Callable[[str], bool],
+        complaint: str,
+        *,
+        is_other: Callable[[str], bool] = lambda cell: False,
+        other: str = "",
+    ) -> NoReturn:
+        """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form.
+
+        Args:
+          name: of the column.
+          is_good: whether an entry has no fault.
+          complaint: what is said of one that has.
+          is_other: whether a faulty entry is better told by `other`.
+          other: what is said of such a one.
+        """
+        where, cells = "line", self._lines_of(name)
+        if cells is None:
+            where, cells = "row", enumerate(entries(self.columns[name]), 1)
+        for number, entry in cells:
+            cell = "" if entry is None else str(entry)
             if not is_good(cell):
                 shown = f" {cell!r}" if cell else ""
-                raise InputError(f"{self.path}, {where} {number}: {name}{shown} {complaint}.")
+                told = complaint if cell.strip() else _EMPTY
+                raise InputError(f"{self.path}, {where} {number}: {name}{shown} {other if is_other(cell) else told}.")
         raise InputError(f"{self.path}: an entry of column {name!r} {complaint}.")
+
+    def _lines_of(self, name: str) -> Iterator[tuple[int, Any]] | None:
+        """The entries of a column as the file has them, with their lines; None for a file without lines."""
+        if self.delimiter is not None:
+            names, lines = text_files.lines(self.path, self.delimiter)
+            at = [text_files.plain_name(column) for column in names].index(name)
+            return ((number, row[at]) for number, row in lines if at < len(row))
+        if text_files.content_suffix(self.path) in text_files.JSON_SUFFIXES:
+            return ((number, record.get(name)) for number, record in text_files.json_objects(self.path))
+        return None
 
 
 class Written(str):

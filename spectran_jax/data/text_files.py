@@ -1,14 +1,17 @@
-"""Text files of one's own, gzipped or not: their lines, and the rows of TSV and CSV with the lines they begin on."""
+"""Text files of one's own, gzipped or not: their lines, and the rows of TSV, CSV and JSON Lines with the lines they
+begin on."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from spectran_jax.errors import InputError
 
@@ -18,6 +21,8 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 """Of files with one JSON object a line."""
 _KINDS = ("token", "token_seq", "float", "float_seq")
 """Of RecBole's columns, written behind their names."""
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate without its other half, as cut text leaves it in JSON; UTF-8 has none."""
 csv.field_size_limit(2**31 - 1)
 
 
@@ -68,6 +73,43 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     ) from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{path}: damaged .gz file ({error}).") from error
+
+
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file, with the lines on which they stand; blank lines are left out.
+
+    Raises:
+      InputError: for the first line that is no object.
+    """
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {number}: malformed JSON ({error}); each line must be one object."
+            ) from None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{path}, line {number}: each line must be one JSON object, got {type(record).__name__} "
+                "(pandas: to_json(..., orient='records', lines=True))."
+            )
+        yield number, record
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value of JSON may be an id: a whole number or a string."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def require_id(path: Path, number: int, name: str, value: Any) -> None:
+    """Raises InputError unless the value of key `name` in a line of JSON is an id that can be written."""
+    if not is_id(value) or value == "":
+        whole = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
+        raise InputError(f"{path}, line {number}: {name} {value!r} must be an integer or a string, not empty{whole}.")
+    if isinstance(value, str) and HALF_CHARACTER.search(value):
+        raise InputError(f"{path}, line {number}: {name} {value!r} holds half a character; write it whole.")
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -22,15 +22,16 @@ class Scan:
     """Of the array's bytes in C order, 32 a block of rows: see `npy.RowDigests`."""
     finite: Bool[np.ndarray, "N"]
     """False for rows that hold NaN or inf."""
+    narrow: Bool[np.ndarray, "N"]
+    """False for rows that hold what float32 does not: float64 numbers beyond its range, NaN or inf."""
     nonzero: Bool[np.ndarray, "N"]
     """False for rows of zeros."""
 
 
 def scan(matrix: Float[np.ndarray, "N m"]) -> Scan:
-    """Reads a matrix once, in chunks of some MiB: checksum, finite rows, zero rows."""
+    """Reads a matrix once, in chunks of some MiB: checksum, finite rows, rows for float32, zero rows."""
     digests = npy.RowDigests(npy.row_bytes(matrix.shape, matrix.dtype))
-    finite = np.empty(matrix.shape[0], bool)
-    nonzero = np.empty(matrix.shape[0], bool)
+    finite, narrow, nonzero = (np.empty(matrix.shape[0], bool) for _ in range(3))
     for where in row_chunks(matrix):
         chunk = np.ascontiguousarray(matrix[where])
         digests.update(chunk.reshape(-1).view(np.uint8).data)
@@ -40,8 +41,10 @@ def scan(matrix: Float[np.ndarray, "N m"]) -> Scan:
         bits = np.dtype(f"u{native.dtype.itemsize}")
         largest = (native.view(bits) & np.array(~np.array(-0.0, native.dtype).view(bits))).max(axis=1)
         finite[where] = largest < np.array(np.inf, native.dtype).view(bits)
+        limit = min(np.finfo(np.float32).max, np.finfo(native.dtype).max, key=float)
+        narrow[where] = largest <= np.array(limit, native.dtype).view(bits)
         nonzero[where] = largest > 0
-    return Scan(digests.digests(), finite, nonzero)
+    return Scan(digests.digests(), finite, narrow, nonzero)
 
 
 def checksum(array: Shaped[np.ndarray, "..."]) -> str:

@@ -41,7 +41,7 @@ def load(
 
     Raises:
       InputError: file missing, no .npy, of Python objects, not a floating matrix, another number of rows, m < 2,
-        NaN or inf in a row of the catalogue.
+        NaN, inf or a number beyond float32's range in a row of the catalogue.
     """
     matrix = processes.together(lambda: _open(path))
     rows = matrix.shape[0]
@@ -54,14 +54,20 @@ def load(
         )
     found = processes.together(lambda: scan(matrix[processes.rows_of(rows)]))
     digests = b"".join(processes.gathered_bytes(found.digests))
-    finite, nonzero = (processes.gathered_rows(part, rows) for part in (found.finite, found.nonzero))
-    bad = np.flatnonzero(~finite[items_row])
-    if len(bad):
-        first = ", ".join(repr(item_ids[i]) for i in bad[:3])
-        raise InputError(
-            f"{path}: {len(bad)} of {len(items_row)} items have NaN or inf in their text embedding, the first: "
-            f"{first}. Every number must be finite; a row of zeros says that an item has no text."
-        )
+    finite, narrow, nonzero = (
+        processes.gathered_rows(part, rows) for part in (found.finite, found.narrow, found.nonzero)
+    )
+    for good, fault, right in (
+        (finite, "NaN or inf", "Every number must be finite; a row of zeros says that an item has no text."),
+        (narrow, "numbers beyond float32's range", "Every number must lie between -3.4e38 and 3.4e38; scale them."),
+    ):
+        bad = np.flatnonzero(~good[items_row])
+        if len(bad):
+            first = ", ".join(repr(item_ids[i]) for i in bad[:3])
+            raise InputError(
+                f"{path}: {len(bad)} of {len(items_row)} items have {fault} in their text embedding, the first: "
+                f"{first}. {right}"
+            )
     identity = {
         "source": f"{npy.combined(digests)} {matrix.dtype.str} {rows}x{matrix.shape[1]}",
         "rows": checksum(items_row.astype(np.int64)),

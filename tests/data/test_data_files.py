@@ -85,6 +85,30 @@ def test_all_forms_of_interactions_say_the_same(write, tmp_path, kind):
     assert content.histories.timestamps.tolist() == [2, 3, 3, 1]
 
 
+def mixed(user, item, time):
+    return json.dumps({"user_id": user, "item_id": item, "timestamp": time}) + "\n"
+
+
+def test_json_may_mix_ids_and_other_keys_anything(write):
+    """Such ids come back as strings, as they do from a TSV; a column without strings stays one of numbers."""
+    lines = mixed(3, 1, 5) + mixed("u7", 2, 4.5) + "\n" + mixed(3, 2, 4)
+    found = read_interactions(write("i.jsonl", lines))
+    assert found.users.originals() == ["3", "u7"]
+    assert found.items.originals() == [1, 2]
+    assert found.timestamps.tolist() == [5, 4, 4]
+    assert found.nanoseconds.tolist() == [0, 500_000_000, 0]
+    assert found.users.codes.tolist() == [0, 1, 0]
+    page = (
+        '{"user_id": 3, "item_id": 1, "timestamp": 1, "page": [1, "a"]}\n{"user_id": 4, "item_id": 1, "timestamp": 2, '
+    )
+    found = read_interactions(write("i.jsonl", page + '"page": {"cut": "\\ud83d"}}'))
+    assert found.users.originals() == [3, 4]
+    assert read_interactions(write("i.jsonl", mixed(2**64, "a", 1) + mixed(1, 2, 2))).users.originals() == [
+        str(2**64),
+        "1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -93,20 +117,34 @@ def test_all_forms_of_interactions_say_the_same(write, tmp_path, kind):
             "no column timestamp or position to order by; columns found: user_id, item_id",
         ),
         ('{"user_id": "a", "timestamp": 1}', "no column item_id"),
-        ('{"user_id": "a", "item_id": 1, "timestamp": null}', "row 1: timestamp is empty"),
-        ('{"user_id": "a", "item_id": 1, "timestamp": 3}\n{"item_id": 1, "timestamp": 3}', "row 2: user_id is empty"),
+        ('{"user_id": "a", "item_id": 1, "timestamp": null}', "line 1: timestamp is empty"),
+        ('{"user_id": "a", "item_id": 1, "timestamp": 3}\n{"item_id": 1, "timestamp": 3}', "line 2: user_id is empty"),
         (
             '{"user_id": "a", "item_id": 1, "timestamp": 1700000000000}',
-            "row 1: timestamp '1700000000000' looks like milli",
+            "line 1: timestamp '1700000000000' looks like milli",
         ),
         (
             '{"user_id": "a", "item_id": [1], "timestamp": 3}',
             "column 'item_id' has type list<item: int64>; ids must be",
         ),
-        ('{"user_id": "a"}\n{"user_id": 3}', "changed from string to number in row 1"),
-        ('[{"user_id": "a"}]', "can't be read as JSON Lines"),
-        ('{"user_id": "a"', "can't be read as JSON Lines"),
+        ('[{"user_id": "a"}]', "line 1: each line must be one JSON object, got list"),
+        ('{"user_id": "a"', "line 1: malformed JSON"),
+        ('{"user_id": "a"}\n{"user_id": 3}', "no column item_id; columns found: user_id"),
+        (
+            mixed("u7", "a", 1) + mixed(3, 2.0, 1),
+            "line 2: item_id 2.0 must be an integer or a string, not empty; write 2.",
+        ),
+        (mixed("u7", "a", 1) + "\n" + mixed(3, None, 1), "line 3: item_id None must be an integer or a string"),
+        (mixed("u7", "a", 1) + mixed("\ud83d", "a", 1), "line 2: user_id '\\ud83d' holds half a character"),
+        (
+            mixed("u7", "a", 1) + mixed(3, "a", "2026-01-31"),
+            "line 2: timestamp '2026-01-31' is a written time in a column",
+        ),
+        (mixed("u7", "a", 1) + mixed(3, "a", "\ud83d"), r"line 2: timestamp '\ud83d' is not a number"),
+        (mixed("u7", "a", 1) + mixed(3, "a", None), "line 2: timestamp is empty"),
+        (mixed("u7", "a", 1) + mixed(3, "a", 2**70), "line 2: timestamp '1180591620717411303424' is not a number"),
         ("\n\n", "has no rows"),
+        ("{}\n{}\n", "no column user_id and no column item_id; columns found: none."),
     ],
 )
 def test_bad_interactions_in_json(write, lines, message):
@@ -144,8 +182,9 @@ def test_bad_times_in_iso_8601(write):
     head = "user_id,item_id,timestamp\nu,a,2026-01-31T12:00:00\n"
     for cell, message in (
         ("2026-02-31", r"line 3: timestamp '2026-02-31' is no time like 2026-01-31T12:00:00, with a zone"),
-        ("17", r"line 3: timestamp '17' is no time like"),
-        ("", r"line 3: timestamp is no time like"),
+        ("31.1.2026", r"line 3: timestamp '31.1.2026' is no time like"),
+        ("17", r"line 3: timestamp '17' is a number in a column of written times; the two can't be mixed"),
+        ("", r"line 3: timestamp is empty; every row needs one"),
         ("2026-01-31T12:00:00Z", r"an entry of column 'timestamp' is no time like .* on all of them or none"),
     ):
         with pytest.raises(InputError, match=message):
@@ -299,6 +338,32 @@ def test_unknown_items(write):
     assert content.dropped == {"unknown_items": 5, "users_of_unknown_items_only": 1}
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        ("45.0", 45, "'45.0' as '45': write whole numbers without .0"),
+        ("045", 45, "'045' as '45': write numbers with the same leading zeros"),
+        ("0", "000", "'0' as '000': write numbers with the same leading zeros"),
+        ("p45 ", "p45", "'p45 ' as 'p45': leave out the blanks around ids"),
+        ("e\u0301", "\xe9", "'e\\u0301' as '\\xe9': write both files in one normal form of Unicode"),
+        ("B00X", "b00x", "'B00X' as 'b00x': write letters in the same case"),
+    ],
+)
+def test_ids_in_another_spelling(write, theirs, ours, message):
+    """They are not changed, but told; to leave them out is no advice where nothing would be left."""
+    items = write("items.jsonl", json.dumps({"item_id": ours}) + '\n{"item_id": "a"}\n')
+    lines = f"user_id\titem_id\tposition\nu\t{theirs}\t0\n"
+    for options in ({}, {"unknown_items": "drop"}):
+        with pytest.raises(InputError) as caught:
+            read(write("i.tsv", lines), items, **options)
+        assert f"; all of them are there in another spelling, {message}" in str(caught.value)
+        assert "=drop." not in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        read(write("i.tsv", lines + "u\tx\t1\nu\ta\t2\n"), items)
+    assert f"; 1 of them are there in another spelling, {message}" in str(caught.value)
+    assert "; of the others, add them, or leave these interactions out with --unknown_items=drop." in str(caught.value)
+
+
 def test_nothing_left(write):
     path, items = write("i.tsv", INTERACTIONS), write("items.jsonl", '{"item_id": "z"}\n')
     with pytest.raises(InputError, match="no interactions are left"):
@@ -329,9 +394,20 @@ def test_k_core_against_brute_force(write):
 
 
 BAD_INTERACTIONS = {
-    "no column item_id; columns found: user_id, item, timestamp": "user_id\titem\ttimestamp\na\tb\t1\n",
-    "no column timestamp or position to order by; columns found: user_id, item_id, when": (
+    "no column item_id; columns found: user_id, item, timestamp. Rename 'item' to 'item_id'?": (
+        "user_id\titem\ttimestamp\na\tb\t1\n"
+    ),
+    "columns found: User_ID, itemid, timestamp. Rename 'User_ID' to 'user_id' and 'itemid' to 'item_id'?": (
+        "User_ID\titemid\ttimestamp\na\tb\t1\n"
+    ),
+    "no column item_id; columns found: user_id,item_id. It looks separated by commas; columns of a .tsv file are": (
+        "user_id,item_id\na,b\n"
+    ),
+    "no column timestamp or position to order by; columns found: user_id, item_id, when.": (
         "user_id\titem_id\twhen\na\tb\t1\n"
+    ),
+    "columns found: user_id, item_id, TimeStamp. Rename 'TimeStamp' to 'timestamp'?": (
+        "user_id\titem_id\tTimeStamp\na\tb\t1\n"
     ),
     "is empty": "",
     "line 1: can't be read": "user_id\titem_id\ttimestamp\ra\tb\t1\r",
@@ -346,7 +422,11 @@ BAD_INTERACTIONS = {
     "line 3: timestamp '1700000000000' looks like milliseconds or a written date; times are Unix seconds": (
         INTERACTIONS.replace("bob\ta\t1", "bob\ta\t1700000000000")
     ),
-    "line 4: timestamp is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t"),
+    "line 4: timestamp is empty; every row needs one": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t"),
+    "line 4: timestamp ' ' is empty": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t "),
+    "line 4: timestamp '2026-01-31' is a written time in a column of numbers; the two can't be mixed": (
+        INTERACTIONS.replace("ann\ta\t2", "ann\ta\t2026-01-31")
+    ),
     "line 3: item_id is empty": INTERACTIONS.replace("bob\ta", "bob\t"),
     "column 'item_id' occurs more than once": "user_id\titem_id\titem_id\ttimestamp\na\tb\tc\t1\n",
 }
@@ -410,6 +490,15 @@ def test_bad_parquet(write, tmp_path):
     put(item_id=[1.5, 2.5])
     with pytest.raises(InputError, match="column 'item_id' has type double; ids must be integers or strings"):
         read_interactions(path)
+    put(item_id=[1.0, 2.0])
+    with pytest.raises(InputError, match=r"type double; ids must be .*; write whole numbers without \.0"):
+        read_interactions(path)
+    put(item_id=[1.0, None])
+    with pytest.raises(InputError, match="row 2: item_id is empty; every row needs one"):
+        read_interactions(path)
+    put(item_id=[float("nan"), 1.0])
+    with pytest.raises(InputError, match="row 1: item_id 'nan' is empty"):
+        read_interactions(path)
     put(item_id=[1, None])
     with pytest.raises(InputError, match="row 2: item_id is empty"):
         read_interactions(path)
@@ -431,6 +520,7 @@ BAD_ITEMS = {
     "line 2: malformed JSON": '{"item_id": 1}\n{"item_id": 2,\n',
     "line 1: malformed JSON (maximum recursion depth": "[" * 100_000,
     "line 2: each line must be one JSON object, got list": '{"item_id": 1}\n[2]\n',
+    "line 1: no item_id; columns found: title, itemId. Rename 'itemId' to 'item_id'?": '{"title": "x", "itemId": 1}',
     "line 3: no item_id; columns found: title": '{"item_id": 1}\n\n{"title": "x"}\n',
     r"line 2: item_id 'x\ud83d' holds half a character": '{"item_id": 1}\n{"item_id": "x\\ud83d"}\n',
     "line 1: item_id None must be an integer or a string": '{"item_id": null}\n',
@@ -520,6 +610,8 @@ def test_choice_of_text_columns(write):
     assert chosen.item_text == ["A. 1999", "C", ""]
     with pytest.raises(InputError, match=r"names 'colour'.*columns found: brand, title, year"):
         to_dataset(content, name="n", digest="d", text_columns="title,colour")
+    with pytest.raises(InputError, match=r"columns found: brand, title, year\. Did you mean 'title'\?"):
+        to_dataset(content, name="n", digest="d", text_columns="Titel")
 
 
 def test_join_text():

@@ -193,6 +193,10 @@ def test_where_it_cannot_be_written(config, monkeypatch, tmp_path):
         with pytest.raises(RunError, match=rf"{str(error).splitlines()[0][-10:]}.*--data_dir"):
             data.load(config)
         assert prepared(config) == []
+    told = 'Failed to finalize writing of split "full": write() failed: File too large; writing /x/a: b; at byte 3'
+    monkeypatch.setattr(builders, "write", failing(RuntimeError(told)))
+    with pytest.raises(RunError, match=r"prepared can't be written \(File too large\); make room"):
+        data.load(config)
 
 
 def test_flags_that_are_missing(config):

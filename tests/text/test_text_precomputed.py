@@ -122,6 +122,17 @@ def test_nan_rows_are_counted_and_named(tmp_path, matrix):
     assert len(embeddings(tmp_path / "x.npy", tmp_path, items_row=[1, 4], k_core=2).matrix) == 2
 
 
+def test_numbers_beyond_float32_are_named_as_such(tmp_path, matrix):
+    large = matrix.astype(np.float64)
+    large[[1, 4], 2] = [np.finfo(np.float32).max, -1e300]
+    np.save(tmp_path / "x.npy", large)
+    with pytest.raises(
+        InputError, match=r"x\.npy: 1 of 6 items have numbers beyond float32's range.*'item-4'.*3\.4e38"
+    ):
+        embeddings(tmp_path / "x.npy", tmp_path)
+    assert len(embeddings(tmp_path / "x.npy", tmp_path, items_row=[1, 3], k_core=2).matrix) == 2
+
+
 def write_pickle(path):
     path.write_bytes(pickle.dumps(np.ones((6, 4))))
 

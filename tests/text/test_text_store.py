@@ -197,6 +197,8 @@ def test_scan_knows_every_special_number(dtype):
     x[-2:, 2] = [np.nan, -np.nan]
     found = digests.scan(x)
     np.testing.assert_array_equal(found.finite, np.isfinite(x).all(axis=1))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(found.narrow, np.isfinite(x.astype(np.float32)).all(axis=1))
     np.testing.assert_array_equal(found.nonzero, x.any(axis=1))
 
 

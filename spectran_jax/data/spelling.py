@@ -1,0 +1,56 @@
+"""Ids and columns that are not written as they are looked for: nothing is changed, but messages say what to change."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from spectran_jax.errors import nearest
+
+_WAYS: dict[str, Callable[[str], str]] = {
+    "write whole numbers without .0 (pandas: .astype('Int64'))": lambda item: re.sub(r"^(-?[0-9]+)\.0+$", r"\1", item),
+    "write numbers with the same leading zeros": lambda item: re.sub(r"^0+(?=[0-9])", "", item),
+    "leave out the blanks around ids": str.strip,
+    "write both files in one normal form of Unicode, such as NFC": lambda item: unicodedata.normalize("NFC", item),
+    "write letters in the same case": str.casefold,
+}
+"""What to do about two spellings that one of these makes the same."""
+
+
+def remedy(unknown: Sequence[str], known: Iterable[str], otherwise: str) -> str:
+    """What to do about ids that are not known: to spell them as the known ones, if that is all that is wrong.
+
+    Args:
+      unknown: different ids, as written.
+      known: ids as they are looked for.
+      otherwise: what to do about ids that are not there in another spelling either.
+    """
+    known = list(known)
+    best, told = 0, ""
+    for advice, plain in _WAYS.items():
+        by_plain = {plain(item): item for item in known}
+        found = [(item, by_plain[plain(item)]) for item in unknown if plain(item) in by_plain]
+        if len(found) > best:
+            best = len(found)
+            # Two forms of Unicode look the same unless they are shown by their codes.
+            theirs, ours = map(ascii if "Unicode" in advice else repr, found[0])
+            told = f"of them are there in another spelling, {theirs} as {ours}: {advice}"
+    if not best:
+        return otherwise
+    return f"all {told}" if best == len(unknown) else f"{best} {told}; of the others, {otherwise}"
+
+
+def columns_found(missing: Iterable[str], found: Iterable[str], wanted: Iterable[str] = ()) -> str:
+    """The end of a message of missing columns: those found, and which of them may be meant.
+
+    Args:
+      missing: columns that are looked for and not there.
+      found: columns that are there.
+      wanted: all that are looked for; those of them that are there can't be meant by another.
+    """
+    found = list(found)
+    free = [name for name in found if name not in {*wanted}]
+    pairs = [(near, name) for name in missing if (near := nearest(name, free))]
+    hint = f" Rename {' and '.join(f'{near!r} to {name!r}' for near, name in pairs)}?" if pairs else ""
+    return f"columns found: {', '.join(found) or 'none'}.{hint}"
