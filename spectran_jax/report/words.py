@@ -31,12 +31,13 @@ def metric(name: str, value: float) -> str:
 def spread(name: str, mean: float, std: float) -> str:
     """`0.0402 ± 0.0003`: a mean and its standard deviation, which has two digits and says how many the mean has.
 
-    Metrics have four decimals as ever; a deviation that is none, or nothing beside its mean, has no say.
+    Metrics have four decimals as ever, other means five digits at most; a deviation that is rounding alone is 0.
     """
     plain = name.startswith(_FOUR_DIGITS) or not (math.isfinite(mean) and math.isfinite(std))
     if plain or std <= 1e-6 * abs(mean):
-        return f"{metric(name, mean)} ± {metric(name, std)}"
-    decimals = max(0, 1 - int(f"{std:.1e}".partition("e")[2]))
+        return f"{metric(name, mean)} ± {metric(name, std if plain else 0)}"
+    digits = lambda value: int(f"{value:.1e}".partition("e")[2])  # noqa: E731
+    decimals = max(0, min(1 - digits(std), 4 - digits(mean)))
     return f"{mean:,.{decimals}f} ± {std:,.{decimals}f}"
 
 
