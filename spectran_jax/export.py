@@ -15,6 +15,7 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from spectran_jax import backbones
+from spectran_jax.digest import params_digest
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.new_items import NewItems, new_items
@@ -70,7 +71,7 @@ def export_run(
         progress(1, 3)
         program = serialised(setup, params)
         progress(2, 3)
-        about = _about(setup, workdir, len(ids), 0 if extra is None else len(extra.ids))
+        about = _about(setup, params, len(ids), 0 if extra is None else len(extra.ids))
         output = Path(os.path.realpath(output))
         try:
             with new_folder(output, replace=True) as draft:
@@ -167,10 +168,9 @@ def _items(setup: Setup, params: Params, extra: NewItems | None) -> tuple[np.nda
     return vectors, lengths, ids
 
 
-def _about(setup: Setup, workdir: Path, rows: int, new: int) -> dict[str, Any]:
+def _about(setup: Setup, params: Params, rows: int, new: int) -> dict[str, Any]:
     config = setup.config
     arguments = ["vectors [N, d] float32", "lengths [N] float32", "items [B, L] int32", "counts [B] int32"]
-    metrics = workdir / "metrics.json"
     return {
         "format": FORMAT,
         "files": _FILES,
@@ -183,7 +183,7 @@ def _about(setup: Setup, workdir: Path, rows: int, new: int) -> dict[str, Any]:
         "arguments": [*arguments, *(["timestamps [B, L] int32, seconds"] * _reads_time(setup))],
         "platforms": list(PLATFORMS),
         "jax": jax.__version__,
-        "digest": json.loads(metrics.read_text())["digest"] if metrics.exists() else None,
+        "digest": params_digest(params),
     }
 
 

@@ -18,6 +18,10 @@ from spectran_jax.flags import read_config
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.writing import write_text
 
+RESULTS = ("metrics.json", "ranks.npz", "report.html")
+"""What a run writes at its end, of its best parameters. The first says that the run is finished: written last, it goes
+first."""
+
 
 @contextlib.contextmanager
 def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
@@ -120,6 +124,21 @@ def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
                 f"The run {name} in {workdir} has other values ({'; '.join(differences)}; yours != its). "
                 "Take another --workdir, or the same values."
             )
+
+
+def remove_results(workdir: Path) -> None:
+    """Removes what an earlier end left, before training goes beyond it: it would be told of other parameters.
+
+    Raises:
+      RunError: where the system refuses.
+    """
+    for name in RESULTS:
+        try:
+            (workdir / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"Could not remove {workdir / name}, which training goes beyond: {error.strerror}."
+            ) from None
 
 
 def _run_in(workdir: Path) -> Config | None:
