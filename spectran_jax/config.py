@@ -434,8 +434,8 @@ class Config:
 
     def same_results(self, other: Config) -> bool:
         """Whether a finished run of `other` is one of this configuration: of the resumable fields only when training
-        ends and what is read then make a difference."""
-        return not self.differences(other, also=(*LENGTH, "evaluate"))
+        ends and what is read then make a difference, and `both` holds what either asks for."""
+        return not self.differences(other, LENGTH if other.training.evaluate == "both" else (*LENGTH, "evaluate"))
 
 
 def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:

@@ -23,7 +23,7 @@ from spectran_jax.progress import task
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import catalogue
 from spectran_jax.training.programs import build_table
-from spectran_jax.training.restore import load_run
+from spectran_jax.training.restore import load_run, tell_of_end
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
 from spectran_jax.writing import new_folder, write_bytes, write_json, write_text
@@ -65,6 +65,7 @@ def export_run(
     """
     _check_output(output, workdir)
     setup, params = load_run(workdir)
+    tell_of_end(workdir)
     extra = None if items is None else new_items(setup, params, items, embeddings)
     with task("Exporting", total=3) as progress:
         vectors, lengths, ids = _items(setup, params, extra)

@@ -198,7 +198,7 @@ def write_recommendations(
       InputError: no trained run, k or recall out of range, or a bad file of histories.
     """
     from spectran_jax.data.history_files import read_histories
-    from spectran_jax.training.restore import config_of_run, load_run
+    from spectran_jax.training.restore import config_of_run, load_run, tell_of_end
 
     config_of_run(workdir)  # a typo there is no fault of --output, which lies in it by default
     if not output.parent.is_dir():
@@ -211,9 +211,7 @@ def write_recommendations(
     read = (setup.config.data.interactions, setup.config.data.items, setup.config.text.embeddings, histories or "")
     if output.exists() and output.resolve() in {Path(path).expanduser().resolve() for path in read if path}:
         raise InputError(f"--output={output} is one of the files that are read; write to another place.")
-    if not (workdir / "metrics.json").exists():
-        note = f"--workdir={workdir} has not come to its end: these are its best parameters so far."
-        _tell(note)
+    tell_of_end(workdir)
     dataset = setup.dataset
     if histories is not None:
         user_ids, known, left_out = read_histories(histories, dataset, unknown_items)

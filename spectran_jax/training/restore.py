@@ -8,10 +8,12 @@ from typing import Any
 from spectran_jax import item_encoders
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
+from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
+from spectran_jax.training.workdir import read_metrics
 
 
 def config_of_run(workdir: Path) -> Path:
@@ -20,6 +22,13 @@ def config_of_run(workdir: Path) -> Path:
     if not path.exists():
         raise InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
     return path
+
+
+def tell_of_end(workdir: Path) -> None:
+    """Says so on stderr where a run has not come to its end."""
+    if read_metrics(workdir) is None:
+        note = f"--workdir={workdir} has not come to its end: these are its best parameters so far."
+        print_line(stderr_console(), note)
 
 
 def load_run(workdir: Path) -> tuple[Setup, Any]:

@@ -126,6 +126,15 @@ def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
             )
 
 
+def read_metrics(workdir: Path) -> dict[str, Any] | None:
+    """The content of metrics.json; None where there is none or a damaged one: a run that has not come to its end."""
+    try:
+        metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return metrics if isinstance(metrics, dict) and isinstance(metrics.get("config"), dict) else None
+
+
 def remove_results(workdir: Path) -> None:
     """Removes what an earlier end left, before training goes beyond it: it would be told of other parameters.
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import pytest
 from conftest import without_report
@@ -11,10 +12,12 @@ from spectran_jax.digest import params_digest
 from spectran_jax.errors import InputError, Interrupted
 from spectran_jax.export import export_run
 from spectran_jax.recommend import write_recommendations
+from spectran_jax.studies.jobs import Job
+from spectran_jax.studies.jobs import finished as job_finished
 from spectran_jax.training.consensus import StopVote
 from spectran_jax.training.feed import Feed
 from spectran_jax.training.restore import load_run
-from spectran_jax.training.run import train_and_report
+from spectran_jax.training.run import finished, to_evaluate, train_and_report
 from spectran_jax.training.workdir import RESULTS
 
 
@@ -82,3 +85,66 @@ def test_results_go_before_the_first_step_and_not_for_a_refused_command(config, 
     # The shorter command has its results again, from its checkpoint.
     train(config, run)
     assert json.loads(results(run)["metrics.json"])["digest"] == json.loads(before["metrics.json"])["digest"]
+
+
+def digest_and_sets(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics["digest"], sorted(metrics.keys() & {"valid", "test"})
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"config": []}', '{"config": {"training": 3}}', "[" * 100_000])
+def test_damaged_metrics_are_none(tiny_config, tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    setup = types.SimpleNamespace(config=tiny_config, inputs_digest=None)
+    assert finished(tmp_path, setup) is None
+    assert to_evaluate(tmp_path, setup) == "both"
+    assert job_finished(Job("x", tiny_config), tmp_path) is None
+
+
+def test_damaged_metrics_of_a_run_are_passed_over_and_made_again(config, run, monkeypatch, capsys):
+    before = digest_and_sets(run)
+    (run / "metrics.json").write_text("{}")
+    monkeypatch.setattr(exports, "serialised", lambda setup, params: b"")
+    export_run(run, run / "export")
+    assert json.loads((run / "export" / "export.json").read_text())["digest"] == before[0]
+    assert "has not come to its end" in capsys.readouterr().err
+    train(config, run)
+    assert digest_and_sets(run) == before
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_that_are_missing_or_damaged_are_made_again_without_training(config, run, monkeypatch, capsys, name):
+    before = results(run)
+    monkeypatch.setattr(Feed, "take", lambda self: pytest.fail("trains"))
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"garbage")):
+        damage(run / name)
+        train(config, run)
+        if name != "report.html":  # whose content nobody reads
+            assert results(run)[name] == before[name]
+        told = capsys.readouterr().out
+        assert f"metrics: {run / 'metrics.json'}\nreport:  {run / 'report.html'}\n" in told
+        assert set(results(run)) == set(RESULTS)
+
+
+def test_a_page_alone_is_not_worth_to_train_anew(config, run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    (run / "report.html").unlink()
+    before = results(run)
+    train(config, run)
+    assert results(run) == before
+    assert "report:" not in capsys.readouterr().out
+
+
+def test_a_run_that_has_read_more_than_is_asked_keeps_it(config, run, capsys):
+    before = results(run)
+    train(config.replace(evaluate="valid"), run)
+    assert results(run) == before
+    assert "keeps its results of validation and test" in capsys.readouterr().err
+    # Also where something of it has to be made again, and where the sets are read one after the other.
+    (run / "ranks.npz").unlink()
+    train(config.replace(evaluate="valid"), run)
+    assert digest_and_sets(run) == (json.loads(before["metrics.json"])["digest"], ["test", "valid"])
+    shutil.copytree(run / "checkpoints", run.parent / "apart" / "checkpoints")
+    for evaluate, sets in (("valid", ["valid"]), ("test", ["test", "valid"])):
+        train(config.replace(evaluate=evaluate), run.parent / "apart")
+        assert digest_and_sets(run.parent / "apart")[1] == sets

@@ -16,7 +16,7 @@ from spectran_jax.errors import InputError, RunError
 from spectran_jax.training.run import finished
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_run
-from spectran_jax.writing import write_json, write_text
+from spectran_jax.writing import write_arrays, write_json, write_text
 
 
 def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
@@ -101,8 +101,9 @@ def test_a_cosine_run_of_another_length_is_another_run(tmp_path, values):
 
 
 def test_a_finished_run_counts_whatever_changes_no_number(tmp_path):
-    write_json(tmp_path / "metrics.json", {"config": Config().to_dict(), "inputs": "i"})
-    (tmp_path / "ranks.npz").touch()
+    write_json(tmp_path / "metrics.json", {"config": Config().to_dict(), "inputs": "i", "valid": {}, "test": {}})
+    columns = [f"{split}_{name}" for split in ("valid", "test") for name in ("user", "item", "rank", "history")]
+    write_arrays(tmp_path / "ranks.npz", {name: np.arange(2) for name in (*columns, "item_counts")})
     for values, inputs, counts in (
         ({"data_dir": "x", "mesh": "data:1", "eval_batch_size": 7}, "i", True),
         ({"epochs": 7}, "i", False),
