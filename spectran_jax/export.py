@@ -26,6 +26,7 @@ from spectran_jax.training.programs import build_table
 from spectran_jax.training.restore import load_run, tell_of_end
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
+from spectran_jax.training.workdir import refuse_own
 from spectran_jax.writing import new_folder, write_bytes, write_json, write_text
 
 FORMAT = 1
@@ -194,5 +195,6 @@ def _check_output(output: Path, workdir: Path) -> None:
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.resolve() == workdir.resolve():
         raise InputError(f"--output={output} is the run itself; name a folder of its own.")
+    refuse_own(workdir, output)
     if output.exists() and not (output.is_dir() and ((output / "export.json").is_file() or not any(output.iterdir()))):
         raise InputError(f"--output={output} is there already and no export; name a folder that is free.")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from spectran_jax import backbones, data, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.flags import read_config
 from spectran_jax.layout import EvalBatch
 from spectran_jax.progress import print_line, stderr_console, task
 from spectran_jax.ranking import check_recall
@@ -26,6 +27,7 @@ from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Params
+from spectran_jax.training.workdir import refuse_own
 from spectran_jax.writing import write_text
 
 _OTHER_KINDS = (".gz", ".parquet", ".csv", ".tsv")
@@ -200,17 +202,18 @@ def write_recommendations(
     from spectran_jax.data.history_files import read_histories
     from spectran_jax.training.restore import config_of_run, load_run, tell_of_end
 
-    config_of_run(workdir)  # a typo there is no fault of --output, which lies in it by default
+    config = read_config(config_of_run(workdir))  # a typo there is no fault of --output, which lies in it by default
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file in it.")
     if output.suffix.lower() in _OTHER_KINDS:
         raise InputError(f"--output={output}: recommendations are JSON, an object a line; name a .jsonl file.")
-    setup, params = load_run(workdir)
-    read = (setup.config.data.interactions, setup.config.data.items, setup.config.text.embeddings, histories or "")
+    refuse_own(workdir, output)
+    read = (config.data.interactions, config.data.items, config.text.embeddings, histories or "")
     if output.exists() and output.resolve() in {Path(path).expanduser().resolve() for path in read if path}:
         raise InputError(f"--output={output} is one of the files that are read; write to another place.")
+    setup, params = load_run(workdir)
     tell_of_end(workdir)
     dataset = setup.dataset
     if histories is not None:

@@ -277,6 +277,9 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
         export(tmp_path / "mine")
     with pytest.raises(InputError, match="is the run itself"):
         export(run)
+    for name in ("report.html", "tensorboard", "checkpoints/export"):
+        with pytest.raises(InputError, match="is what the run itself writes"):
+            export(run / name)
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "no" / "where")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"

@@ -63,6 +63,11 @@ def test_the_files_of_a_run_are_not_overwritten(run, loaded, write, tmp_path):
     for path in (loaded[0].config.data.items, tmp_path / "h.jsonl"):
         with pytest.raises(InputError, match="is one of the files that are read"):
             write_recommendations(run, Path(path), k=1, histories=tmp_path / "h.jsonl")
+    (tmp_path / "link.json").symlink_to(run / "metrics.json")
+    own = ("config.json", "metrics.json", "metrics.jsonl", "ranks.npz", "report.html", "checkpoints/x", ".lock")
+    for path in (*(run / name for name in own), tmp_path / "link.json"):
+        with pytest.raises(InputError, match="is what the run itself writes; write to another place"):
+            write_recommendations(run, path, k=1)
     for name in ("x.parquet", "x.jsonl.gz"):
         with pytest.raises(InputError, match="recommendations are JSON, an object a line"):
             write_recommendations(run, tmp_path / name, k=1)

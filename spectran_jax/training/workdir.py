@@ -21,6 +21,8 @@ from spectran_jax.writing import write_text
 RESULTS = ("metrics.json", "ranks.npz", "report.html")
 """What a run writes at its end, of its best parameters. The first says that the run is finished: written last, it goes
 first."""
+_OWN = (*RESULTS, "config.json", "metrics.jsonl", "checkpoints", "profile", "tensorboard", ".lock", ".cluster")
+"""What a run writes into its folder."""
 
 
 @contextlib.contextmanager
@@ -157,6 +159,17 @@ def _run_in(workdir: Path) -> Config | None:
         return None
     held = (workdir / "metrics.json").exists() or any((workdir / "checkpoints").glob("*/[0-9]*/*"))
     return read_config(path) if held else None
+
+
+def refuse_own(workdir: Path, output: Path) -> None:
+    """Checks that an output takes the place of nothing that the run itself writes.
+
+    Raises:
+      InputError: naming it.
+    """
+    folder, place = (Path(os.path.realpath(path)) for path in (workdir, output))
+    if folder in place.parents and place.relative_to(folder).parts[0] in _OWN:
+        raise InputError(f"--output={output} is what the run itself writes; write to another place.")
 
 
 class MetricsLog:
