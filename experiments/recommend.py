@@ -14,7 +14,7 @@ Writes the k best items for each user of a trained run, or for histories of your
 """
 
 _WORKDIR = define_path("workdir", "Folder of a trained run.")
-_K = flags.DEFINE_integer("k", 10, "Items for each user.")
+_K = flags.DEFINE_integer("k", 10, "Items for each user; fewer where --filter_seen leaves no more.")
 _HISTORIES = define_path(
     "histories",
     'Histories of your own: JSONL of {"user_id": ..., "items": [oldest, ..., newest]}, or a TSV, CSV or Parquet file '
@@ -30,7 +30,9 @@ _UNTIL = flags.DEFINE_enum(
     "Histories of the run's own users: up to the test target, as in the evaluation, or all that is known now.",
 )
 _FILTER_SEEN = flags.DEFINE_bool(
-    "filter_seen", None, "Leave out the items of the history; as the run did if not given."
+    "filter_seen",
+    None,
+    "Leave out the items of the history, which may leave a list shorter than --k; as the run did if not given.",
 )
 _RECALL = flags.DEFINE_float(
     "recall",
@@ -60,7 +62,7 @@ def main() -> None:
         unknown_items=_UNKNOWN_ITEMS.value,
         recall=_RECALL.value or None,
     )
-    print(f"{count} users: {output}")
+    print(f"{count:,} {'user' if count == 1 else 'users'}: {output}")
 
 
 if __name__ == "__main__":

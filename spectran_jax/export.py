@@ -15,6 +15,7 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from spectran_jax import backbones
+from spectran_jax.data.text_files import require_file
 from spectran_jax.digest import params_digest
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import SequenceLayout
@@ -27,7 +28,7 @@ from spectran_jax.training.restore import load_run, tell_of_end
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
 from spectran_jax.training.workdir import refuse_own
-from spectran_jax.writing import new_folder, write_bytes, write_json, write_text
+from spectran_jax.writing import new_folder, require_writable, write_bytes, write_json, write_text
 
 FORMAT = 1
 """Goes up whenever a reader of an older export would go wrong."""
@@ -65,6 +66,9 @@ def export_run(
       RunError: where the disk refuses.
     """
     _check_output(output, workdir)
+    for path in (items, embeddings):
+        if path is not None:
+            require_file(path)
     setup, params = load_run(workdir)
     tell_of_end(workdir)
     extra = None if items is None else new_items(setup, params, items, embeddings)
@@ -198,3 +202,4 @@ def _check_output(output: Path, workdir: Path) -> None:
     refuse_own(workdir, output)
     if output.exists() and not (output.is_dir() and ((output / "export.json").is_file() or not any(output.iterdir()))):
         raise InputError(f"--output={output} is there already and no export; name a folder that is free.")
+    require_writable(output)

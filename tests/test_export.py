@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -283,6 +284,16 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "no" / "where")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "load_run", lambda workdir: pytest.fail("loads the model"))
+    with pytest.raises(InputError, match=r"--output=/proc/served can't be written \(.*\); name another place"):
+        export_run(run, Path("/proc/served"))  # where root can't, either
+    for options in ({"items": tmp_path / "none"}, {"items": run / "config.json", "embeddings": tmp_path / "none"}):
+        with pytest.raises(InputError, match=r"none: no such file"):
+            export_run(run, tmp_path / "served", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_that_was_killed_leaves_nothing_after_the_next_ones(export, tmp_path, monkeypatch):

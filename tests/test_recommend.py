@@ -82,7 +82,7 @@ def test_users_without_a_test_target_are_counted(loaded, write, capsys):
         assert len(write(k=1)) == 3
     finally:
         object.__setattr__(setup, "split", dataclasses.replace(setup.split, test=some))
-    assert "57 users are left out, who have no target in the test set; --until=now" in capsys.readouterr().err
+    assert "57 users are left out, without a target in the test set; --until=now" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +162,17 @@ def test_a_history_never_seen_before(write, tmp_path):
     np.testing.assert_allclose(alone[0]["scores"], lines[0]["scores"], atol=1e-6)
 
 
-def test_filter_seen_can_be_asked_for_and_leaves_fewer(write, tmp_path):
+def test_filter_seen_can_be_asked_for_and_leaves_fewer(write, tmp_path, capsys):
     path = tmp_path / "all.jsonl"
     seen = [f"item-{i}" for i in range(ITEMS - 2)]
     path.write_text(json.dumps({"user_id": 1, "items": seen}))
     (line,) = write(histories=path, filter_seen=True)
     assert sorted(line["items"]) == ["item-38", "item-39"]
+    assert "1 of 1 lists are shorter than --k=10: --filter_seen leaves" in capsys.readouterr().err
     (line,) = write(histories=path, filter_seen=False)
     assert len(line["items"]) == 10
     assert set(line["items"]) & set(seen)
+    assert "lists are shorter" not in capsys.readouterr().err
 
 
 def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
@@ -239,6 +241,18 @@ def test_output_that_can_not_be_written(run, tmp_path):
         write_recommendations(run, tmp_path, k=1)
 
 
+def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(restore, "load_run", lambda workdir: pytest.fail("loads the model"))
+    top = tmp_path / "top.jsonl"
+    with pytest.raises(InputError, match=r"none.jsonl: no such file"):
+        write_recommendations(run, top, k=1, histories=tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match=r"--recall must lie above 0"):
+        write_recommendations(run, top, k=1, recall=3.0)
+    with pytest.raises(InputError, match=r"--output=/proc/top.jsonl can't be written \(.*\); name another place"):
+        write_recommendations(run, Path("/proc/top.jsonl"), k=1)  # where root can't, either
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_a_run_is_told_before_its_output(tmp_path):
     with pytest.raises(InputError, match=r"--workdir=.*typo holds no run"):
         write_recommendations(tmp_path / "typo", tmp_path / "typo" / "top.jsonl", k=1)
@@ -247,11 +261,16 @@ def test_a_folder_without_a_run_is_told_before_its_output(tmp_path):
 def test_users_of_unknown_items_alone_are_left_out_and_counted(write, tmp_path, capsys):
     path = tmp_path / "some.jsonl"
     path.write_text(
-        '{"user_id": 1, "items": ["nothing"]}\n{"user_id": 2, "items": ["item-3"]}\n{"user_id": 3, "items": ["x", "y"]}'
+        '{"user_id": 1, "items": ["no"]}\n{"user_id": 2, "items": ["item-3", "z"]}\n{"user_id": 3, "items": ["x", "y"]}'
     )
     (line,) = write(histories=path, unknown_items="drop")
     assert line["user_id"] == 2
-    assert "some.jsonl: 2 users are left out" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "some.jsonl: 4 of 5 entries name items that the run does not know, and are passed over." in told
+    assert "some.jsonl: 2 users are left out" in told
+    path.write_text('{"user_id": 1, "items": ["nothing"]}\n{"user_id": 2, "items": ["item-3"]}')
+    write(histories=path, unknown_items="drop")
+    assert "some.jsonl: 1 user is left out" in capsys.readouterr().err
     path.write_text('{"user_id": 1, "items": ["nothing"]}')
     with pytest.raises(InputError, match="the run knows no item of these histories"):
         write(histories=path, unknown_items="drop")
