@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from spectran_jax import backbones
 from spectran_jax.data.text_files import require_file
 from spectran_jax.digest import params_digest
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.errors import DISK_FULL, InputError, RunError
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.new_items import NewItems, new_items
 from spectran_jax.progress import task
@@ -28,7 +28,7 @@ from spectran_jax.training.restore import load_run, tell_of_end
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
 from spectran_jax.training.workdir import refuse_own
-from spectran_jax.writing import new_folder, require_writable, write_bytes, write_json, write_text
+from spectran_jax.writing import new_folder, require_writable
 
 FORMAT = 1
 """Goes up whenever a reader of an older export would go wrong."""
@@ -78,17 +78,18 @@ def export_run(
         program = serialised(setup, params)
         progress(2, 3)
         about = _about(setup, params, len(ids), 0 if extra is None else len(extra.ids))
-        output = Path(os.path.realpath(output))
         try:
-            with new_folder(output, replace=True) as draft:
+            with new_folder(Path(os.path.realpath(output)), replace=True) as draft:
                 for name, array in (("vectors", vectors), ("lengths", lengths)):
                     np.save(draft / f"{name}.npy", array)
                 lines = "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in ids)
-                write_text(draft / "item_ids.jsonl", lines)
-                write_bytes(draft / "user_states.stablehlo", program)
-                write_json(draft / "export.json", about)
+                (draft / "item_ids.jsonl").write_text(lines, encoding="utf-8")
+                (draft / "user_states.stablehlo").write_bytes(program)
+                (draft / "export.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise RunError(f"Could not write {output}: {error.strerror or error}.") from None
+            reason = error.strerror or "the disk took a part of it"  # NumPy has no number for that
+            advice = "free some space, or " if error.errno in (None, *DISK_FULL) else ""
+            raise RunError(f"Could not write --output={output} ({reason}); {advice}name another folder.") from None
         progress(3, 3)
     return len(ids), about["items"]["new"]
 

@@ -180,10 +180,10 @@ BAD = {
     "embeddings missing": Bad(("file not found", "none.npy"), {"embeddings": "none.npy"}),
     "embeddings no array": Bad(("can't be read as a .npy file",), {"embeddings": "{items}"}),
     "too few rows": Bad(
-        ("embeddings.npy: text embeddings have 39 rows, but the items file has 40 items",), embeddings=lambda x: x[1:]
+        ("embeddings.npy: text embeddings have 39 rows, but", "items.jsonl has 40 items"), embeddings=lambda x: x[1:]
     ),
     "too many rows beside a k-core": Bad(
-        ("embeddings.npy: text embeddings have 41 rows, but the items file has 40 items",),
+        ("embeddings.npy: text embeddings have 41 rows, but", "items.jsonl has 40 items"),
         {"k_core": 2},
         embeddings=lambda x: np.concatenate([x, x[:1]]),
     ),
@@ -379,6 +379,7 @@ def test_a_full_disk_while_data_are_prepared(refused, tiny_flags, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert f"{cache / 'prepared'} can't be written" in message
     assert "File too large" in message
+    assert "; make room, or choose another folder with --data_dir" in message
     assert not list((cache / "prepared").iterdir())
 
 
