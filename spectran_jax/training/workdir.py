@@ -23,11 +23,16 @@ RESULTS = ("metrics.json", "ranks.npz", "report.html")
 first."""
 _OWN = (*RESULTS, "config.json", "metrics.jsonl", "checkpoints", "profile", "tensorboard", ".lock", ".cluster")
 """What a run writes into its folder."""
+_TRIES = 10
+"""Times that a folder is made which another process, which had made it before, takes away again."""
 
 
 @contextlib.contextmanager
 def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
     """Creates the work directory and holds it for this process.
+
+    A folder that was made here goes again where the block leaves nothing in it: a command that was refused leaves no
+    trace.
 
     Args:
       workdir: the folder.
@@ -36,30 +41,73 @@ def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
       InputError: where another live process holds it, or it can't be created or written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} can't be used: {error.strerror}.") from None
-    with file:
+    deadline = time.monotonic() + patience
+    while True:
+        made, file = _open_lock(workdir)
+        with file:
+            _take(file, workdir, deadline)
+            if not _is(file, workdir / ".lock"):  # its owner took it away: no other process would find it locked
+                continue
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                _remove_empty(made)
+            return
+
+
+def _open_lock(workdir: Path) -> tuple[list[Path], IO[str]]:
+    """Folders that had to be made, the innermost first, and the file that is locked."""
+    tries = 0
+    while True:
+        tries += 1
         try:
-            _lock(file, time.monotonic() + patience)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise InputError(
-                f"--workdir={workdir} is in use by another live process (pid {owner}). "
-                "Wait for it, or take another folder."
-            ) from None
+            if workdir.is_file():
+                raise InputError(f"--workdir={workdir} is a file; name a folder.")
+            made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+            workdir.mkdir(parents=True, exist_ok=True)
+            return made, (workdir / ".lock").open("a+")
         except OSError as error:
-            raise InputError(
-                f"--workdir={workdir} can't be locked ({error.strerror}): mount its file system with locks (Lustre: "
-                "-o flock), or take another folder."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            if isinstance(error, FileNotFoundError) and tries < _TRIES:
+                continue
+            raise InputError(f"--workdir={workdir} can't be used: {error.strerror}.") from None
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(made: list[Path]) -> None:
+    """Removes folders, the innermost first, as long as they hold nothing but the lock, which this process holds."""
+    with contextlib.suppress(OSError):  # not empty, among others
+        if made and [path.name for path in made[0].iterdir()] == [".lock"]:
+            (made[0] / ".lock").unlink()
+            for folder in made:
+                folder.rmdir()
+
+
+def _take(file: IO[str], workdir: Path, deadline: float) -> None:
+    """Locks the file, or says why not."""
+    try:
+        _lock(file, deadline)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        raise InputError(
+            f"--workdir={workdir} is in use by another live process (pid {owner}). "
+            "Wait for it, or take another folder."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir} can't be locked ({error.strerror}): mount its file system with locks (Lustre: "
+            "-o flock), or take another folder."
+        ) from None
 
 
 def _lock(file: IO[str], deadline: float) -> None:

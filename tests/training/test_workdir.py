@@ -1,5 +1,6 @@
 """Work directories: one owner, one configuration, whole files; and metrics.jsonl after a crash."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +61,42 @@ def test_a_work_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't be used"), locked(tmp_path / "file" / "below"):
         pass
+
+
+def test_a_work_directory_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="file is a file; name a folder"), locked(tmp_path / "file"):
+        pass
+    with pytest.raises(InputError, match="can't be used"), locked(Path("/proc/run")):
+        pass
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(InputError, match="refused"), locked(tmp_path / "runs" / "mine"):
+        raise InputError("refused")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "theirs").mkdir()
+    with locked(tmp_path / "theirs"):
+        pass
+    with locked(tmp_path / "runs" / "mine"):
+        (tmp_path / "runs" / "mine" / "config.json").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", ".lock", "config.json", "mine", "runs", "theirs"]
+
+
+def test_who_waits_for_a_lock_that_goes_takes_the_next_one(tmp_path, monkeypatch):
+    folder, waits = tmp_path / "run", []
+    with contextlib.ExitStack() as other:
+        other.enter_context(locked(folder))
+
+        def sleep(seconds):
+            waits.append(seconds)
+            other.close()  # refused: it takes its folder away
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        with locked(folder, patience=60):
+            assert waits
+            assert is_locked(folder)
+    assert not folder.exists()
 
 
 def test_log_drops_what_is_after_the_step_and_what_a_crash_tore(tmp_path):
