@@ -3,7 +3,7 @@
 from absl import flags
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import define_path, run
+from spectran_jax.flags import define_files_of_run, define_path, run
 
 SYNOPSIS = """
 Writes the k best items for each user of a trained run, or for histories of your own, one JSON object a line:
@@ -20,6 +20,7 @@ _HISTORIES = define_path(
     'Histories of your own: JSONL of {"user_id": ..., "items": [oldest, ..., newest]}, or a TSV, CSV or Parquet file '
     "with user_id, item_id and timestamp or position. The users of the run if empty.",
 )
+_FILES = define_files_of_run()
 _UNKNOWN_ITEMS = flags.DEFINE_enum(
     "unknown_items", "error", ["error", "drop"], "What to do with items of --histories that the run does not know."
 )
@@ -57,6 +58,7 @@ def main() -> None:
         output,
         k=_K.value,
         histories=_HISTORIES.value,
+        files={name: flag.value for name, flag in _FILES.items() if flag.value},
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
         unknown_items=_UNKNOWN_ITEMS.value,
@@ -69,6 +71,6 @@ if __name__ == "__main__":
     run(
         main,
         SYNOPSIS,
-        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "recall", "output"),
+        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "recall", "output", *_FILES),
         with_config=False,
     )

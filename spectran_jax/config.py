@@ -15,6 +15,9 @@ from spectran_jax.errors import InputError, unknown_name
 LENGTH = ("epochs", "max_steps", "patience")
 """Fields that say when training ends. They are resumable, and yet decide the numbers that come out."""
 
+FILES = ("interactions", "items", "embeddings")
+"""Fields that name files whose content decides the numbers, and not where they lie."""
+
 
 def _field(default: Any, help: str, *, choices: tuple[str, ...] = (), resumable: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "resumable": resumable})
@@ -431,6 +434,12 @@ class Config:
             if (not field.metadata["resumable"] or field.name in also)
             and getattr(getattr(self, section), field.name) != getattr(getattr(other, section), field.name)
         ]
+
+    def naming_files_as(self, other: Config) -> Config:
+        """A copy that names each file as `other` does, where both name one: whether they hold the same is for the
+        digest of a run's inputs to say."""
+        names = {name: other.get(name) for name in FILES if self.get(name) and other.get(name)}
+        return self.replace(**names)
 
     def same_results(self, other: Config) -> bool:
         """Whether a finished run of `other` is one of this configuration: of the resumable fields only when training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from spectran_jax.progress import task
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import catalogue
 from spectran_jax.training.programs import build_table
-from spectran_jax.training.restore import load_run, tell_of_end
+from spectran_jax.training.restore import load_run, read_run, tell_of_end
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
 from spectran_jax.training.workdir import refuse_own
@@ -43,7 +43,12 @@ _FILES = {
 
 
 def export_run(
-    workdir: Path, output: Path, *, items: Path | None = None, embeddings: Path | None = None
+    workdir: Path,
+    output: Path,
+    *,
+    items: Path | None = None,
+    embeddings: Path | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> tuple[int, int]:
     """Writes the folder `output`, whole or not at all; an earlier export there is replaced.
 
@@ -57,6 +62,7 @@ def export_run(
       output: the folder.
       items: a file of items beyond the catalogue, which get vectors from their text (`new_items`) and the last rows.
       embeddings: their text embeddings, where the run was trained on precomputed ones.
+      files: where the run's own files lie now, by field; see `restore.read_run`.
 
     Returns:
       The number of rows, and how many of them are new items.
@@ -65,11 +71,12 @@ def export_run(
       InputError: no trained run, a folder that holds something else, or as `new_items`.
       RunError: where the disk refuses.
     """
+    read_run(workdir, files)  # a typo there is no fault of --output, which lies in it by default
     _check_output(output, workdir)
     for path in (items, embeddings):
         if path is not None:
             require_file(path)
-    setup, params = load_run(workdir)
+    setup, params = load_run(workdir, files)
     tell_of_end(workdir)
     extra = None if items is None else new_items(setup, params, items, embeddings)
     with task("Exporting", total=3) as progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from spectran_jax import backbones, data, evaluation
 from spectran_jax.data import Histories, Targets
 from spectran_jax.data.text_files import require_file
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.flags import read_config
 from spectran_jax.layout import EvalBatch
 from spectran_jax.progress import print_line, stderr_console, task
 from spectran_jax.ranking import check_recall
@@ -180,6 +179,7 @@ def write_recommendations(
     *,
     k: int,
     histories: Path | None = None,
+    files: Mapping[str, Path] | None = None,
     until: str = "test",
     filter_seen: bool | None = None,
     unknown_items: str = "error",
@@ -192,6 +192,7 @@ def write_recommendations(
       output: the file; written whole or not at all.
       k: items a user; fewer where `filter_seen` leaves no more.
       histories: a file of histories; the run's own users if None.
+      files: where the run's own files lie now, by field; see `restore.read_run`.
       until: for the run's own users, "test" goes on from the history before the test target, as the evaluation
         does, "now" from all that is known.
       filter_seen: leave out the items of the history; as the run did if None.
@@ -205,9 +206,9 @@ def write_recommendations(
       InputError: no trained run, k or recall out of range, or a bad file of histories.
     """
     from spectran_jax.data.history_files import read_histories
-    from spectran_jax.training.restore import config_of_run, load_run, tell_of_end
+    from spectran_jax.training.restore import load_run, read_run, tell_of_end
 
-    config = read_config(config_of_run(workdir))  # a typo there is no fault of --output, which lies in it by default
+    config = read_run(workdir, files)  # a typo there is no fault of --output, which lies in it by default
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():
@@ -222,7 +223,7 @@ def write_recommendations(
     if histories is not None:
         require_file(histories)
     check_recall(recall, "--recall")
-    setup, params = load_run(workdir)
+    setup, params = load_run(workdir, files)
     tell_of_end(workdir)
     dataset = setup.dataset
     if histories is not None:

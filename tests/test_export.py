@@ -58,7 +58,7 @@ def loaded(run):
 @pytest.fixture
 def export(run, loaded, tmp_path, monkeypatch):
     """Exports the run, which is read from disk once for all tests."""
-    monkeypatch.setattr(exports, "load_run", lambda workdir: loaded)
+    monkeypatch.setattr(exports, "load_run", lambda workdir, files: loaded)
 
     def call(output=tmp_path / "served", **options):
         export_run(run, output, **options)
@@ -288,7 +288,7 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
 
 
 def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "load_run", lambda workdir: pytest.fail("loads the model"))
+    monkeypatch.setattr(exports, "load_run", lambda workdir, files: pytest.fail("loads the model"))
     with pytest.raises(InputError, match=r"--output=/proc/served can't be written \(.*\); name another place"):
         export_run(run, Path("/proc/served"))  # where root can't, either
     for options in ({"items": tmp_path / "none"}, {"items": run / "config.json", "embeddings": tmp_path / "none"}):

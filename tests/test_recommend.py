@@ -46,7 +46,7 @@ def loaded(run):
 @pytest.fixture
 def write(run, loaded, tmp_path, monkeypatch):
     """Writes recommendations of the run, which is read from disk only once for all tests; returns the lines."""
-    monkeypatch.setattr(restore, "load_run", lambda workdir: loaded)
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: loaded)
 
     def call(**options):
         output = tmp_path / "top.jsonl"
@@ -186,7 +186,7 @@ def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
 def test_now_tells_of_users_with_too_few_interactions(run, loaded, tmp_path, monkeypatch, capsys):
     setup, params = loaded
     short = dataclasses.replace(setup.dataset, dropped={"users_too_short": 7})
-    monkeypatch.setattr(restore, "load_run", lambda workdir: (dataclasses.replace(setup, dataset=short), params))
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: (dataclasses.replace(setup, dataset=short), params))
     for until, told in (("now", True), ("test", False)):
         write_recommendations(run, tmp_path / "top.jsonl", k=1, until=until)
         assert ("7 users are left out" in capsys.readouterr().err) is told
@@ -242,7 +242,7 @@ def test_output_that_can_not_be_written(run, tmp_path):
 
 
 def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(restore, "load_run", lambda workdir: pytest.fail("loads the model"))
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: pytest.fail("loads the model"))
     top = tmp_path / "top.jsonl"
     with pytest.raises(InputError, match=r"none.jsonl: no such file"):
         write_recommendations(run, top, k=1, histories=tmp_path / "none.jsonl")
@@ -331,7 +331,7 @@ def test_no_row_beyond_the_catalogue_is_recommended(tmp_path):
 
 def test_a_run_that_has_not_ended_says_so(run, loaded, tmp_path, monkeypatch, capsys):
     shutil.copy(run / "config.json", tmp_path)
-    monkeypatch.setattr(restore, "load_run", lambda workdir: loaded)
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: loaded)
     for folder, told in ((tmp_path, 1), (run, 0)):
         write_recommendations(folder, tmp_path / "top.jsonl", k=1)
         assert capsys.readouterr().err.count("has not come to its end") == told
@@ -368,7 +368,7 @@ def test_a_run_that_is_used_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict()))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r"was trained on interactions.tsv, and there is no such file from .*the folder"
+        InputError, match=r"was trained on interactions.tsv, .* no such file from .*the folder .*--interactions=FILE"
     ):
         load_run(tmp_path / "run")
 

@@ -30,7 +30,7 @@ from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.shares import rows_of_process
-from spectran_jax.training.workdir import locked, read_metrics, refuse_other_run
+from spectran_jax.training.workdir import locked, read_metrics, refuse_other_files, refuse_other_run
 from spectran_jax.writing import write_arrays, write_json
 
 _LOCK_SECONDS = 150.0
@@ -66,6 +66,8 @@ def train_and_report(config: Config, workdir: Path | None, options: ClusterOptio
         clock = time.perf_counter()
         setup = _prepare(cluster, config)
         phases = {"set-up": time.perf_counter() - clock}
+        if cluster.is_first:
+            refuse_other_files(workdir, config, setup.inputs_digest)
         metrics: dict[str, Any] | None = cluster.of_first("finished", lambda: finished(workdir, setup))
         if metrics is None:
             sets = cluster.of_first("evaluate", lambda: to_evaluate(workdir, setup))
@@ -124,7 +126,7 @@ def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
         return None
     try:
         held = Config.from_dict(metrics["config"])
-        if not setup.config.same_results(held):
+        if not setup.config.naming_files_as(held).same_results(held):
             return None
         for name in summary.evaluated(held):
             if not isinstance(metrics.get(name), dict):
@@ -146,16 +148,16 @@ def to_evaluate(workdir: Path, setup: Setup) -> str:
         held = Config.from_dict(metrics["config"])
     except InputError:  # of another version
         return asked
-    return asked if setup.config.differences(held, LENGTH) or held.training.evaluate == asked else "both"
+    other = setup.config.naming_files_as(held).differences(held, LENGTH)
+    return asked if other or held.training.evaluate == asked else "both"
 
 
 def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float], cluster: Cluster) -> dict[str, Any]:
-    config = setup.config
-    if cluster.is_first:
-        write_json(workdir / "config.json", config.to_dict())  # not before the input is known to be good
-    console = stderr_console()
+    config, console = setup.config, stderr_console()
 
     def announce(params: Any, step: int) -> None:
+        if cluster.is_first:  # not before the input is known to be good, and that of the checkpoints there
+            write_json(workdir / "config.json", config.to_dict())
         print_table(parameter_table(summary.parameter_rows(params)), console)
         for line in notices(setup) if cluster.is_first else ():
             print_line(console, line)

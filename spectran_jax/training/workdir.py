@@ -141,7 +141,7 @@ def is_locked(workdir: Path) -> bool:
 def refuse_other_run(workdir: Path, config: Config) -> None:
     """Checks that the work directory holds no run, or one of this configuration.
 
-    A folder without a checkpoint or results holds no run: a command that failed before it trained does not bind
+    Files may have other names than they had; `refuse_other_files` looks at their content once it is known. A folder without a checkpoint or results holds no run: a command that failed before it trained does not bind
     the next one. A cosine schedule ends with the run, so that a longer one is another from its first steps on.
 
     Raises:
@@ -149,7 +149,7 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     """
     other = _run_in(workdir)
     if other is not None:
-        differences = config.differences(
+        differences = config.naming_files_as(other).differences(
             other, ("epochs", "max_steps") if config.optimizer.schedule == "cosine" else ()
         )
         if differences:
@@ -157,6 +157,30 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
                 f"--workdir={workdir} holds a run of another configuration ({'; '.join(differences)}; yours != its). "
                 "Take another folder, or the same values."
             )
+
+
+def refuse_other_files(workdir: Path, config: Config, inputs: str) -> None:
+    """Checks that files which have other names than the run's hold what those held.
+
+    Args:
+      workdir: the folder, which `refuse_other_run` has passed.
+      config: of this start.
+      inputs: digest of its inputs.
+
+    Raises:
+      InputError: naming the fields that differ.
+    """
+    other = _run_in(workdir)
+    if other is None or config.naming_files_as(other) == config:
+        return
+    metrics = read_metrics(workdir)
+    if metrics is None and any((workdir / "checkpoints" / "latest").glob("[0-9]*")):
+        return  # a checkpoint of other inputs is refused where it is read
+    if metrics is None or metrics.get("inputs") != inputs:
+        raise InputError(
+            f"--workdir={workdir} holds a run of files with other content ({'; '.join(config.differences(other))}; yours "
+            "!= its). Take another folder, or the same files."
+        )
 
 
 def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import types
+from pathlib import Path
 
 import pytest
 from conftest import without_report
@@ -148,3 +149,58 @@ def test_a_run_that_has_read_more_than_is_asked_keeps_it(config, run, capsys):
     for evaluate, sets in (("valid", ["valid"]), ("test", ["test", "valid"])):
         train(config.replace(evaluate=evaluate), run.parent / "apart")
         assert digest_and_sets(run.parent / "apart")[1] == sets
+
+
+@pytest.fixture
+def moved(config, tmp_path):
+    """The run's files in another place."""
+    return {
+        name: Path(shutil.copy(config.get(name), tmp_path / f"moved{Path(config.get(name)).suffix}"))
+        for name in ("interactions", "items", "embeddings")
+    }
+
+
+def test_a_run_whose_files_were_moved_goes_on(config, run, moved, capsys):
+    before, there = results(run), {name: str(path) for name, path in moved.items()}
+    train(config.replace(**there), run)
+    assert results(run) == before
+    train(config.replace(**there, epochs=2), run)
+    assert "Resuming from step" in capsys.readouterr().err
+    assert json.loads((run / "config.json").read_text())["data"]["items"] == there["items"]
+    with moved["interactions"].open("a") as file:
+        file.write("1000\titem-1\t9000000\n")
+    other = moved["interactions"].rename(moved["interactions"].with_name("other.tsv"))
+    before = results(run)
+    for message in ("holds a run of files with other content", "was trained on other data"):
+        with pytest.raises(InputError, match=message):
+            train(config.replace(**{**there, "interactions": str(other)}, epochs=3), run)
+        assert json.loads((run / "config.json").read_text())["data"]["interactions"] == there["interactions"]
+        assert results(run) == before
+        (run / "metrics.json").unlink(missing_ok=True)  # then the checkpoint knows
+        before = results(run)
+
+
+def test_a_run_whose_files_were_moved_serves(config, run, moved, tmp_path, monkeypatch):
+    write_recommendations(run, tmp_path / "before.jsonl", k=3)
+    gone = {name: f"gone/{path.name}" for name, path in moved.items()}
+    (run / "config.json").write_text(json.dumps(config.replace(**gone).to_dict()))
+    with pytest.raises(InputError, match=r"trained on gone/moved.tsv, .* where it lies now, --interactions=FILE"):
+        write_recommendations(run, tmp_path / "top.jsonl", k=3)
+    write_recommendations(run, tmp_path / "top.jsonl", k=3, files=moved)
+    assert (tmp_path / "top.jsonl").read_bytes() == (tmp_path / "before.jsonl").read_bytes()
+    monkeypatch.setattr(exports, "serialised", lambda setup, params: b"")
+    assert export_run(run, tmp_path / "export", files=moved) == (40, 0)
+    with pytest.raises(InputError, match=r"none.npy: no such file"):
+        write_recommendations(run, tmp_path / "top.jsonl", k=3, files={**moved, "embeddings": tmp_path / "none.npy"})
+    with pytest.raises(InputError, match=r"--output=.*moved.jsonl is one of the files that are read"):
+        write_recommendations(run, moved["items"], k=3, files=moved)
+    with moved["interactions"].open("a") as file:
+        file.write("1000\titem-1\t9000000\n")
+    with pytest.raises(InputError, match="was trained on other data than its files hold now"):
+        export_run(run, tmp_path / "export", files=moved)
+
+
+def test_a_file_that_the_run_never_had(config, run, moved, tmp_path):
+    (run / "config.json").write_text(json.dumps(config.replace(embeddings="").to_dict()))
+    with pytest.raises(InputError, match=r"--embeddings=.*npy: the run in .* was trained without such a file"):
+        write_recommendations(run, tmp_path / "top.jsonl", k=3, files=moved)

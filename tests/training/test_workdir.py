@@ -17,7 +17,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.training.run import finished
 from spectran_jax.training.tensorboard import Summaries
-from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_run
+from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_files, refuse_other_run
 from spectran_jax.writing import write_arrays, write_json, write_text
 
 
@@ -136,6 +136,25 @@ def test_a_cosine_run_of_another_length_is_another_run(tmp_path, values):
     refuse_other_run(tmp_path, config.replace(patience=3))
     with pytest.raises(InputError, match=f"another configuration .{next(iter(values))}: 3 != "):
         refuse_other_run(tmp_path, config.replace(**values))
+
+
+def test_files_by_another_name_are_compared_by_content(tmp_path):
+    config = Config().replace(dataset="files", interactions="a.tsv", items="i.jsonl", embeddings="e.npy")
+    moved = config.replace(interactions="/x/a.tsv", embeddings="../e.npy")
+    write_json(tmp_path / "config.json", config.to_dict())
+    refuse_other_files(tmp_path, moved, "others")  # no run yet
+    write_json(tmp_path / "metrics.json", {"config": config.to_dict(), "inputs": "i"})
+    refuse_other_run(tmp_path, moved)
+    refuse_other_files(tmp_path, moved, "i")
+    refuse_other_files(tmp_path, config, "others")  # by the same name: what was there is made anew, or refused as before
+    with pytest.raises(InputError, match=r"other content \(interactions: '/x/a.tsv' != 'a.tsv'; embeddings: .*its\)"):
+        refuse_other_files(tmp_path, moved, "others")
+    with pytest.raises(InputError, match=r"another configuration \(embeddings: '' != 'e.npy'"):
+        refuse_other_run(tmp_path, moved.replace(embeddings=""))
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "checkpoints" / "best" / "3" / "state").mkdir(parents=True)  # nothing says of which inputs
+    with pytest.raises(InputError, match="other content"):
+        refuse_other_files(tmp_path, moved, "i")
 
 
 def test_a_finished_run_counts_whatever_changes_no_number(tmp_path):
