@@ -100,8 +100,7 @@ def _take(file: IO[str], workdir: Path, deadline: float) -> None:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         raise InputError(
-            f"--workdir={workdir} is in use by another live process (pid {owner}). "
-            "Wait for it, or take another folder."
+            f"--workdir={workdir} is in use by another live process (pid {owner}). Wait for it, or take another folder."
         ) from None
     except OSError as error:
         raise InputError(
@@ -141,8 +140,9 @@ def is_locked(workdir: Path) -> bool:
 def refuse_other_run(workdir: Path, config: Config) -> None:
     """Checks that the work directory holds no run, or one of this configuration.
 
-    Files may have other names than they had; `refuse_other_files` looks at their content once it is known. A folder without a checkpoint or results holds no run: a command that failed before it trained does not bind
-    the next one. A cosine schedule ends with the run, so that a longer one is another from its first steps on.
+    Files may have other names than they had: `refuse_other_files` looks at their content once it is known. A folder
+    without a checkpoint or results holds no run: a command that failed before it trained does not bind the next one. A
+    cosine schedule ends with the run, so that a longer one is another from its first steps on.
 
     Raises:
       InputError: naming the fields that differ.
@@ -178,8 +178,8 @@ def refuse_other_files(workdir: Path, config: Config, inputs: str) -> None:
         return  # a checkpoint of other inputs is refused where it is read
     if metrics is None or metrics.get("inputs") != inputs:
         raise InputError(
-            f"--workdir={workdir} holds a run of files with other content ({'; '.join(config.differences(other))}; yours "
-            "!= its). Take another folder, or the same files."
+            f"--workdir={workdir} holds a run of files with other content ({'; '.join(config.differences(other))}; "
+            "yours != its). Take another folder, or the same files."
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves at its end stands for its parameters: it goes when they do, and is made again where it is missing."""
+"""What a run leaves at its end is of its parameters: it goes when they do, and is made again where it is missing."""
 
 import json
 import shutil

@@ -80,7 +80,8 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
         pass
     with locked(tmp_path / "runs" / "mine"):
         (tmp_path / "runs" / "mine" / "config.json").touch()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", ".lock", "config.json", "mine", "runs", "theirs"]
+    assert sorted(path.name for path in (tmp_path / "runs" / "mine").iterdir()) == [".lock", "config.json"]
+    assert sorted(path.name for path in (tmp_path / "theirs").iterdir()) == [".lock"]
 
 
 def test_who_waits_for_a_lock_that_goes_takes_the_next_one(tmp_path, monkeypatch):
@@ -146,7 +147,7 @@ def test_files_by_another_name_are_compared_by_content(tmp_path):
     write_json(tmp_path / "metrics.json", {"config": config.to_dict(), "inputs": "i"})
     refuse_other_run(tmp_path, moved)
     refuse_other_files(tmp_path, moved, "i")
-    refuse_other_files(tmp_path, config, "others")  # by the same name: what was there is made anew, or refused as before
+    refuse_other_files(tmp_path, config, "others")  # the same name: for the checkpoint to refuse
     with pytest.raises(InputError, match=r"other content \(interactions: '/x/a.tsv' != 'a.tsv'; embeddings: .*its\)"):
         refuse_other_files(tmp_path, moved, "others")
     with pytest.raises(InputError, match=r"another configuration \(embeddings: '' != 'e.npy'"):
