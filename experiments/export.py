@@ -1,7 +1,7 @@
 """Writes a trained run for serving: item vectors, ids, and the user model as a StableHLO program."""
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import define_path, run
+from spectran_jax.flags import define_files_of_run, define_path, run
 
 SYNOPSIS = """
 Writes what serving needs of a trained run to a folder: vectors.npy and item_ids.jsonl for a vector index,
@@ -25,6 +25,8 @@ _NEW_EMBEDDINGS = define_path(
     "--embeddings, by the same text encoder.",
 )
 
+_FILES = define_files_of_run()
+
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
@@ -34,12 +36,13 @@ def main() -> None:
         raise InputError("--new_embeddings are those of --new_items; give both.")
     output = _OUTPUT.value or _WORKDIR.value / "export"
     from spectran_jax.export import export_run
-    from spectran_jax.training.restore import config_of_run
 
-    config_of_run(_WORKDIR.value)  # a typo there is no fault of --output, which lies in it by default
-    rows, new = export_run(_WORKDIR.value, output, items=_NEW_ITEMS.value, embeddings=_NEW_EMBEDDINGS.value)
+    files = {name: flag.value for name, flag in _FILES.items() if flag.value}
+    rows, new = export_run(
+        _WORKDIR.value, output, items=_NEW_ITEMS.value, embeddings=_NEW_EMBEDDINGS.value, files=files
+    )
     print(f"{rows:,} items{f', {new:,} of them new' if new else ''}: {output}")
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "output", "new_items", "new_embeddings"), with_config=False)
+    run(main, SYNOPSIS, own=("workdir", "output", "new_items", "new_embeddings", *_FILES), with_config=False)

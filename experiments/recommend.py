@@ -3,7 +3,7 @@
 from absl import flags
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import define_path, run
+from spectran_jax.flags import define_files_of_run, define_path, run
 
 SYNOPSIS = """
 Writes the k best items for each user of a trained run, or for histories of your own, one JSON object a line:
@@ -14,12 +14,13 @@ Writes the k best items for each user of a trained run, or for histories of your
 """
 
 _WORKDIR = define_path("workdir", "Folder of a trained run.")
-_K = flags.DEFINE_integer("k", 10, "Items for each user.")
+_K = flags.DEFINE_integer("k", 10, "Items for each user; fewer where --filter_seen leaves no more.")
 _HISTORIES = define_path(
     "histories",
     'Histories of your own: JSONL of {"user_id": ..., "items": [oldest, ..., newest]}, or a TSV, CSV or Parquet file '
     "with user_id, item_id and timestamp or position. The users of the run if empty.",
 )
+_FILES = define_files_of_run()
 _UNKNOWN_ITEMS = flags.DEFINE_enum(
     "unknown_items", "error", ["error", "drop"], "What to do with items of --histories that the run does not know."
 )
@@ -30,7 +31,9 @@ _UNTIL = flags.DEFINE_enum(
     "Histories of the run's own users: up to the test target, as in the evaluation, or all that is known now.",
 )
 _FILTER_SEEN = flags.DEFINE_bool(
-    "filter_seen", None, "Leave out the items of the history; as the run did if not given."
+    "filter_seen",
+    None,
+    "Leave out the items of the history, which may leave a list shorter than --k; as the run did if not given.",
 )
 _RECALL = flags.DEFINE_float(
     "recall",
@@ -56,6 +59,7 @@ def main() -> None:
         output,
         k=_K.value,
         histories=_HISTORIES.value,
+        files={name: flag.value for name, flag in _FILES.items() if flag.value},
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
         unknown_items=_UNKNOWN_ITEMS.value,
@@ -68,6 +72,6 @@ if __name__ == "__main__":
     run(
         main,
         SYNOPSIS,
-        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "recall", "output"),
+        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "recall", "output", *_FILES),
         with_config=False,
     )

@@ -17,6 +17,9 @@ from spectran_jax.errors import InputError, unknown_name
 LENGTH = ("epochs", "max_steps", "patience")
 """Fields that say when training ends. They are resumable, and yet decide the numbers that come out."""
 
+FILES = ("interactions", "items", "embeddings")
+"""Fields that name files whose content decides the numbers, and not where they lie."""
+
 
 def _field(
     default: Any,
@@ -476,10 +479,16 @@ class Config:
             if mine != theirs[name] and (name not in resumable or name in also)
         ]
 
+    def naming_files_as(self, other: Config) -> Config:
+        """A copy that names each file as `other` does, where both name one: whether they hold the same is for the
+        digest of a run's inputs to say."""
+        names = {name: other.get(name) for name in FILES if self.get(name) and other.get(name)}
+        return self.replace(**names)
+
     def same_results(self, other: Config) -> bool:
         """Whether a finished run of `other` is one of this configuration: of the resumable fields only when training
-        ends and what is read then make a difference."""
-        return not self.differences(other, also=(*LENGTH, "evaluate"))
+        ends and what is read then make a difference, and `both` holds what either asks for."""
+        return not self.differences(other, LENGTH if other.training.evaluate == "both" else (*LENGTH, "evaluate"))
 
 
 def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:

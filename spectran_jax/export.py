@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,20 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from spectran_jax import backbones
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.data.text_files import require_file
+from spectran_jax.digest import params_digest
+from spectran_jax.errors import DISK_FULL, InputError, RunError
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.new_items import NewItems, new_items
 from spectran_jax.progress import task
 from spectran_jax.recommender import ItemTable
 from spectran_jax.training import catalogue
 from spectran_jax.training.programs import build_table
-from spectran_jax.training.restore import load_run
+from spectran_jax.training.restore import load_run, read_run, tell_of_end
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
-from spectran_jax.writing import new_folder, write_bytes, write_json, write_text
+from spectran_jax.training.workdir import refuse_own
+from spectran_jax.writing import new_folder, require_writable
 
 FORMAT = 1
 """Goes up whenever a reader of an older export would go wrong."""
@@ -40,7 +43,12 @@ _FILES = {
 
 
 def export_run(
-    workdir: Path, output: Path, *, items: Path | None = None, embeddings: Path | None = None
+    workdir: Path,
+    output: Path,
+    *,
+    items: Path | None = None,
+    embeddings: Path | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> tuple[int, int]:
     """Writes the folder `output`, whole or not at all; an earlier export there is replaced.
 
@@ -54,6 +62,7 @@ def export_run(
       output: the folder.
       items: a file of items beyond the catalogue, which get vectors from their text (`new_items`) and the last rows.
       embeddings: their text embeddings, where the run was trained on precomputed ones.
+      files: where the run's own files lie now, by field; see `restore.read_run`.
 
     Returns:
       The number of rows, and how many of them are new items.
@@ -62,26 +71,32 @@ def export_run(
       InputError: no trained run, a folder that holds something else, or as `new_items`.
       RunError: where the disk refuses.
     """
+    read_run(workdir, files)  # a typo there is no fault of --output, which lies in it by default
     _check_output(output, workdir)
-    setup, params = load_run(workdir)
+    for path in (items, embeddings):
+        if path is not None:
+            require_file(path)
+    setup, params = load_run(workdir, files)
+    tell_of_end(workdir)
     extra = None if items is None else new_items(setup, params, items, embeddings)
     with task("Exporting", total=3) as progress:
         vectors, lengths, ids = _items(setup, params, extra)
         progress(1, 3)
         program = serialised(setup, params)
         progress(2, 3)
-        about = _about(setup, workdir, len(ids), 0 if extra is None else len(extra.ids))
-        output = Path(os.path.realpath(output))
+        about = _about(setup, params, len(ids), 0 if extra is None else len(extra.ids))
         try:
-            with new_folder(output, replace=True) as draft:
+            with new_folder(Path(os.path.realpath(output)), replace=True) as draft:
                 for name, array in (("vectors", vectors), ("lengths", lengths)):
                     np.save(draft / f"{name}.npy", array)
                 lines = "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in ids)
-                write_text(draft / "item_ids.jsonl", lines)
-                write_bytes(draft / "user_states.stablehlo", program)
-                write_json(draft / "export.json", about)
+                (draft / "item_ids.jsonl").write_text(lines, encoding="utf-8")
+                (draft / "user_states.stablehlo").write_bytes(program)
+                (draft / "export.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise RunError(f"Could not write {output}: {error.strerror or error}.") from None
+            reason = error.strerror or "the disk took a part of it"  # NumPy has no number for that
+            advice = "free some space, or " if error.errno in (None, *DISK_FULL) else ""
+            raise RunError(f"Could not write --output={output} ({reason}); {advice}name another folder.") from None
         progress(3, 3)
     return len(ids), about["items"]["new"]
 
@@ -167,10 +182,9 @@ def _items(setup: Setup, params: Params, extra: NewItems | None) -> tuple[np.nda
     return vectors, lengths, ids
 
 
-def _about(setup: Setup, workdir: Path, rows: int, new: int) -> dict[str, Any]:
+def _about(setup: Setup, params: Params, rows: int, new: int) -> dict[str, Any]:
     config = setup.config
     arguments = ["vectors [N, d] float32", "lengths [N] float32", "items [B, L] int32", "counts [B] int32"]
-    metrics = workdir / "metrics.json"
     return {
         "format": FORMAT,
         "files": _FILES,
@@ -183,7 +197,7 @@ def _about(setup: Setup, workdir: Path, rows: int, new: int) -> dict[str, Any]:
         "arguments": [*arguments, *(["timestamps [B, L] int32, seconds"] * _reads_time(setup))],
         "platforms": list(PLATFORMS),
         "jax": jax.__version__,
-        "digest": json.loads(metrics.read_text())["digest"] if metrics.exists() else None,
+        "digest": params_digest(params),
     }
 
 
@@ -193,5 +207,7 @@ def _check_output(output: Path, workdir: Path) -> None:
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.resolve() == workdir.resolve():
         raise InputError(f"--output={output} is the run itself; name a folder of its own.")
+    refuse_own(workdir, output)
     if output.exists() and not (output.is_dir() and ((output / "export.json").is_file() or not any(output.iterdir()))):
         raise InputError(f"--output={output} is there already and no export; name a folder that is free.")
+    require_writable(output)

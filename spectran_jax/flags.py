@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from absl import app, flags
 
-from spectran_jax.config import Config, fields
+from spectran_jax.config import FILES, Config, fields
 from spectran_jax.errors import NOT_MOUNTED, InputError, exit_with_message, leave
 
 _DEFINE: dict[type, Callable[..., Any]] = {
@@ -58,6 +58,12 @@ class _PathParser(flags.ArgumentParser[Path | None]):
 def define_path(name: str, help: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[Path | None]:
     """Defines a flag that names a file or folder; its value is a `Path`, None where the flag is not given or empty."""
     return flags.DEFINE(_PathParser(), name, None, help, flag_values, flags.ArgumentSerializer())
+
+
+def define_files_of_run(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, flags.FlagHolder[Path | None]]:
+    """Defines flags that say where the files of a trained run lie now, by field."""
+    help = "Where the run's {} file lies now, with the content that it had; where it was if empty."
+    return {name: define_path(name, help.format(name), flag_values) for name in FILES}
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:

@@ -121,7 +121,7 @@ def _embeddings(setup: Setup, found: files.Items, embeddings: Path | None) -> te
         texts = text_of(columns, wanted)
     with task("Encoding text", total=len(found.ids)) as progress:
         made = text.item_embeddings(
-            config.replace(embeddings="" if embeddings is None else str(embeddings)),
+            config.replace(items=str(path), embeddings="" if embeddings is None else str(embeddings)),
             item_ids=found.ids,
             item_text=texts,
             items_row=np.arange(len(found.ids), dtype=np.int32),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from spectran_jax import backbones, evaluation
 from spectran_jax.data import Histories, Targets
+from spectran_jax.data.text_files import require_file
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import EvalBatch
 from spectran_jax.progress import print_line, stderr_console, task
@@ -25,7 +26,8 @@ from spectran_jax.training.item_table import Access, make_last_states
 from spectran_jax.training.programs import build_table
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
-from spectran_jax.writing import write_text
+from spectran_jax.training.workdir import refuse_own
+from spectran_jax.writing import require_writable, write_text
 
 _OTHER_KINDS = (".gz", ".parquet", ".csv", ".tsv")
 FETCH_EVERY = 4
@@ -147,6 +149,10 @@ def _of_histories(
     return found
 
 
+def _users_are(count: int) -> str:
+    return "1 user is" if count == 1 else f"{count:,} users are"
+
+
 def _tell(note: str) -> None:
     print_line(stderr_console(), note)
 
@@ -162,6 +168,7 @@ def write_recommendations(
     *,
     k: int,
     histories: Path | None = None,
+    files: Mapping[str, Path] | None = None,
     until: str = "test",
     filter_seen: bool | None = None,
     unknown_items: str = "error",
@@ -172,8 +179,9 @@ def write_recommendations(
     Args:
       workdir: a trained run.
       output: the file; written whole or not at all.
-      k: items a user.
+      k: items a user; fewer where `filter_seen` leaves no more.
       histories: a file of histories; the run's own users if None.
+      files: where the run's own files lie now, by field; see `restore.read_run`.
       until: for the run's own users, "test" goes on from the history before the test target, as the evaluation
         does, "now" from all that is known.
       filter_seen: leave out the items of the history; as the run did if None.
@@ -187,27 +195,36 @@ def write_recommendations(
       InputError: no trained run, k or recall out of range, or a bad file of histories.
     """
     from spectran_jax.data.history_files import read_histories
-    from spectran_jax.training.restore import config_of_run, load_run
+    from spectran_jax.training.restore import load_run, read_run, tell_of_end
 
-    config_of_run(workdir)  # a typo there is no fault of --output, which lies in it by default
+    config = read_run(workdir, files)  # a typo there is no fault of --output, which lies in it by default
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file in it.")
     if output.suffix.lower() in _OTHER_KINDS:
         raise InputError(f"--output={output}: recommendations are JSON, an object a line; name a .jsonl file.")
-    setup, params = load_run(workdir)
-    read = (setup.config.data.interactions, setup.config.data.items, setup.config.text.embeddings, histories or "")
+    refuse_own(workdir, output)
+    read = (config.data.interactions, config.data.items, config.text.embeddings, histories or "")
     if output.exists() and output.resolve() in {Path(path).expanduser().resolve() for path in read if path}:
         raise InputError(f"--output={output} is one of the files that are read; write to another place.")
-    if not (workdir / "metrics.json").exists():
-        note = f"--workdir={workdir} has not come to its end: these are its best parameters so far."
-        _tell(note)
+    require_writable(output)
+    if histories is not None:
+        require_file(histories)
+    check_recall(recall, "--recall")
+    setup, params = load_run(workdir, files)
+    tell_of_end(workdir)
     dataset = setup.dataset
     if histories is not None:
-        user_ids, known, left_out = read_histories(histories, dataset, unknown_items)
+        user_ids, known, left_out, unknown = read_histories(histories, dataset, unknown_items)
+        if unknown:
+            entries = unknown + len(known.items)
+            _tell(
+                f"{histories}: {unknown:,} of {entries:,} entries name items that the run does not know, and are "
+                "passed over."
+            )
         if left_out:
-            note = f"{histories}: {left_out:,} users are left out, the run knows none of their items."
+            note = f"{histories}: {_users_are(left_out)} left out, the run knows none of their items."
             _tell(note)
         name = setup.config.backbone.backbone
         if backbones.lookup(name).reads_time and setup.timed and known.timestamps is None:
@@ -217,18 +234,20 @@ def write_recommendations(
         targets = setup.split.test
         user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history
         if short := dataset.num_users - len(targets.user):
-            note = f"{short:,} users are left out, who have no target in the test set; --until=now takes all users."
+            note = f"{_users_are(short)} left out, without a target in the test set; --until=now takes all users."
             _tell(note)
     else:
         user_ids, known = list(dataset.user_ids), dataset.histories
         if short := dataset.dropped.get("users_too_short", 0):
             note = (
-                f"{short:,} users are left out, who have too few interactions to train and test on; a file of their "
+                f"{_users_are(short)} left out, with too few interactions to train and test on; a file of their "
                 "histories (--histories) gets them theirs."
             )
             _tell(note)
     filter_seen = setup.config.training.filter_seen if filter_seen is None else filter_seen
     scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen, recall=recall)
+    if short := int(((ids >= 0).sum(axis=1) < k).sum()):
+        _tell(f"{short:,} of {len(ids):,} lists are shorter than --k={k}: --filter_seen leaves no more items.")
     lines = []
     for user, row_scores, row_ids in zip(user_ids, scores, ids, strict=True):
         found = row_ids >= 0

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -92,6 +93,23 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         _put_in_place(draft, folder, old, replace)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def require_writable(output: Path) -> None:
+    """Finds out before long work whether `--output`, a file or a folder, could be written beside what lies there.
+
+    Raises:
+      InputError, RunError: as the system refuses.
+    """
+    path = Path(os.path.realpath(output))
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise refusal(error)(f"--output={output} can't be written ({error.strerror}); name another place.") from None
 
 
 @contextlib.contextmanager

@@ -108,6 +108,7 @@ def test_results_are_the_same_whatever_changes_no_number():
     assert config.same_results(config.replace(data_dir="x", mesh="data:1", eval_batch_size=7, checkpoint_every=3))
     for values in ({"epochs": 7}, {"max_steps": 7}, {"patience": 7}, {"evaluate": "valid"}, {"seed": 1}):
         assert not config.same_results(config.replace(**values))
+    assert config.replace(evaluate="valid").same_results(config)  # which has read the test set beside it
 
 
 def test_configuration_is_frozen():

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from conftest import TINY_MODEL, without_report
 from spectran_jax import export as exports
 from spectran_jax import item_encoders, new_items, spectral, writing
 from spectran_jax.config import EncoderConfig
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, RunError
 from spectran_jax.export import export_run
 from spectran_jax.item_encoders import REGISTRY, ItemSource
 from spectran_jax.recommend import recommend, user_states
@@ -56,7 +58,7 @@ def loaded(run):
 @pytest.fixture
 def export(run, loaded, tmp_path, monkeypatch):
     """Exports the run, which is read from disk once for all tests."""
-    monkeypatch.setattr(exports, "load_run", lambda workdir: loaded)
+    monkeypatch.setattr(exports, "load_run", lambda workdir, files: loaded)
 
     def call(output=tmp_path / "served", **options):
         export_run(run, output, **options)
@@ -250,7 +252,7 @@ def test_text_of_new_items_is_encoded_as_the_run_did(tiny_config, tmp_path):
         ('{"item_id": "item-3"}', (1, 24), r"has 1 of these items already \('item-3'\)"),
         ('{"item_id": "new"}', None, r"give those of the new items by the same text encoder: --new_embeddings"),
         ('{"item_id": "new"}', (1, 12), r"have dimension 12, those of the run 24"),
-        ('{"item_id": "new"}', (2, 24), r"have 2 rows, but the items file has 1 items"),
+        ('{"item_id": "new"}', (2, 24), r"new.npy: .* have 2 rows, but \S*/new.jsonl has 1 items; .* in its"),
         ('{"item": "new"}', (1, 24), r"line 1: no item_id"),
     ],
 )
@@ -278,9 +280,22 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
         export(tmp_path / "mine")
     with pytest.raises(InputError, match="is the run itself"):
         export(run)
+    for name in ("report.html", "tensorboard", "checkpoints/export"):
+        with pytest.raises(InputError, match="is what the run itself writes"):
+            export(run / name)
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "no" / "where")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "load_run", lambda workdir, files: pytest.fail("loads the model"))
+    with pytest.raises(InputError, match=r"--output=/proc/served can't be written \(.*\); name another place"):
+        export_run(run, Path("/proc/served"))  # where root can't, either
+    for options in ({"items": tmp_path / "none"}, {"items": run / "config.json", "embeddings": tmp_path / "none"}):
+        with pytest.raises(InputError, match=r"none: no such file"):
+            export_run(run, tmp_path / "served", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_that_was_killed_leaves_nothing_after_the_next_ones(export, tmp_path, monkeypatch):
@@ -291,7 +306,7 @@ def test_an_export_that_was_killed_leaves_nothing_after_the_next_ones(export, tm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(exports, "write_bytes", killed)
+        patch.setattr(exports.np, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             export()
         assert os.listdir(tmp_path) == [folder.name]
@@ -305,6 +320,25 @@ def test_an_export_that_was_killed_leaves_nothing_after_the_next_ones(export, tm
         os.utime(path, (past, past))
     export()
     assert os.listdir(tmp_path) == [folder.name]
+
+
+def test_a_full_disk_names_the_folder_that_was_asked_for(export, tmp_path, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = rf"Could not write --output={tmp_path / 'served'} \(%s\); free some space, or name another folder"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
+    try:
+        with pytest.raises(RunError, match=told % "File too large"):
+            export()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def save(*arguments):
+        raise OSError("640 requested and 160 written")  # as NumPy does, of large arrays
+
+    monkeypatch.setattr(exports.np, "save", save)
+    with pytest.raises(RunError, match=told % "the disk took a part of it"):
+        export()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command(run, tmp_path, run_command):

@@ -46,7 +46,7 @@ def loaded(run):
 @pytest.fixture
 def write(run, loaded, tmp_path, monkeypatch):
     """Writes recommendations of the run, which is read from disk only once for all tests; returns the lines."""
-    monkeypatch.setattr(restore, "load_run", lambda workdir: loaded)
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: loaded)
 
     def call(**options):
         output = tmp_path / "top.jsonl"
@@ -63,6 +63,11 @@ def test_the_files_of_a_run_are_not_overwritten(run, loaded, write, tmp_path):
     for path in (loaded[0].config.data.items, tmp_path / "h.jsonl"):
         with pytest.raises(InputError, match="is one of the files that are read"):
             write_recommendations(run, Path(path), k=1, histories=tmp_path / "h.jsonl")
+    (tmp_path / "link.json").symlink_to(run / "metrics.json")
+    own = ("config.json", "metrics.json", "metrics.jsonl", "ranks.npz", "report.html", "checkpoints/x", ".lock")
+    for path in (*(run / name for name in own), tmp_path / "link.json"):
+        with pytest.raises(InputError, match="is what the run itself writes; write to another place"):
+            write_recommendations(run, path, k=1)
     for name in ("x.parquet", "x.jsonl.gz"):
         with pytest.raises(InputError, match="recommendations are JSON, an object a line"):
             write_recommendations(run, tmp_path / name, k=1)
@@ -77,7 +82,7 @@ def test_users_without_a_test_target_are_counted(loaded, write, capsys):
         assert len(write(k=1)) == 3
     finally:
         object.__setattr__(setup, "split", dataclasses.replace(setup.split, test=some))
-    assert "57 users are left out, who have no target in the test set; --until=now" in capsys.readouterr().err
+    assert "57 users are left out, without a target in the test set; --until=now" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +162,17 @@ def test_a_history_never_seen_before(write, tmp_path):
     np.testing.assert_allclose(alone[0]["scores"], lines[0]["scores"], atol=1e-6)
 
 
-def test_filter_seen_can_be_asked_for_and_leaves_fewer(write, tmp_path):
+def test_filter_seen_can_be_asked_for_and_leaves_fewer(write, tmp_path, capsys):
     path = tmp_path / "all.jsonl"
     seen = [f"item-{i}" for i in range(ITEMS - 2)]
     path.write_text(json.dumps({"user_id": 1, "items": seen}))
     (line,) = write(histories=path, filter_seen=True)
     assert sorted(line["items"]) == ["item-38", "item-39"]
+    assert "1 of 1 lists are shorter than --k=10: --filter_seen leaves" in capsys.readouterr().err
     (line,) = write(histories=path, filter_seen=False)
     assert len(line["items"]) == 10
     assert set(line["items"]) & set(seen)
+    assert "lists are shorter" not in capsys.readouterr().err
 
 
 def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
@@ -179,7 +186,7 @@ def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
 def test_now_tells_of_users_with_too_few_interactions(run, loaded, tmp_path, monkeypatch, capsys):
     setup, params = loaded
     short = dataclasses.replace(setup.dataset, dropped={"users_too_short": 7})
-    monkeypatch.setattr(restore, "load_run", lambda workdir: (dataclasses.replace(setup, dataset=short), params))
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: (dataclasses.replace(setup, dataset=short), params))
     for until, told in (("now", True), ("test", False)):
         write_recommendations(run, tmp_path / "top.jsonl", k=1, until=until)
         assert ("7 users are left out" in capsys.readouterr().err) is told
@@ -238,6 +245,18 @@ def test_output_that_can_not_be_written(run, tmp_path):
         write_recommendations(run, tmp_path, k=1)
 
 
+def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: pytest.fail("loads the model"))
+    top = tmp_path / "top.jsonl"
+    with pytest.raises(InputError, match=r"none.jsonl: no such file"):
+        write_recommendations(run, top, k=1, histories=tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match=r"--recall must lie above 0"):
+        write_recommendations(run, top, k=1, recall=3.0)
+    with pytest.raises(InputError, match=r"--output=/proc/top.jsonl can't be written \(.*\); name another place"):
+        write_recommendations(run, Path("/proc/top.jsonl"), k=1)  # where root can't, either
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_a_run_is_told_before_its_output(tmp_path):
     with pytest.raises(InputError, match=r"--workdir=.*typo holds no run"):
         write_recommendations(tmp_path / "typo", tmp_path / "typo" / "top.jsonl", k=1)
@@ -246,11 +265,16 @@ def test_a_folder_without_a_run_is_told_before_its_output(tmp_path):
 def test_users_of_unknown_items_alone_are_left_out_and_counted(write, tmp_path, capsys):
     path = tmp_path / "some.jsonl"
     path.write_text(
-        '{"user_id": 1, "items": ["nothing"]}\n{"user_id": 2, "items": ["item-3"]}\n{"user_id": 3, "items": ["x", "y"]}'
+        '{"user_id": 1, "items": ["no"]}\n{"user_id": 2, "items": ["item-3", "z"]}\n{"user_id": 3, "items": ["x", "y"]}'
     )
     (line,) = write(histories=path, unknown_items="drop")
     assert line["user_id"] == 2
-    assert "some.jsonl: 2 users are left out" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "some.jsonl: 4 of 5 entries name items that the run does not know, and are passed over." in told
+    assert "some.jsonl: 2 users are left out" in told
+    path.write_text('{"user_id": 1, "items": ["nothing"]}\n{"user_id": 2, "items": ["item-3"]}')
+    write(histories=path, unknown_items="drop")
+    assert "some.jsonl: 1 user is left out" in capsys.readouterr().err
     path.write_text('{"user_id": 1, "items": ["nothing"]}')
     with pytest.raises(InputError, match="the run knows no item of these histories"):
         write(histories=path, unknown_items="drop")
@@ -311,7 +335,7 @@ def test_no_row_beyond_the_catalogue_is_recommended(tmp_path):
 
 def test_a_run_that_has_not_ended_says_so(run, loaded, tmp_path, monkeypatch, capsys):
     shutil.copy(run / "config.json", tmp_path)
-    monkeypatch.setattr(restore, "load_run", lambda workdir: loaded)
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files: loaded)
     for folder, told in ((tmp_path, 1), (run, 0)):
         write_recommendations(folder, tmp_path / "top.jsonl", k=1)
         assert capsys.readouterr().err.count("has not come to its end") == told
@@ -348,7 +372,7 @@ def test_a_run_that_is_used_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict()))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r"was trained on interactions.tsv, and there is no such file from .*the folder"
+        InputError, match=r"was trained on interactions.tsv, .* no such file from .*the folder .*--interactions=FILE"
     ):
         load_run(tmp_path / "run")
 

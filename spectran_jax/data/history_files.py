@@ -12,8 +12,8 @@ from spectran_jax.data.spelling import remedy
 from spectran_jax.errors import InputError
 
 
-def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories, int]:
-    """Original user ids, their items as dense ids, oldest first, and how many users were left out.
+def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories, int, int]:
+    """Original user ids, their items as dense ids, oldest first, and how many users and entries were left out.
 
     JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions, whose timestamps,
     where there are any, come with the histories.
@@ -50,7 +50,7 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     kept = [dense[index][dense[index] >= 0].tolist() for index in here]
     if times is not None:
         times = [[time for time, known in zip(times[index], dense[index] >= 0, strict=True) if known] for index in here]
-    return [users[index] for index in here], Histories.from_lists(kept, times), len(users) - len(here)
+    return [users[index] for index in here], Histories.from_lists(kept, times), len(users) - len(here), len(unknown)
 
 
 def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:

@@ -18,7 +18,7 @@ from spectran_jax.data.content import Content, assemble, to_dataset
 from spectran_jax.data.interactions import Dataset
 from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
 from spectran_jax.data.text_files import require_file
-from spectran_jax.errors import InputError, RunError, first_line, unknown_name
+from spectran_jax.errors import DISK_FULL, InputError, RunError, first_line, unknown_name
 from spectran_jax.writing import new_folder, write_errors
 
 _LAYOUT_VERSION = 4
@@ -150,8 +150,9 @@ def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Conten
             builders.write(builder, made, draft)
     except RuntimeError as error:  # how ArrayRecord says that a write failed: STEP: STEP: CAUSE; writing DRAFT; at ...
         cause = first_line(error).partition(";")[0].rpartition(": ")[2]
+        room = "make room, or " if any(os.strerror(code) in str(error) for code in DISK_FULL) else ""
         raise RunError(
-            f"{folder.parent} can't be written ({cause}); make room, or choose another folder with --data_dir."
+            f"{folder.parent} can't be written ({cause}); {room}choose another folder with --data_dir."
         ) from error
     return made
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -27,7 +26,7 @@ from spectran_jax.ranks import Ranks, read_ranks
 from spectran_jax.report import words
 from spectran_jax.signals import StopRequest
 from spectran_jax.studies.board import Board
-from spectran_jax.training.workdir import is_locked, locked, refuse_other_run_of_study
+from spectran_jax.training.workdir import is_locked, locked, read_metrics, refuse_other_run_of_study
 from spectran_jax.writing import write_json
 
 POLL_SECONDS = 0.1
@@ -139,9 +138,10 @@ def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None
     """
     path = folder / "metrics.json"
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        same = job.config.same_results(Config.from_dict(metrics["config"]))
-        if not same or not (folder / "ranks.npz").exists():
+        metrics = read_metrics(folder)
+        if metrics is None or not job.config.same_results(Config.from_dict(metrics["config"])):
+            return None
+        if not (folder / "ranks.npz").exists():
             return None
         files = (job.config.data.interactions, job.config.data.items, job.config.text.embeddings)
         newest = max((Path(file).stat().st_mtime_ns for file in files if file), default=0)

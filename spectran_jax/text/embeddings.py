@@ -92,6 +92,7 @@ def item_embeddings(
             items_row=items_row,
             expected_rows=items_file_rows,
             cache_dir=cache_dir,
+            items_file=config.data.items or "the items file",
         )
         if not has_text.any():
             raise InputError(

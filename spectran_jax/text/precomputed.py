@@ -22,6 +22,7 @@ def load(
     items_row: Int[np.ndarray, "N"],
     expected_rows: int | None,
     cache_dir: Path,
+    items_file: str = "the items file",
 ) -> tuple[Float[np.ndarray, "N m"], Bool[np.ndarray, "N"], str]:
     """Opens [rows of the items file, m] text embeddings and picks the rows of the catalogue.
 
@@ -35,6 +36,7 @@ def load(
       items_row: int32 [N], the row of the items file that each dense item came from.
       expected_rows: rows of the items file; None where only a lower bound, from `items_row`, is known.
       cache_dir: where a copy of picked rows goes.
+      items_file: its name, for messages.
 
     Returns:
       The matrix [N, m] in the file's dtype; which rows are not all zero, bool [N]; a digest of content and order.
@@ -49,8 +51,8 @@ def load(
     if rows != expected_rows if expected_rows is not None else rows < needed:
         wanted = f"{expected_rows}" if expected_rows is not None else f"at least {needed}"
         raise InputError(
-            f"{path}: text embeddings have {rows} rows, but the items file has {wanted} items; "
-            "there must be one row per item, in the order of the items file."
+            f"{path}: text embeddings have {rows} rows, but {items_file} has {wanted} items; "
+            "there must be one row per item, in its order."
         )
     found = processes.together(lambda: scan(matrix[processes.rows_of(rows)]))
     digests = b"".join(processes.gathered_bytes(found.digests))

@@ -27,7 +27,7 @@ from spectran_jax.training.standstill import Watchdog
 from spectran_jax.training.step import Frozen
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.training.timetable import Timetable, total_steps
-from spectran_jax.training.workdir import MetricsLog
+from spectran_jax.training.workdir import MetricsLog, remove_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,9 @@ def train(
     run = start(setup, workdir, cluster or Cluster())
     announce(run.state.params, run.step)
     timetable, phases, record, training = run.timetable, run.phases, run.record, setup.config.training
+    to_validate = run.step == timetable.total > record.validated_step  # stopped there, when the end was further on
+    if run.cluster.is_first and (to_validate or not run.ended):
+        remove_results(workdir)
     per_epoch = run.batches.steps_per_epoch
     positions = run.batches.positions / per_epoch  # supervised, in a step
 
@@ -85,7 +88,7 @@ def train(
     watchdog = Watchdog(run.cluster, phases)
     progress = TrainingProgress(timetable.total, per_epoch, start=run.step)
     with progress, jax.transfer_guard("disallow"), profile, watchdog:
-        if run.step == timetable.total > record.validated_step:  # stopped there, when the end was further on
+        if to_validate:
             run.validate(progress)
             run.save()
         while not run.ended:

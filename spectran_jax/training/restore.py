@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spectran_jax import item_encoders
+from spectran_jax.config import FILES, Config
+from spectran_jax.data.text_files import require_file
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
+from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.training import partitioning
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
+from spectran_jax.training.workdir import read_metrics
 
 
-def config_of_run(workdir: Path) -> Path:
-    """The config.json of a work directory; raises `InputError` where it holds no run."""
-    path = workdir / "config.json"
-    if not path.exists():
+def tell_of_end(workdir: Path) -> None:
+    """Says so on stderr where a run has not come to its end."""
+    if read_metrics(workdir) is None:
+        note = f"--workdir={workdir} has not come to its end: these are its best parameters so far."
+        print_line(stderr_console(), note)
+
+
+def read_run(workdir: Path, files: Mapping[str, Path] | None = None) -> Config:
+    """The configuration of a run, with the names that its files have now.
+
+    Args:
+      workdir: its folder.
+      files: by field, those of `FILES` that lie elsewhere than the run says.
+
+    Raises:
+      InputError: where the folder holds no run, the run reads no such file, or there is none of that name.
+    """
+    if not (workdir / "config.json").exists():
         raise InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
-    return path
+    config = read_config(workdir / "config.json")
+    for name, path in (files or {}).items():
+        if not config.get(name):
+            raise InputError(f"--{name}={path}: the run in {workdir} was trained without such a file; leave it out.")
+        require_file(path)
+    return config.replace(**{name: str(path) for name, path in (files or {}).items()})
 
 
-def load_run(workdir: Path) -> tuple[Setup, Any]:
+def load_run(workdir: Path, files: Mapping[str, Path] | None = None) -> tuple[Setup, Any]:
     """The set-up of a run and its best parameters, on the devices.
+
+    Args:
+      workdir: its folder.
+      files: see `read_run`; they must hold what the run's own held.
 
     Raises:
       InputError: where the folder holds no trained run, or its data can no longer be read or has changed.
     """
     # The mesh is that of the machine at hand, whatever the run was trained on.
-    config = read_config(config_of_run(workdir)).replace(mesh="auto")
+    config = read_run(workdir, files).replace(mesh="auto")
     encoder = item_encoders.lookup(config.encoder.item_encoder)
     reads_text = encoder.needs_spectrum or encoder.needs_text
-    embeddings = config.text.embeddings if reads_text else ""
-    for path in (config.data.interactions, config.data.items, embeddings):
-        file = Path(path).expanduser()
-        if path and not file.is_absolute() and not file.exists():
+    for name in FILES if reads_text else FILES[:2]:
+        path = config.get(name)
+        if path and name not in (files or {}) and not Path(path).expanduser().exists():
             raise InputError(
                 f"--workdir={workdir} was trained on {path}, and there is no such file from {Path.cwd()}: start "
-                "from the folder that the run was started in."
+                f"from the folder that the run was started in, or say where it lies now, --{name}=FILE."
             )
     configure_jax(config)
     if not (workdir / "checkpoints" / "best").is_dir():

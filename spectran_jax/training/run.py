@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import shlex
 import time
 from collections.abc import Iterator
@@ -15,10 +15,11 @@ import numpy as np
 
 from spectran_jax import backbones, data, item_encoders
 from spectran_jax.cluster_flags import ALONE, ClusterOptions
-from spectran_jax.config import Config
+from spectran_jax.config import LENGTH, Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import print_line, quiet, stderr_console
+from spectran_jax.ranks import read_ranks
 from spectran_jax.report import metrics_table, parameter_table, phase_table
 from spectran_jax.report.terminal import print_table
 from spectran_jax.signals import StopRequest
@@ -28,7 +29,7 @@ from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.shares import rows_of_process
-from spectran_jax.training.workdir import locked, refuse_other_run
+from spectran_jax.training.workdir import locked, read_metrics, refuse_other_files, refuse_other_run
 from spectran_jax.writing import write_arrays, write_json
 
 _LOCK_SECONDS = 150.0
@@ -64,12 +65,20 @@ def train_and_report(config: Config, workdir: Path | None, options: ClusterOptio
         clock = time.perf_counter()
         setup = _prepare(cluster, config)
         phases = {"set-up": time.perf_counter() - clock}
+        if cluster.is_first:
+            refuse_other_files(workdir, config, setup.inputs_digest)
         metrics: dict[str, Any] | None = cluster.of_first("finished", lambda: finished(workdir, setup))
         if metrics is None:
+            sets = cluster.of_first("evaluate", lambda: to_evaluate(workdir, setup))
+            setup = dataclasses.replace(setup, config=config.replace(evaluate=sets))
             metrics = _run(setup, workdir, stop, phases, cluster)
         if cluster.is_first:
+            if Config.from_dict(metrics["config"]).training.evaluate != config.training.evaluate:
+                print_line(stderr_console(), f"The run in {workdir} keeps its results of validation and test.")
             print_table(metrics_table(metrics))
-            print(f"metrics: {workdir / 'metrics.json'}\nreport:  {workdir / 'report.html'}")
+            for label, name in (("metrics", "metrics.json"), ("report", "report.html")):
+                if (workdir / name).exists():
+                    print(f"{label + ':':<8} {workdir / name}")
     return metrics
 
 
@@ -106,23 +115,47 @@ def _prepare(cluster: Cluster, config: Config) -> Setup:
 
 
 def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
-    """metrics.json of a run that came to the end of this configuration on these very inputs, or None."""
-    try:
-        metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
-        same = setup.config.same_results(Config.from_dict(metrics["config"]))
-        same = same and metrics["inputs"] == setup.inputs_digest
-    except (FileNotFoundError, ValueError, KeyError, InputError):
+    """metrics.json of a run that came to the end of this configuration on these very inputs, or None.
+
+    None as well where results are missing or damaged: they are made again, of the best parameters.
+    """
+    metrics = read_metrics(workdir)
+    if metrics is None or metrics.get("inputs") != setup.inputs_digest:
         return None
-    return metrics if same and (workdir / "ranks.npz").exists() else None
+    try:
+        held = Config.from_dict(metrics["config"])
+        if not setup.config.naming_files_as(held).same_results(held):
+            return None
+        for name in summary.evaluated(held):
+            if not isinstance(metrics.get(name), dict):
+                return None
+            read_ranks(workdir / "ranks.npz", name)
+    except InputError:
+        return None
+    # A page alone is not worth to train anew.
+    kept = (workdir / "report.html").is_file() or not any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
+    return metrics if kept else None
+
+
+def to_evaluate(workdir: Path, setup: Setup) -> str:
+    """What a run is to read at its end: also what it read when it came to this end before, so that no result goes."""
+    asked, metrics = setup.config.training.evaluate, read_metrics(workdir)
+    if metrics is None or metrics.get("inputs") != setup.inputs_digest:
+        return asked
+    try:
+        held = Config.from_dict(metrics["config"])
+    except InputError:  # of another version
+        return asked
+    other = setup.config.naming_files_as(held).differences(held, LENGTH)
+    return asked if other or held.training.evaluate == asked else "both"
 
 
 def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float], cluster: Cluster) -> dict[str, Any]:
-    config = setup.config
-    if cluster.is_first:
-        write_json(workdir / "config.json", config.to_dict())  # not before the input is known to be good
-    console = stderr_console()
+    config, console = setup.config, stderr_console()
 
     def announce(params: Any, step: int) -> None:
+        if cluster.is_first:  # not before the input is known to be good, and that of the checkpoints there
+            write_json(workdir / "config.json", config.to_dict())
         print_table(parameter_table(summary.parameter_rows(params)), console)
         for line in notices(setup) if cluster.is_first else ():
             print_line(console, line)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from spectran_jax import data, evaluation
+from spectran_jax.config import Config
 from spectran_jax.digest import params_digest
 from spectran_jax.machine import made_with
 from spectran_jax.recommend import recommend
@@ -74,13 +75,12 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
         "inputs": setup.inputs_digest,
         "made_with": made_with(),
     }
-    wanted = {"valid": split.valid, "test": split.test}
-    if config.training.evaluate != "both":
-        wanted = {config.training.evaluate: wanted[config.training.evaluate]}
+    sets = {"valid": split.valid, "test": split.test}
     table = trained.programs.table(trained.params, trained.frozen)
     filter_seen, k = config.training.filter_seen, min(TOP_K, setup.dataset.num_items)
     arrays: dict[str, np.ndarray] = {"item_counts": np.asarray(split.item_counts, np.int32)}
-    for name, targets in wanted.items():
+    for name in evaluated(config):
+        targets = sets[name]
         ranks = trained.programs.rank(trained.params, table, setup.eval_batches(targets))
         metrics[name] = evaluation.metrics_from_ranks(ranks)
         metrics[f"{name}_slices"] = evaluation.metrics_by_popularity(ranks, targets.target, split.item_counts)
@@ -90,6 +90,11 @@ def final_metrics(setup: Setup, trained: loop.Trained) -> tuple[dict[str, Any], 
     metrics[name] |= evaluation.recommendation_metrics(ids, split.item_counts, ks=(k,))
     ranked = Ranked(targets, ranks, scores, ids, engine.singular_values(trained.programs, table, trained.frozen))
     return metrics, ranked, arrays
+
+
+def evaluated(config: Config) -> tuple[str, ...]:
+    """The sets that are read at the end, in the order in which they are."""
+    return ("valid", "test") if config.training.evaluate == "both" else (config.training.evaluate,)
 
 
 def rank_arrays(name: str, targets: data.Targets, ranks: np.ndarray) -> dict[str, np.ndarray]:

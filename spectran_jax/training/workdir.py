@@ -18,10 +18,21 @@ from spectran_jax.flags import read_config
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.writing import write_text
 
+RESULTS = ("metrics.json", "ranks.npz", "report.html")
+"""What a run writes at its end, of its best parameters. The first says that the run is finished: written last, it goes
+first."""
+_OWN = (*RESULTS, "config.json", "metrics.jsonl", "checkpoints", "profile", "tensorboard", ".lock", ".cluster")
+"""What a run writes into its folder."""
+_TRIES = 10
+"""Times that a folder is made which another process, which had made it before, takes away again."""
+
 
 @contextlib.contextmanager
 def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
     """Creates the work directory and holds it for this process.
+
+    A folder that was made here goes again where the block leaves nothing in it: a command that was refused leaves no
+    trace.
 
     Args:
       workdir: the folder.
@@ -30,30 +41,72 @@ def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
       InputError: where another live process holds it, or it can't be created or written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} can't be used: {error.strerror}.") from None
-    with file:
+    deadline = time.monotonic() + patience
+    while True:
+        made, file = _open_lock(workdir)
+        with file:
+            _take(file, workdir, deadline)
+            if not _is(file, workdir / ".lock"):  # its owner took it away: no other process would find it locked
+                continue
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                _remove_empty(made)
+            return
+
+
+def _open_lock(workdir: Path) -> tuple[list[Path], IO[str]]:
+    """Folders that had to be made, the innermost first, and the file that is locked."""
+    tries = 0
+    while True:
+        tries += 1
         try:
-            _lock(file, time.monotonic() + patience)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise InputError(
-                f"--workdir={workdir} is in use by another live process (pid {owner}). "
-                "Wait for it, or take another folder."
-            ) from None
+            if workdir.is_file():
+                raise InputError(f"--workdir={workdir} is a file; name a folder.")
+            made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+            workdir.mkdir(parents=True, exist_ok=True)
+            return made, (workdir / ".lock").open("a+")
         except OSError as error:
-            raise InputError(
-                f"--workdir={workdir} can't be locked ({error.strerror}): mount its file system with locks (Lustre: "
-                "-o flock), or take another folder."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            if isinstance(error, FileNotFoundError) and tries < _TRIES:
+                continue
+            raise InputError(f"--workdir={workdir} can't be used: {error.strerror}.") from None
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(made: list[Path]) -> None:
+    """Removes folders, the innermost first, as long as they hold nothing but the lock, which this process holds."""
+    with contextlib.suppress(OSError):  # not empty, among others
+        if made and [path.name for path in made[0].iterdir()] == [".lock"]:
+            (made[0] / ".lock").unlink()
+            for folder in made:
+                folder.rmdir()
+
+
+def _take(file: IO[str], workdir: Path, deadline: float) -> None:
+    """Locks the file, or says why not."""
+    try:
+        _lock(file, deadline)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        raise InputError(
+            f"--workdir={workdir} is in use by another live process (pid {owner}). Wait for it, or take another folder."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir} can't be locked ({error.strerror}): mount its file system with locks (Lustre: "
+            "-o flock), or take another folder."
+        ) from None
 
 
 def _lock(file: IO[str], deadline: float) -> None:
@@ -87,15 +140,16 @@ def is_locked(workdir: Path) -> bool:
 def refuse_other_run(workdir: Path, config: Config) -> None:
     """Checks that the work directory holds no run, or one of this configuration.
 
-    A folder without a checkpoint or results holds no run: a command that failed before it trained does not bind
-    the next one. A cosine schedule ends with the run, so that a longer one is another from its first steps on.
+    Files may have other names than they had: `refuse_other_files` looks at their content once it is known. A folder
+    without a checkpoint or results holds no run: a command that failed before it trained does not bind the next one. A
+    cosine schedule ends with the run, so that a longer one is another from its first steps on.
 
     Raises:
       InputError: naming the fields that differ.
     """
     other = _run_in(workdir)
     if other is not None:
-        differences = config.differences(
+        differences = config.naming_files_as(other).differences(
             other, ("epochs", "max_steps") if config.optimizer.schedule == "cosine" else ()
         )
         if differences:
@@ -103,6 +157,30 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
                 f"--workdir={workdir} holds a run of another configuration ({'; '.join(differences)}; yours != its). "
                 "Take another folder, or the same values."
             )
+
+
+def refuse_other_files(workdir: Path, config: Config, inputs: str) -> None:
+    """Checks that files which have other names than the run's hold what those held.
+
+    Args:
+      workdir: the folder, which `refuse_other_run` has passed.
+      config: of this start.
+      inputs: digest of its inputs.
+
+    Raises:
+      InputError: naming the fields that differ.
+    """
+    other = _run_in(workdir)
+    if other is None or config.naming_files_as(other) == config:
+        return
+    metrics = read_metrics(workdir)
+    if metrics is None and any((workdir / "checkpoints" / "latest").glob("[0-9]*")):
+        return  # a checkpoint of other inputs is refused where it is read
+    if metrics is None or metrics.get("inputs") != inputs:
+        raise InputError(
+            f"--workdir={workdir} holds a run of files with other content ({'; '.join(config.differences(other))}; "
+            "yours != its). Take another folder, or the same files."
+        )
 
 
 def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
@@ -122,6 +200,30 @@ def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
             )
 
 
+def read_metrics(workdir: Path) -> dict[str, Any] | None:
+    """The content of metrics.json; None where there is none or a damaged one: a run that has not come to its end."""
+    try:
+        metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return metrics if isinstance(metrics, dict) and isinstance(metrics.get("config"), dict) else None
+
+
+def remove_results(workdir: Path) -> None:
+    """Removes what an earlier end left, before training goes beyond it: it would be told of other parameters.
+
+    Raises:
+      RunError: where the system refuses.
+    """
+    for name in RESULTS:
+        try:
+            (workdir / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"Could not remove {workdir / name}, which training goes beyond: {error.strerror}."
+            ) from None
+
+
 def _run_in(workdir: Path) -> Config | None:
     """The configuration of the run that the folder holds."""
     path = workdir / "config.json"
@@ -129,6 +231,17 @@ def _run_in(workdir: Path) -> Config | None:
         return None
     held = (workdir / "metrics.json").exists() or any((workdir / "checkpoints").glob("*/[0-9]*/*"))
     return read_config(path) if held else None
+
+
+def refuse_own(workdir: Path, output: Path) -> None:
+    """Checks that an output takes the place of nothing that the run itself writes.
+
+    Raises:
+      InputError: naming it.
+    """
+    folder, place = (Path(os.path.realpath(path)) for path in (workdir, output))
+    if folder in place.parents and place.relative_to(folder).parts[0] in _OWN:
+        raise InputError(f"--output={output} is what the run itself writes; write to another place.")
 
 
 class MetricsLog:

@@ -115,8 +115,8 @@ def test_histories_in_a_table_bring_their_times(masked_setup, tmp_path):
         "c\tnobody\t1",
     ]
     path.write_text("\n".join(lines) + "\n")
-    users, histories, left_out = read_histories(path, masked_setup.dataset, "drop")
+    users, histories, *left_out = read_histories(path, masked_setup.dataset, "drop")
     assert users == ["a", "b"]
-    assert left_out == 1
+    assert left_out == [1, 2]
     assert histories.items.tolist() == [3, 4, 3]
     assert histories.timestamps.tolist() == [5, 9, 1]

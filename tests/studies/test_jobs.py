@@ -69,8 +69,11 @@ def test_results_count_whatever_changes_no_number(tmp_path):
     others = jobs("a", data_dir="/elsewhere", eval_batch_size=7, mesh="data:1", spectrum_memory="host")
     assert run_jobs(others, tmp_path, parallel=1, command=fake())["a"].ok
     assert starts(tmp_path, "a") == 1
-    run_jobs(jobs("a", evaluate="valid"), tmp_path, parallel=1, command=fake())
-    assert starts(tmp_path, "a") == 2
+    run_jobs(jobs("a", evaluate="valid"), tmp_path, parallel=1, command=fake())  # which it has read beside the test set
+    assert starts(tmp_path, "a") == 1
+    for evaluate in ("valid", "both"):
+        run_jobs(jobs("b", evaluate=evaluate), tmp_path, parallel=1, command=fake())
+    assert starts(tmp_path, "b") == 2
 
 
 @pytest.mark.parametrize("values", [{"epochs": 7}, {"max_steps": 3}, {"patience": 5}, {"dropout": 0.4}])

@@ -1,5 +1,6 @@
 """Work directories: one owner, one configuration, whole files; and metrics.jsonl after a crash."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.training.run import finished
 from spectran_jax.training.tensorboard import Summaries
-from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_run
-from spectran_jax.writing import write_json, write_text
+from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_files, refuse_other_run
+from spectran_jax.writing import write_arrays, write_json, write_text
 
 
 def test_a_second_process_is_refused_by_name_of_the_first(tmp_path):
@@ -61,6 +63,43 @@ def test_a_work_directory_that_cannot_be_made(tmp_path):
         pass
 
 
+def test_a_work_directory_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="file is a file; name a folder"), locked(tmp_path / "file"):
+        pass
+    with pytest.raises(InputError, match="can't be used"), locked(Path("/proc/run")):
+        pass
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(InputError, match="refused"), locked(tmp_path / "runs" / "mine"):
+        raise InputError("refused")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "theirs").mkdir()
+    with locked(tmp_path / "theirs"):
+        pass
+    with locked(tmp_path / "runs" / "mine"):
+        (tmp_path / "runs" / "mine" / "config.json").touch()
+    assert sorted(path.name for path in (tmp_path / "runs" / "mine").iterdir()) == [".lock", "config.json"]
+    assert sorted(path.name for path in (tmp_path / "theirs").iterdir()) == [".lock"]
+
+
+def test_who_waits_for_a_lock_that_goes_takes_the_next_one(tmp_path, monkeypatch):
+    folder, waits = tmp_path / "run", []
+    with contextlib.ExitStack() as other:
+        other.enter_context(locked(folder))
+
+        def sleep(seconds):
+            waits.append(seconds)
+            other.close()  # refused: it takes its folder away
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        with locked(folder, patience=60):
+            assert waits
+            assert is_locked(folder)
+    assert not folder.exists()
+
+
 def test_log_drops_what_is_after_the_step_and_what_a_crash_tore(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n{"step": 3, "ki')
@@ -100,9 +139,29 @@ def test_a_cosine_run_of_another_length_is_another_run(tmp_path, values):
         refuse_other_run(tmp_path, config.replace(**values))
 
 
+def test_files_by_another_name_are_compared_by_content(tmp_path):
+    config = Config().replace(dataset="files", interactions="a.tsv", items="i.jsonl", embeddings="e.npy")
+    moved = config.replace(interactions="/x/a.tsv", embeddings="../e.npy")
+    write_json(tmp_path / "config.json", config.to_dict())
+    refuse_other_files(tmp_path, moved, "others")  # no run yet
+    write_json(tmp_path / "metrics.json", {"config": config.to_dict(), "inputs": "i"})
+    refuse_other_run(tmp_path, moved)
+    refuse_other_files(tmp_path, moved, "i")
+    refuse_other_files(tmp_path, config, "others")  # the same name: for the checkpoint to refuse
+    with pytest.raises(InputError, match=r"other content \(interactions: '/x/a.tsv' != 'a.tsv'; embeddings: .*its\)"):
+        refuse_other_files(tmp_path, moved, "others")
+    with pytest.raises(InputError, match=r"another configuration \(embeddings: '' != 'e.npy'"):
+        refuse_other_run(tmp_path, moved.replace(embeddings=""))
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "checkpoints" / "best" / "3" / "state").mkdir(parents=True)  # nothing says of which inputs
+    with pytest.raises(InputError, match="other content"):
+        refuse_other_files(tmp_path, moved, "i")
+
+
 def test_a_finished_run_counts_whatever_changes_no_number(tmp_path):
-    write_json(tmp_path / "metrics.json", {"config": Config().to_dict(), "inputs": "i"})
-    (tmp_path / "ranks.npz").touch()
+    write_json(tmp_path / "metrics.json", {"config": Config().to_dict(), "inputs": "i", "valid": {}, "test": {}})
+    columns = [f"{split}_{name}" for split in ("valid", "test") for name in ("user", "item", "rank", "history")]
+    write_arrays(tmp_path / "ranks.npz", {name: np.arange(2) for name in (*columns, "item_counts")})
     for values, inputs, counts in (
         ({"data_dir": "x", "mesh": "data:1", "eval_batch_size": 7}, "i", True),
         ({"epochs": 7}, "i", False),
