@@ -332,6 +332,12 @@ class OptimizerConfig:
         "is not drawn into what the IDs memorise later. 0: it does not fall.",
         low=0,
     )
+    adapter_lr_multiplier: float = _field(
+        1.0,
+        "Learning rate of what the item encoder trains beside its item tables and the spectral attention, such as the "
+        "layers of mlp, the experts of moe, a gate, over that of the rest.",
+        low=0,
+    )
     weight_decay: float = _field(
         0.0, "Decoupled weight decay; never on thresholds, Taylor coefficients, norms and biases.", low=0
     )

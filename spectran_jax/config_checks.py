@@ -90,14 +90,6 @@ def _touches_all(config: Config) -> bool:
     return config.objective.loss == "softmax" or config.optimizer.table_updates == "dense"
 
 
-def _masked_negatives(config: Config) -> None:
-    mask = config.objective.mask_negatives
-    if mask != "positive" and config.objective.loss == "softmax":
-        raise InputError(
-            f"--mask_negatives={mask} is of negatives that are drawn, and --loss=softmax takes all items: leave it out."
-        )
-
-
 def _cuts(config: Config) -> None:
     if config.data.split == "temporal":
         return
@@ -121,7 +113,6 @@ _TOGETHER: tuple[Callable[[Config], None], ...] = (
     _randomized,
     _sparse_moments,
     _rows_ahead,
-    _masked_negatives,
     _cuts,
     _files,
 )

@@ -17,6 +17,14 @@ NOT_MOUNTED = (
 )
 """What is said of gs://... and the like, which would become a folder of that name here."""
 
+_REFUSED = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR),
+        *(errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EBUSY),
+    }
+)
+"""What the system says of a name, and would say again."""
+
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says where a disk or a quota has no room left, or a file may not grow."""
 
@@ -78,8 +86,9 @@ def first_line(error: BaseException, length: int | None = None) -> str:
 
 
 def refusal(error: OSError) -> type[InputError] | type[RunError]:
-    """What a refused file is: where the disk is full or broken a failure, else the fault of the input."""
-    return RunError if error.errno in {*DISK_FULL, errno.EIO} else InputError
+    """What a refused file is: the fault of the input where the name is, else a failure that may pass (a full disk, a
+    server that is away, too many open files)."""
+    return InputError if error.errno in _REFUSED else RunError
 
 
 def outcome(error: BaseException) -> tuple[int, str] | None:

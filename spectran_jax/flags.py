@@ -62,7 +62,7 @@ def define_path(name: str, help: str, flag_values: flags.FlagValues = flags.FLAG
 
 def define_files_of_run(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, flags.FlagHolder[Path | None]]:
     """Defines flags that say where the files of a trained run lie now, by field."""
-    help = "Where the run's {} file lies now, with the content that it had; where it was if empty."
+    help = "Where the run's {} file lies now, with the content and the ending that it had; where it was if empty."
     return {name: define_path(name, help.format(name), flag_values) for name in FILES}
 
 

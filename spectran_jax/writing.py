@@ -13,11 +13,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from spectran_jax.errors import DISK_FULL, RunError, refusal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _ABANDONED_SECONDS = 24 * 3600.0
 _DRAFT = ".spectran-draft-"
@@ -62,6 +63,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """`write_bytes` of a compressed .npz of arrays by name."""
+    import numpy as np
+
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **cast(Any, dict(arrays)))
     write_bytes(path, buffer.getvalue())
@@ -90,6 +93,7 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
+        _flush(draft)
         _put_in_place(draft, folder, old, replace)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -139,6 +143,14 @@ def is_abandoned(folder: Path) -> bool:
     except OSError:  # something went away just now: somebody is at work on it
         return False
     return time.time() - last > _ABANDONED_SECONDS
+
+
+def _flush(folder: Path) -> None:
+    """Waits until the files are on disk: a name must not outlive what it names when the power goes."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _draft_beside(folder: Path) -> Path:

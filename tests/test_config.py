@@ -129,7 +129,6 @@ def test_configuration_is_frozen():
         ({"popularity_power": float("nan")}, "--popularity_power must be a finite number, got nan"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"mask_negatives": "histories"}, "--mask_negatives must be one of positive, history, got 'histories'"),
-        ({"mask_negatives": "history", "loss": "softmax"}, "--mask_negatives=history is of negatives that are drawn"),
         ({"spectrum_memory": "disk", "table_updates": "dense"}, "--spectrum_memory=disk reads the rows that a step"),
         ({"spectrum_memory": "host", "parallelism": "pmap"}, "--spectrum_memory=host is for --parallelism=jit"),
         ({"decomposition": "randomized"}, "--decomposition=randomized .* --max_rank"),

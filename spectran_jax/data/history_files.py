@@ -46,7 +46,8 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
         raise InputError(f"{path}: {len(unknown)} entries name items that the run does not know ({names}); {todo}.")
     here = [index for index, ids in enumerate(dense) if (ids >= 0).any()]
     if not here:
-        raise InputError(f"{path}: the run knows no item of these histories.")
+        todo = remedy(list(map(str, dict.fromkeys(unknown))), dataset.item_index, "take the run of these items")
+        raise InputError(f"{path}: the run knows no item of these histories; {todo}.")
     kept = [dense[index][dense[index] >= 0].tolist() for index in here]
     if times is not None:
         times = [[time for time, known in zip(times[index], dense[index] >= 0, strict=True) if known] for index in here]

@@ -139,12 +139,15 @@ def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Conten
     from spectran_jax.data import builders  # imports TFDS
 
     builder = name if name in builders.BUILDERS else builders.Files.name
-    if folder.is_dir():
+    damaged = folder.is_dir()
+    if damaged:
         try:
             return builders.read(builder, folder)
         except Exception as error:  # whatever a damaged file makes TFDS or ArrayRecord raise
             _log.warning("%s is damaged (%s) and is made anew.", folder, error)
     made = content()
+    if not damaged and folder.is_dir():  # another process has prepared the same meanwhile, and may be reading it
+        return made
     try:
         with write_errors(folder.parent), new_folder(folder) as draft:
             builders.write(builder, made, draft)

@@ -29,16 +29,19 @@ def remedy(unknown: Sequence[str], known: Iterable[str], otherwise: str) -> str:
     known = list(known)
     best, told = 0, ""
     for advice, plain in _WAYS.items():
-        by_plain = {plain(item): item for item in known}
-        found = [(item, by_plain[plain(item)]) for item in unknown if plain(item) in by_plain]
+        forms = {plain(item) for item in unknown}
+        there = {form: item for item in known if (form := plain(item)) in forms}
+        found = [item for item in unknown if plain(item) in there]
         if len(found) > best:
             best = len(found)
             # Two forms of Unicode look the same unless they are shown by their codes.
-            theirs, ours = map(ascii if "Unicode" in advice else repr, found[0])
-            told = f"of them are there in another spelling, {theirs} as {ours}: {advice}"
+            theirs, ours = map(ascii if "Unicode" in advice else repr, (found[0], there[plain(found[0])]))
+            told = f"there in another spelling, {theirs} as {ours}: {advice}"
+        if 0 < best == len(unknown):
+            return f"all of them are {told}"
     if not best:
         return otherwise
-    return f"all {told}" if best == len(unknown) else f"{best} {told}; of the others, {otherwise}"
+    return f"{best} of them {'is' if best == 1 else 'are'} {told}; of the others, {otherwise}"
 
 
 def columns_found(missing: Iterable[str], found: Iterable[str], wanted: Iterable[str] = ()) -> str:

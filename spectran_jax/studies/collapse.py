@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from spectran_jax.errors import InputError
 from spectran_jax.report.figures import Plot
 from spectran_jax.studies import spectra
 from spectran_jax.studies.curves import Series, lines
@@ -42,6 +43,7 @@ def run(study: Study, encoders: Sequence[str] = ()) -> Result:
 def result(grid: Grid, command: str) -> Result:
     """The table and the plots of a grid."""
     rows: list[list[Cell]] = []
+    missing: list[str] = []
     histories: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
     for dataset, encoder in grid.pairs():
         outcomes = [o for o in grid.ok(dataset, encoder).values() if o.metrics]
@@ -51,14 +53,15 @@ def result(grid: Grid, command: str) -> Result:
         starts = [collapse(spectra.course(h, spectra.KEY)[1][0]).effective_rank for h in read]
         measures = [collapse(values) for values in best if values is not None]
         at_best = [spread([values[i] for values in measures]) for i in range(3)]
-        text = [collapse(_text_values(outcome)) for outcome in outcomes]
+        text = [collapse(values) for outcome in outcomes if (values := _text_values(outcome, missing)) is not None]
         of_text = [
             spread([values[i] for values in text]) if any(values[i] for values in text) else None for i in (0, 1)
         ]
         rows.append([dataset, encoder, grid.metric(dataset, encoder, "ndcg@10"), spread(starts), *at_best, *of_text])
     columns = ["Data set", "Encoder", "NDCG@10", "Rank at start", "Effective rank", "Abundance", "Top direction"]
     columns += ["Text rank", "Text abundance"]
-    table = Table("Collapse of item vectors", columns, rows, note=grid.failures())
+    note = " ".join(filter(None, (grid.failures(), *missing)))
+    table = Table("Collapse of item vectors", columns, rows, note=note)
     plots = []
     for dataset in grid.runs:
         read_here = {encoder: found for (d, encoder), found in histories.items() if d == dataset}
@@ -70,9 +73,14 @@ def result(grid: Grid, command: str) -> Result:
     return Result("Collapse of item vectors", [table], plots, TEXT, command)
 
 
-def _text_values(outcome: Outcome) -> list[float]:
+def _text_values(outcome: Outcome, missing: list[str]) -> list[float] | None:
+    """None, with the reason told in `missing`, where they can't be had any more."""
     assert outcome.metrics is not None
-    return text_singular_values(outcome.folder, outcome.metrics["digest"])
+    try:
+        return text_singular_values(outcome.folder, outcome.metrics["digest"])
+    except InputError as error:
+        missing.append(f"No text rank of {outcome.name}: {error}")
+        return None
 
 
 def spectrum_plot(dataset: str, histories: dict[str, list[Any]], best_steps: dict[str, list[int]]) -> Plot:

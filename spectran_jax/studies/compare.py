@@ -14,6 +14,7 @@ from spectran_jax.report import words
 from spectran_jax.studies import comparison_plots, comparison_tables
 from spectran_jax.studies.flags import check_names
 from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, against_rivals
 from spectran_jax.studies.search import (
@@ -76,7 +77,8 @@ def compare(
         for encoder in encoders:
             config = datasets[dataset].replace(backbone=backbone, item_encoder=encoder)
             methods["/".join((dataset, backbone, encoder))] = Method(config, space_of(encoder, given, config))
-    found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, command=command, runner=runner)
+    with claimed(workdir, command):
+        found = search(methods, workdir, trials=budget, seeds=seeds, parallel=parallel, runner=runner)
     cells: Cells = {(*place, encoder): found["/".join((*place, encoder))] for place in places for encoder in encoders}
     protocols = {
         dataset: one_protocol({"/".join(key): each for key, each in cells.items() if key[0] == dataset}, dataset)

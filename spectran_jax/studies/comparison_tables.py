@@ -63,7 +63,7 @@ def gains_table(cells: Cells, places: Sequence[Place], versus: Sequence[Versus],
         "p (Holm)",
         "Seeds",
     ]
-    note = f"The rival was chosen by validation, among those with enough seeds. {INTERVALS}"
+    note = f"The rival was chosen by validation, among those with seeds enough or as many as any. {INTERVALS}"
     chosen = [best for place in places if (best := best_rival(cells, place, versus)) is not None]
     gains = [best.gain for best in chosen if best.gain is not None]
     if len(gains) > 1:

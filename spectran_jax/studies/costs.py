@@ -10,7 +10,7 @@ from typing import Any
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.studies.curves import dots
-from spectran_jax.studies.ownership import claim
+from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.results_md import refresh
 from spectran_jax.studies.tables import Cell, Spread, Table
@@ -87,12 +87,14 @@ def run(
     with locked(workdir):
         kept = _read(path)
         if kept is None or kept.get("settings") != settings:
-            claim(workdir, command)
-            kept = {
-                "settings": settings,
-                "rows": efficiency.measure(config, encoders, items=items, width=width, users=users, repeats=repeats),
-                "adapters": efficiency.paper_adapters(config),
-            }
+            with claimed(workdir, command):
+                kept = {
+                    "settings": settings,
+                    "rows": efficiency.measure(
+                        config, encoders, items=items, width=width, users=users, repeats=repeats
+                    ),
+                    "adapters": efficiency.paper_adapters(config),
+                }
             write_json(path, kept)
     found = result(kept["rows"], kept["adapters"], efficiency.ADAPTER_BAR, title(config, items, width), command)
     publish(found, workdir)

@@ -16,7 +16,7 @@ from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study, refuse_in_tables
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
-from spectran_jax.studies.ownership import claim
+from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, why_failed
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells, spread
@@ -124,11 +124,11 @@ def run_grid(
     for job in jobs.values():
         check(job.config)
     _refuse_protocols(study, variants)
-    claim(study.workdir, study.command)
-    outcomes = run_jobs(
-        list(jobs.values()), study.workdir, parallel=study.parallel, description=description, command=command
-    )
-    some_came_to_an_end(outcomes)
+    with claimed(study.workdir, study.command):
+        outcomes = run_jobs(
+            list(jobs.values()), study.workdir, parallel=study.parallel, description=description, command=command
+        )
+        some_came_to_an_end(outcomes)
     grid = Grid(
         {
             dataset: {v.name: {s: outcomes[jobs[dataset, v.name, s].name] for s in study.seeds} for v in some}

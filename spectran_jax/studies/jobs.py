@@ -141,8 +141,9 @@ def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None
         metrics = read_metrics(folder)
         if metrics is None or not job.config.same_results(Config.from_dict(metrics["config"])):
             return None
-        if not (folder / "ranks.npz").exists():
-            return None
+        for split in ("valid", "test"):
+            if split in metrics:
+                read_ranks(folder / "ranks.npz", split)
         files = (job.config.data.interactions, job.config.data.items, job.config.text.embeddings)
         newest = max((Path(file).stat().st_mtime_ns for file in files if file), default=0)
         if checked:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from spectran_jax.errors import InputError
@@ -26,11 +28,34 @@ def refuse_another_study(workdir: Path, command: str) -> None:
             )
 
 
-def claim(workdir: Path, command: str) -> None:
-    """Notes in study.json, before anything runs, which command the folder is for; a call from Python has none."""
-    if command:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "study.json", {"command": command})
+@contextlib.contextmanager
+def claimed(workdir: Path, command: str) -> Iterator[None]:
+    """Notes in study.json, before anything runs, which command the folder is for; a call from Python has none.
+
+    Where the block is refused its input and no run has got anywhere, the note goes again.
+
+    Raises:
+      InputError: the folder is a file.
+    """
+    if not command:
+        yield
+        return
+    if workdir.is_file():
+        raise InputError(f"--workdir={workdir} is a file; name a folder.")
+    note, made = workdir / "study.json", not workdir.exists()
+    new = not note.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(note, {"command": command})
+    try:
+        yield
+    except InputError:
+        if new and not any(workdir.glob("runs/**/checkpoints")) and not any(workdir.glob("runs/**/metrics.json")):
+            note.unlink()
+            with contextlib.suppress(OSError):  # the failed runs' logs stay
+                if made:
+                    (workdir / ".lock").unlink(missing_ok=True)
+                    workdir.rmdir()
+        raise
 
 
 def _command_in(path: Path) -> str:

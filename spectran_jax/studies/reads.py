@@ -1,7 +1,7 @@
 """Which fields a configuration reads: moving one that its encoder, loss or backbone does not read changes nothing.
 
-A field that stands in none of these tables is read by all, and encoders, losses and backbones of one's own read every
-field, for all that is known here. Tests vary each field on each of the library's.
+A field that stands in none of these tables counts as read by all (those of the spectrum among them), and encoders,
+losses and backbones of one's own as reading every field. Tests vary each field of the tables on each of the library's.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ ENCODERS: dict[str, Sequence[str]] = {
     "spectral_norm": ("spectran",),
     "spectral_lr_multiplier": ("spectran",),
     "spectral_epochs": ("spectran",),
+    "adapter_lr_multiplier": (*_WITH_A_PART_OF_TEXT, "rlmrec", "llmesr"),  # svd and spectran have a gate at most
     "adapter_width": ("mlp", "whiten", "rlmrec", "llmesr"),
     "experts": ("moe",),
     "whiten_groups": ("whiten",),
@@ -67,6 +68,7 @@ UNLESS: dict[str, tuple[str, Sequence[Any]]] = {
     "alignment": ("alignment_weight", (0,)),
     "alignment_temperature": ("alignment_weight", (0,)),
     "popularity_power": ("sampling", ("uniform", "in_batch")),
+    "id_scale": ("fusion", ("none",)),
 }
 """Another field, and its values with which a field is not read."""
 
@@ -77,7 +79,8 @@ def unread_because(config: Config, name: str) -> str:
         value = config.get(owner)
         if value in OWN[owner] and name in table and value not in table[name]:
             return f"{owner}={value}"
-    if name in UNLESS:
+    own = all(config.get(owner) in names for owner, names in OWN.items())
+    if own and name in UNLESS:
         other, values = UNLESS[name]
         if config.get(other) in values:
             return f"{other}={str(config.get(other)).lower()}"

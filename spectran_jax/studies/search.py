@@ -19,7 +19,6 @@ from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report.words import count
 from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
-from spectran_jax.studies.ownership import claim
 from spectran_jax.studies.space import Range, design
 from spectran_jax.studies.tables import Spread, spread
 
@@ -87,7 +86,6 @@ def search(
     trials: int,
     seeds: Sequence[int],
     parallel: int,
-    command: str = "",
     runner: Runner = run_jobs,
 ) -> dict[str, Found]:
     """Searches each method on validation, then runs its chosen values with every seed.
@@ -99,7 +97,6 @@ def search(
       trials: points tried for each method; 0 takes its configuration as it is, as does a method without a space.
       seeds: of the final runs, which read validation and test set; trials take the first.
       parallel: runs at a time.
-      command: that the folder is for (`ownership`).
       runner: makes the runs.
 
     Returns:
@@ -120,7 +117,6 @@ def search(
         for name, tried in points.items()
         for i, (_, config) in enumerate(tried)
     ]
-    claim(workdir, command)
     ended = runner(jobs, workdir, parallel=parallel, description="Search") if jobs else {}
     some_came_to_an_end(ended)
     tried = {

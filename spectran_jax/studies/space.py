@@ -97,12 +97,13 @@ OWN: dict[str, str] = {
     "id": "id_scale=log:0.01:0.2",
     "svd": "spectral_power=0:1",
     "llminit": "spectral_power=0:1",
-    "mlp": "adapter_width=log:64:512",
-    "moe": "experts=log:2:16",
-    "whiten": "adapter_width=log:64:512,whiten_groups=log:1:16",
+    "mlp": "adapter_width=log:64:512,adapter_lr_multiplier=log:0.3:3",
+    "moe": "experts=log:2:16,adapter_lr_multiplier=log:0.3:3",
+    "whiten": "adapter_width=log:64:512,whiten_groups=log:1:16,adapter_lr_multiplier=log:0.3:3",
     "alphafuse": "null_share=0.2:0.8",
-    "rlmrec": "id_scale=log:0.01:0.2,alignment_weight=log:1e-3:1,alignment_temperature=log:0.05:0.5",
-    "llmesr": "spectral_power=0:1,alignment_weight=log:1e-3:1",
+    "rlmrec": "id_scale=log:0.01:0.2,alignment_weight=log:1e-3:1,alignment_temperature=log:0.05:0.5,"
+    "adapter_lr_multiplier=log:0.3:3",
+    "llmesr": "spectral_power=0:1,alignment_weight=log:1e-3:1,adapter_lr_multiplier=log:0.3:3",
     "spectran": "spectral_power=0:1,spectral_lr_multiplier=log:1:10",
 }
 """Fields of each method's own, those that methods share first; a method that is not named here has none. Fields that

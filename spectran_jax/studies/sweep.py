@@ -11,6 +11,7 @@ from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.reads import refuse_unread
 from spectran_jax.studies.search import (
@@ -58,7 +59,8 @@ def sweep(
     """
     refuse_unread({name: at_the_top(space, c) for name, c in datasets.items()}, [r.name for r in space], "search")
     methods = {name: Method(config, space) for name, config in datasets.items()}
-    found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, command=command, runner=runner)
+    with claimed(workdir, command):
+        found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, runner=runner)
     tables = []
     for name, each in found.items():
         one_protocol({name: each}, name)

@@ -5,6 +5,7 @@ The vectors that are scored are text and IDs together, and IDs of full rank woul
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -27,14 +28,13 @@ def text_singular_values(folder: Path, digest: str) -> list[float]:
       digest: of its best parameters, from metrics.json; what was kept of others, before the run went on, is made again.
 
     Raises:
-      InputError: where the folder holds no trained run.
+      InputError: where the folder holds no trained run, or its data is gone.
     """
     path = folder / FILE
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["digest"] == digest:
-            found: list[float] = kept["singular_values"]
-            return found
+            return list(map(float, kept["singular_values"]))
     values = _of_best(folder)
     write_json(path, {"digest": digest, "singular_values": values})
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import secrets
@@ -76,7 +77,7 @@ def require_shared(cluster: Cluster, workdir: Path) -> None:
 
     token = cluster.of_first("workdir", write)
     deadline = time.monotonic() + _SHARED_SECONDS
-    while not (path.is_file() and path.read_text(encoding="utf-8") == token):
+    while not _holds(path, token):
         if time.monotonic() > deadline:
             raise InputError(
                 f"--workdir={workdir} is not shared between the hosts: process {cluster.index} on "
@@ -84,9 +85,16 @@ def require_shared(cluster: Cluster, workdir: Path) -> None:
                 "all of them mount."
             )
         time.sleep(0.2)
-        if path.parent.is_dir():
+        with contextlib.suppress(OSError):
             next(iter(path.parent.iterdir()), None)  # asks a network file system for the folder anew
     cluster.gather("workdir seen", True)
+
+
+def _holds(path: Path, token: str) -> bool:
+    """Whether this host sees the token: not while the file is being replaced, or its server is slow."""
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8") == token
+    return False
 
 
 class StopVote:

@@ -92,7 +92,9 @@ def train(
             run.validate(progress)
             run.save()
         while not run.ended:
-            watchdog.begin(run.dispatch(feed))
+            metrics = run.dispatch(feed)
+            with phases("step"):
+                watchdog.begin(metrics)
             feed.read_ahead()
             step = run.step
             profile.at(step, run.state)
@@ -169,10 +171,9 @@ def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
         record=record,
     )
     if restored is None:
+        # The table is gone when this function returns, before training needs its place.
         table = programs.table(state.params, frozen)
-        run.write(
-            "start", watch(programs, state.params, frozen, table)
-        )  # the table goes before training needs its place
+        run.write("start", watch(programs, state.params, frozen, table))
     return run
 
 

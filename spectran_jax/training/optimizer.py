@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +38,15 @@ def is_spectral(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "adapter" in path_names(path) and path_names(path)[-1] in SPECTRAL, params
     )
+
+
+def is_adapter(params: Any, item_params: Collection[str]) -> Any:
+    """A tree of bools: True for the item encoder's parameters other than item tables and the spectral attention."""
+
+    def adapter(path: tuple[Any, ...], spectral: bool) -> bool:
+        return "item_encoder" in path_names(path) and not has_item_rows(path, item_params) and not spectral
+
+    return jax.tree_util.tree_map_with_path(adapter, is_spectral(params))
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -86,6 +96,9 @@ def build_optimizer(
         parts.append(optax.masked(optax.scale_by_schedule(falling), is_spectral))
     elif config.spectral_lr_multiplier != 1.0:
         parts.append(optax.masked(optax.scale(config.spectral_lr_multiplier), is_spectral))
+    if config.adapter_lr_multiplier != 1.0:
+        mask = functools.partial(is_adapter, item_params=item_params)
+        parts.append(optax.masked(optax.scale(config.adapter_lr_multiplier), mask))
     parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)))
     return optax.chain(*parts)
 

@@ -232,6 +232,11 @@ def assemble(
             f"--parallelism=pmap computes losses on each device's part of the batch, and --item_encoder="
             f"{config.encoder.item_encoder} compares its users with one another; take --parallelism=jit."
         )
+    if config.spectrum.spectrum_memory != "device" and not objective.sampled:  # a loss of one's own
+        raise InputError(
+            f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "
+            f"--loss={config.objective.loss} touches all; take --spectrum_memory=device, or a sampled loss."
+        )
     host: dict[str, np.ndarray] = {}
     if config.spectrum.spectrum_memory != "device":
         host = {name: arrays.pop(name) for name in encoder.wide_arrays}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import time
@@ -42,11 +43,12 @@ def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
       InputError: where another live process holds it, or it can't be created or written.
     """
     deadline = time.monotonic() + patience
-    while True:
+    for tries in itertools.count(1):
         made, file = _open_lock(workdir)
         with file:
             _take(file, workdir, deadline)
-            if not _is(file, workdir / ".lock"):  # its owner took it away: no other process would find it locked
+            # Its owner took it away, so that no other process would find it locked; or files have no numbers that stay.
+            if not _is(file, workdir / ".lock") and tries < _TRIES:
                 continue
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -77,17 +79,17 @@ def _open_lock(workdir: Path) -> tuple[list[Path], IO[str]]:
 
 def _is(file: IO[str], path: Path) -> bool:
     """Whether an open file is the one that has this name now."""
-    try:
+    with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _remove_empty(made: list[Path]) -> None:
     """Removes folders, the innermost first, as long as they hold nothing but the lock, which this process holds."""
     with contextlib.suppress(OSError):  # not empty, among others
-        if made and [path.name for path in made[0].iterdir()] == [".lock"]:
-            (made[0] / ".lock").unlink()
+        if made and {path.name for path in made[0].iterdir()} <= {".lock", ".cluster"}:
+            for name in (".cluster", ".lock"):
+                (made[0] / name).unlink(missing_ok=True)
             for folder in made:
                 folder.rmdir()
 
@@ -174,11 +176,11 @@ def refuse_other_files(workdir: Path, config: Config, inputs: str) -> None:
     if other is None or config.naming_files_as(other) == config:
         return
     metrics = read_metrics(workdir)
-    if metrics is None and any((workdir / "checkpoints" / "latest").glob("[0-9]*")):
+    if metrics is None:
         return  # a checkpoint of other inputs is refused where it is read
-    if metrics is None or metrics.get("inputs") != inputs:
+    if metrics.get("inputs") != inputs:
         raise InputError(
-            f"--workdir={workdir} holds a run of files with other content ({'; '.join(config.differences(other))}; "
+            f"--workdir={workdir} holds a run of files with other content, or another ending ({'; '.join(config.differences(other))}; "
             "yours != its). Take another folder, or the same files."
         )
 

@@ -360,7 +360,7 @@ def test_ids_in_another_spelling(write, theirs, ours, message):
         assert "=drop." not in str(caught.value)
     with pytest.raises(InputError) as caught:
         read(write("i.tsv", lines + "u\tx\t1\nu\ta\t2\n"), items)
-    assert f"; 1 of them are there in another spelling, {message}" in str(caught.value)
+    assert f"; 1 of them is there in another spelling, {message}" in str(caught.value)
     assert "; of the others, add them, or leave these interactions out with --unknown_items=drop." in str(caught.value)
 
 

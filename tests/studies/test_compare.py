@@ -11,6 +11,7 @@ from spectran_jax import statistics
 from spectran_jax.config import Config
 from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
+from spectran_jax.metrics import gains
 from spectran_jax.studies.compare import compare
 from spectran_jax.studies.flags import check_names
 

@@ -1,5 +1,6 @@
 """Data sets by name, and the common flags."""
 
+import contextlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
 from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, refuse_in_tables, study_from_flags
-from spectran_jax.studies.ownership import claim, refuse_another_study
+from spectran_jax.studies.ownership import claimed, refuse_another_study
 
 TOML = """
 [beauty]
@@ -175,14 +176,31 @@ def test_a_folder_of_another_experiment(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_another_experiment_has_begun(tmp_path):
-    claim(tmp_path / "w", "python -m experiments.collapse --seeds=0")
+    with contextlib.suppress(KeyboardInterrupt), claimed(tmp_path / "w", "python -m experiments.collapse --seeds=0"):
+        raise KeyboardInterrupt
     with pytest.raises(
         InputError, match=r"holds the runs of experiments\.collapse; take another folder for .*longtail"
     ):
         refuse_another_study(tmp_path / "w", "python -m experiments.longtail --seeds=1")
     refuse_another_study(tmp_path / "w", "python -m experiments.collapse --seeds=1")
-    claim(tmp_path / "none", "")
+    with claimed(tmp_path / "none", ""):
+        pass
     assert not (tmp_path / "none").exists(), "a call from Python names no experiment"
+
+
+def test_a_folder_is_free_again_where_nothing_could_run(tmp_path):
+    command = "python -m experiments.collapse --seeds=0"
+    with pytest.raises(InputError, match="no such file"), claimed(tmp_path / "w", command):
+        raise InputError("x.tsv: no such file")
+    assert not (tmp_path / "w").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; name a folder"), claimed(tmp_path / "file", command):
+        pytest.fail("begun")
+    # A run that has got somewhere keeps it.
+    (tmp_path / "w" / "runs" / "one" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="no such file"), claimed(tmp_path / "w", command):
+        raise InputError("x.tsv: no such file")
+    assert (tmp_path / "w" / "study.json").exists()
 
 
 def test_efficiency_leaves_the_folder_of_another_experiment_alone(tmp_path, run_command):

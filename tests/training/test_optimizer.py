@@ -60,6 +60,21 @@ def test_the_rate_of_the_attention_falls_over_its_epochs(epochs, falls):
     np.testing.assert_allclose(taken, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_rate_of_an_adapter_is_of_what_is_neither_a_table_nor_attention():
+    params = PARAMS | {"item_encoder": PARAMS["item_encoder"] | {"layers": {"kernel": jnp.ones((2, 2))}}}
+    config = OptimizerConfig(
+        optimizer="sgd", learning_rate=0.1, warmup_steps=0, clip_norm=0.0,
+        spectral_lr_multiplier=3.0, spectral_epochs=0.0, adapter_lr_multiplier=0.5,
+    )  # fmt: skip
+    optimizer = build_optimizer(config, 100, ("id_embedding",), steps_per_epoch=5)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    rates = {jax.tree_util.keystr(path, simple=True, separator="/"): -float(x.reshape(-1)[0])
+             for path, x in jax.tree_util.tree_leaves_with_path(updates)}  # fmt: skip
+    for name, rate in rates.items():
+        slow = name == "item_encoder/layers/kernel"
+        assert rate == pytest.approx(0.05 if slow else 0.3 if "/adapter/" in name else 0.1), name
+
+
 def rates(steps, total, **options):
     """Of a run's first steps."""
     config = OptimizerConfig(optimizer="sgd", weight_decay=0.0, **options)

@@ -148,7 +148,7 @@ def test_files_by_another_name_are_compared_by_content(tmp_path):
     refuse_other_run(tmp_path, moved)
     refuse_other_files(tmp_path, moved, "i")
     refuse_other_files(tmp_path, config, "others")  # the same name: for the checkpoint to refuse
-    with pytest.raises(InputError, match=r"other content \(interactions: '/x/a.tsv' != 'a.tsv'; embeddings: .*its\)"):
+    with pytest.raises(InputError, match=r"other content, or another ending \(interactions: '/x/a.tsv' != 'a.tsv'; embeddings: .*its\)"):
         refuse_other_files(tmp_path, moved, "others")
     with pytest.raises(InputError, match=r"another configuration \(embeddings: '' != 'e.npy'"):
         refuse_other_run(tmp_path, moved.replace(embeddings=""))
