@@ -148,14 +148,14 @@ def test_files_by_another_name_are_compared_by_content(tmp_path):
     refuse_other_run(tmp_path, moved)
     refuse_other_files(tmp_path, moved, "i")
     refuse_other_files(tmp_path, config, "others")  # the same name: for the checkpoint to refuse
-    with pytest.raises(InputError, match=r"other content, or another ending \(interactions: '/x/a.tsv' != 'a.tsv'; embeddings: .*its\)"):
+    message = r"other content, or another ending \(interactions: '/x/a.tsv' != 'a.tsv'; embeddings: .*its\)"
+    with pytest.raises(InputError, match=message):
         refuse_other_files(tmp_path, moved, "others")
     with pytest.raises(InputError, match=r"another configuration \(embeddings: '' != 'e.npy'"):
         refuse_other_run(tmp_path, moved.replace(embeddings=""))
     (tmp_path / "metrics.json").unlink()
-    (tmp_path / "checkpoints" / "best" / "3" / "state").mkdir(parents=True)  # nothing says of which inputs
-    with pytest.raises(InputError, match="other content"):
-        refuse_other_files(tmp_path, moved, "i")
+    (tmp_path / "checkpoints" / "best" / "3" / "state").mkdir(parents=True)  # nothing to go on from: it begins anew
+    refuse_other_files(tmp_path, moved, "i")
 
 
 def test_a_finished_run_counts_whatever_changes_no_number(tmp_path):
