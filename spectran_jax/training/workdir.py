@@ -180,8 +180,8 @@ def refuse_other_files(workdir: Path, config: Config, inputs: str) -> None:
         return  # a checkpoint of other inputs is refused where it is read
     if metrics.get("inputs") != inputs:
         raise InputError(
-            f"--workdir={workdir} holds a run of files with other content, or another ending ({'; '.join(config.differences(other))}; "
-            "yours != its). Take another folder, or the same files."
+            f"--workdir={workdir} holds a run of files with other content, or another ending "
+            f"({'; '.join(config.differences(other))}; yours != its). Take another folder, or the same files."
         )
 
 
