@@ -165,7 +165,7 @@ class Dataset:
         return len(self.histories.items)
 
     @property
-    def longest(self) -> int:
+    def most_items(self) -> int:
         """Different items of the user who has most of them."""
         return self.histories.most_items
 

@@ -184,7 +184,7 @@ class EvalBatches:
     """Fill `EvalBatch.seen` with the items of the whole history, each once; else it has no columns."""
     share: Share = (0, 1)
     """Which of how many contiguous slices of each batch this process takes."""
-    longest: int = 0
+    most_items: int = 0
     """`EvalBatch.seen` has room for this many items at least. The most items of a user of the data set gives all parts
     of a split one shape, and so one compiled program."""
     masked: bool = False
@@ -204,7 +204,7 @@ class EvalBatches:
     @functools.cached_property
     def seen_width(self) -> int:
         """Columns of `EvalBatch.seen`: the most items of a history rounded up, or 0 where nothing is filtered."""
-        longest = max(self.longest, self.targets.history.most_items) if self.filter_seen else 0
+        longest = max(self.most_items, self.targets.history.most_items) if self.filter_seen else 0
         return -(-longest // _SEEN_MULTIPLE) * _SEEN_MULTIPLE
 
     def users(self) -> Iterator[Int[np.ndarray, "B"]]:

@@ -8,16 +8,16 @@ from jaxtyping import Array, Float
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.item_encoders.base import ItemSource, Rows
-from spectran_jax.item_encoders.text import TextEncoder, TwoLayers
+from spectran_jax.item_encoders.text import TextAdapterEncoder, TwoLayers
 
 
-class MlpEncoder(TextEncoder, kw_only=True):
+class MlpEncoder(TextAdapterEncoder, kw_only=True):
     """`mlp`: E_s = W_2 relu(W_1 x + b_1) + b_2 of the text embedding x, plus a learned ID part by `--fusion`.
 
     The adapter of Yuan et al., Where to Go Next for Recommender Systems? ID- vs. Modality-based Recommender Models
     Revisited (MoRec), SIGIR 2023, over a frozen text encoder, as later pipelines (LLM2Rec) use it. Open there, decided
     here: one hidden layer of `--adapter_width` units, and ReLU, for which the scale at start is exact
-    (`text.TwoLayers`); x as the decomposition sees it (`text.TextEncoder`). MoRec replaces the ID by the text:
+    (`text.TwoLayers`); x as the decomposition sees it (`text.TextAdapterEncoder`). MoRec replaces the ID by the text:
     `--fusion=none`.
     """
 

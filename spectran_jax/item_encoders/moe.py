@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.item_encoders.base import ItemSource, Rows
-from spectran_jax.item_encoders.text import TextEncoder
+from spectran_jax.item_encoders.text import TextAdapterEncoder
 
 _LEAST_NOISE = 0.01
 """Standard deviation of the gate's noise below which training can't take it."""
@@ -52,19 +52,19 @@ class WhiteningExperts(nn.Module):
         return jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
-class MoeEncoder(TextEncoder, kw_only=True):
+class MoeEncoder(TextAdapterEncoder, kw_only=True):
     """`moe`: a mixture of whitening experts, plus a learned ID part by `--fusion`.
 
     Hou et al., Towards Universal Sequence Representation Learning for Recommender Systems (UniSRec), KDD 2022,
     and the authors' code for what the paper leaves open: gate and noise start at zero, all experts
-    take part. Decided here: x as the decomposition sees it (`text.TextEncoder`), so that b_k starts at the mean; no
-    dropout on x (theirs is 0.2); an item's noise is drawn once a step, wherever it stands in the batch. UniSRec's
+    take part. Decided here: x as the decomposition sees it (`text.TextAdapterEncoder`), so that b_k starts at the
+    mean; no dropout on x (theirs is 0.2); an item's noise is drawn once a step, wherever it stands in the batch. UniSRec's
     inductive setting is `--fusion=none`, its transductive one `sum`.
     """
 
     experts: int
 
-    item_arrays: ClassVar[tuple[str, ...]] = (*TextEncoder.item_arrays, "number")
+    item_arrays: ClassVar[tuple[str, ...]] = (*TextAdapterEncoder.item_arrays, "number")
 
     @classmethod
     def frozen(cls, source: ItemSource, config: EncoderConfig) -> dict[str, np.ndarray]:

@@ -12,16 +12,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError
-from spectran_jax.item_encoders.base import ItemSource
-from spectran_jax.item_encoders.base import Rows as ItemRows
+from spectran_jax.item_encoders.base import ItemSource, Rows
 from spectran_jax.item_encoders.semantic import SemanticEncoder
-from spectran_jax.spectral.rows import CHUNK_BYTES, Rows, as_matrix, survey
+from spectran_jax.spectral.rows import CHUNK_BYTES, SurveyedRows, as_matrix, survey
 
 _SAMPLE = 1024
 """Items that the scale of the semantic part is measured on through training."""
 
 
-def survey_text(config: EncoderConfig, source: ItemSource) -> Rows:
+def survey_text(config: EncoderConfig, source: ItemSource) -> SurveyedRows:
     """The rows of the items with text as the decomposition sees them; one pass over the text, float64 in chunks.
 
     Raises:
@@ -45,7 +44,7 @@ def survey_text(config: EncoderConfig, source: ItemSource) -> Rows:
     return rows
 
 
-def spread(rows: Rows) -> float:
+def spread(rows: SurveyedRows) -> float:
     """Sum of squares of the scaled and, where they are, centred rows."""
     return rows.energy - rows.count * float(rows.mean @ rows.mean)
 
@@ -77,7 +76,7 @@ class TwoLayers(nn.Module):
         ).astype(jnp.float32)
 
 
-class TextEncoder(SemanticEncoder, kw_only=True):
+class TextAdapterEncoder(SemanticEncoder, kw_only=True):
     """E_s by a learned adapter of the text embedding.
 
     Text is read as the decomposition reads it: rows of unit length, less their mean (`--normalize_rows`, `--center`);
@@ -116,11 +115,11 @@ class TextEncoder(SemanticEncoder, kw_only=True):
         assert new.text is not None
         return {"text": as_matrix(new.text), **super().frozen(new, config)}
 
-    def adapt(self, x: Float[Array, "*b m"], rows: ItemRows) -> Float[Array, "*b d"]:
+    def adapt(self, x: Float[Array, "*b m"], rows: Rows) -> Float[Array, "*b d"]:
         """E_s, float32, of text of unit mean square."""
         raise NotImplementedError
 
-    def semantic(self, rows: ItemRows) -> Float[Array, "*b d"]:
+    def semantic(self, rows: Rows) -> Float[Array, "*b d"]:
         """`adapt` of the text; zero for items without."""
         x = rows["text"].astype(jnp.float32)
         largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)

@@ -14,8 +14,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.item_encoders.base import ItemSource, Rows
 from spectran_jax.item_encoders.semantic import SemanticEncoder
 from spectran_jax.item_encoders.text import TwoLayers, sample, survey_text
-from spectran_jax.spectral.rows import Rows as TextRows
-from spectran_jax.spectral.rows import Survey, as_matrix
+from spectran_jax.spectral.rows import Survey, SurveyedRows, as_matrix
 
 _RTOL = 1e-4
 """Standard deviations below this share of the largest are dropped and not blown up, as the spectrum's are."""
@@ -102,7 +101,7 @@ Blocks = list[tuple[slice, Float[np.ndarray, "g g"]]]
 """A block-diagonal matrix: the dimensions of each block, and the block."""
 
 
-def _views(rows: TextRows, config: EncoderConfig) -> list[Blocks]:
+def _views(rows: SurveyedRows, config: EncoderConfig) -> list[Blocks]:
     """`whitenings` of the covariance of these rows; raises `InputError` for more groups than dimensions."""
     m = rows.x.shape[1]
     if config.whiten_groups > m:
@@ -115,7 +114,7 @@ def _views(rows: TextRows, config: EncoderConfig) -> list[Blocks]:
     return whitenings(gram / rows.count, config.whiten_groups)
 
 
-def _whitened(rows: TextRows | Survey, views: list[Blocks]) -> Float[np.ndarray, "N v m"]:
+def _whitened(rows: SurveyedRows | Survey, views: list[Blocks]) -> Float[np.ndarray, "N v m"]:
     """float32, the rows in each view; zero where there is no text."""
     items, m = rows.x.shape
     whitened = np.zeros((items, len(views), m), np.float32)

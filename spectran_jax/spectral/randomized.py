@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from spectran_jax.spectral.routes import Options, Solution, checked, leading
-from spectran_jax.spectral.rows import Rows, Survey
+from spectran_jax.spectral.rows import Survey, SurveyedRows
 
 OVERSAMPLING = 20
 """p: random directions beside the max_rank that are wanted."""
@@ -46,7 +46,9 @@ def randomized(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> 
     return Solution(rows, roots, basis @ vectors)
 
 
-def range_finder(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -> tuple[Rows, Float[np.ndarray, "m l"]]:
+def range_finder(
+    x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options
+) -> tuple[SurveyedRows, Float[np.ndarray, "m l"]]:
     """Algorithm 4.4 for X^T: the rows, and Q with k + p orthonormal columns, X nearly X Q Q^T; q + 1 passes."""
     width = min(options.max_rank + OVERSAMPLING, x.shape[1])
     rng = np.random.default_rng(_SEED)
@@ -65,7 +67,7 @@ def range_finder(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -
     return rows, basis
 
 
-def _normal_product(rows: Rows, basis: Float[np.ndarray, "m l"]) -> Float[np.ndarray, "m l"]:
+def _normal_product(rows: SurveyedRows, basis: Float[np.ndarray, "m l"]) -> Float[np.ndarray, "m l"]:
     """X^T X Q in one pass."""
     product = np.zeros_like(basis)
     for _, _, chunk in rows.chunks():

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from spectran_jax.errors import InputError
 from spectran_jax.spectral.coordinates import Block
-from spectran_jax.spectral.rows import Rows, Survey, provisional_mean, survey
+from spectran_jax.spectral.rows import Survey, SurveyedRows, provisional_mean, survey
 from spectran_jax.spectral.storage import DTYPES
 
 METHODS = ("auto", "exact", "gram", "randomized")
@@ -76,7 +76,7 @@ class Options:
 class Solution:
     """A decomposition, all but the coordinates of the items."""
 
-    rows: Rows
+    rows: SurveyedRows
     singular: Float[np.ndarray, "r"]
     """float64, descending. Where `left` is None they are to be refined, as column norms of the projected rows."""
     basis: Float[np.ndarray, "m r"]
@@ -137,7 +137,7 @@ def gram_of_rows(x: np.ndarray, part: Bool[np.ndarray, "N"], options: Options) -
     return Solution(rows, singular[order], basis[:, order] / singular[order], left[:, order])
 
 
-def checked(rows: Rows, items: int = 0) -> Rows:
+def checked(rows: SurveyedRows, items: int = 0) -> SurveyedRows:
     """Rows of which there are enough; `items` where `rows` are a part of them."""
     if rows.count < 2:
         items = items or len(rows.part)

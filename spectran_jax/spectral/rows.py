@@ -49,7 +49,7 @@ Chunk = tuple[slice, Bool[np.ndarray, "rows"], Float[np.ndarray, "part m"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class SurveyedRows:
     """The rows that take part, as the decomposition sees them: (row * factor) - mean."""
 
     x: np.ndarray
@@ -95,7 +95,7 @@ class Rows:
 
 
 class Survey:
-    """The first pass: yields chunks like `Rows.chunks`, and learns from them what `Rows` needs.
+    """The first pass: yields chunks like `SurveyedRows.chunks`, and learns from them what `SurveyedRows` needs.
 
     Norms and the mean are known only when the pass is over, so that chunks are scaled, but centred on `shift`.
     Rows that hold NaN or inf, or have no direction, are zero in the chunks.
@@ -144,7 +144,7 @@ class Survey:
         norms[piece] = norm
         sums[piece.start // _piece_rows(self.x)] = block.sum(axis=0)
 
-    def rows(self, *, center: bool) -> Rows:
+    def rows(self, *, center: bool) -> SurveyedRows:
         """What was learnt, when all chunks are read.
 
         Raises:
@@ -162,11 +162,11 @@ class Survey:
             part, factor, count = self.part, None, int(np.count_nonzero(self.part))
             energy = float(self._norms @ self._norms)
         mean = self.shift + self._total / max(count, 1) if center else np.zeros(self.x.shape[1])
-        return Rows(self.x, part, factor, mean, energy, count)
+        return SurveyedRows(self.x, part, factor, mean, energy, count)
 
 
-def survey(x: np.ndarray, part: Bool[np.ndarray, "N"], *, normalize: bool, center: bool) -> Rows:
-    """`Rows` by a pass that does nothing else."""
+def survey(x: np.ndarray, part: Bool[np.ndarray, "N"], *, normalize: bool, center: bool) -> SurveyedRows:
+    """`SurveyedRows` by a pass that does nothing else."""
     first = Survey(x, part, normalize=normalize)
     for _ in first.chunks():
         pass

@@ -17,7 +17,7 @@ from spectran_jax.npy import BFLOAT16
 from spectran_jax.spectral import sharded
 from spectran_jax.spectral.coordinates import Block
 from spectran_jax.spectral.routes import Options, Solution, checked, kept
-from spectran_jax.spectral.rows import Rows, not_finite, provisional_sum
+from spectran_jax.spectral.rows import SurveyedRows, not_finite, provisional_sum
 
 BLOCK_BYTES = 4 * 2**20
 """Of rows in the precision of the sums, that a process feeds at a time; two blocks, and what is made of one, are alive
@@ -89,7 +89,7 @@ def gram_over_mesh(
         raise _not_finite(x, part, options, feed, int(found.bad), first_row, items or len(x))
     # One solver's eigenvectors for all: two kinds of hosts may differ in the sign, or more, of near-equal ones.
     values, vectors, mean = (feed.one(array).astype(np.float64) for array in (found.values, found.vectors, found.mean))
-    rows = checked(Rows(x, part, None, mean, float(found.energy), int(found.count)), items or len(x))
+    rows = checked(SurveyedRows(x, part, None, mean, float(found.energy), int(found.count)), items or len(x))
     noise = rows.noise
     if options.precision == "float32":
         # Of equal rows the shift leaves rounding, and that is squared.

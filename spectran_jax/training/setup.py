@@ -108,7 +108,7 @@ class Setup:
             batch_size=-(-training.eval_batch_size // devices) * devices,
             filter_seen=filter_seen,
             share=self.share,
-            longest=self.dataset.longest if filter_seen else 0,
+            most_items=self.dataset.most_items if filter_seen else 0,
             masked=self.masked,
         )
 

@@ -242,10 +242,10 @@ def test_eval_batches_can_be_read_twice_and_hold_no_seen_items_unless_asked():
 def test_seen_has_one_width_for_all_parts_of_a_split():
     valid, test = (Targets(Histories.from_lists([range(n)]), np.zeros(1), np.zeros(1)) for n in (63, 65))
     sizes = {"max_length": 50, "batch_size": 2}
-    widths = [EvalBatches(t, **sizes, filter_seen=True, longest=66).seen_width for t in (valid, test)]
+    widths = [EvalBatches(t, **sizes, filter_seen=True, most_items=66).seen_width for t in (valid, test)]
     assert widths == [128, 128]
     assert EvalBatches(valid, **sizes, filter_seen=True).seen_width == 64
-    assert EvalBatches(valid, **sizes, longest=66).seen_width == 0
+    assert EvalBatches(valid, **sizes, most_items=66).seen_width == 0
 
 
 def test_seen_has_no_room_for_repeats():
