@@ -58,8 +58,8 @@ class MoeEncoder(TextAdapterEncoder, kw_only=True):
     Hou et al., Towards Universal Sequence Representation Learning for Recommender Systems (UniSRec), KDD 2022,
     and the authors' code for what the paper leaves open: gate and noise start at zero, all experts
     take part. Decided here: x as the decomposition sees it (`text.TextAdapterEncoder`), so that b_k starts at the
-    mean; no dropout on x (theirs is 0.2); an item's noise is drawn once a step, wherever it stands in the batch. UniSRec's
-    inductive setting is `--fusion=none`, its transductive one `sum`.
+    mean; no dropout on x (theirs is 0.2); an item's noise is drawn once a step, wherever it stands in the batch.
+    UniSRec's inductive setting is `--fusion=none`, its transductive one `sum`.
     """
 
     experts: int
