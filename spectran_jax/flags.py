@@ -61,9 +61,11 @@ def define_path(name: str, help: str, flag_values: flags.FlagValues = flags.FLAG
 
 
 def define_files_of_run(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, flags.FlagHolder[Path | None]]:
-    """Defines flags that say where the files of a trained run lie now, by field."""
+    """Defines flags that say where the files of a trained run lie now, and where to keep caches, by field."""
     help = "Where the run's {} file lies now, with the content and the ending that it had; where it was if empty."
-    return {name: define_path(name, help.format(name), flag_values) for name in FILES}
+    found = {name: define_path(name, help.format(name), flag_values) for name in FILES}
+    caches = "Where prepared data and caches live here; where the run had them if empty."
+    return found | {"data_dir": define_path("data_dir", caches, flag_values)}
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:

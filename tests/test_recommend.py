@@ -18,7 +18,7 @@ from spectran_jax.errors import InputError, RunError
 from spectran_jax.recommend import recommend, user_states, write_recommendations
 from spectran_jax.training import restore
 from spectran_jax.training.programs import build_table
-from spectran_jax.training.restore import load_run
+from spectran_jax.training.restore import load_run, read_run
 from spectran_jax.training.run import train_and_report
 
 ITEMS = 40
@@ -375,6 +375,20 @@ def test_a_run_that_is_used_from_another_folder(tmp_path, monkeypatch):
         InputError, match=r"was trained on interactions.tsv, .* no such file from .*the folder .*--interactions=FILE"
     ):
         load_run(tmp_path / "run")
+
+
+def test_files_and_caches_of_a_run_may_lie_elsewhere(tmp_path):
+    moved = write_tiny(tmp_path / "moved")
+    there = Config().replace(**{**moved, "interactions": "/gone/interactions.tsv", "data_dir": "/gone/cache"})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(there.replace(embeddings="").to_dict()))
+    files = {"interactions": Path(moved["interactions"]), "data_dir": tmp_path / "cache"}
+    found = read_run(tmp_path / "run", files)
+    assert (found.data.interactions, found.data.data_dir) == (moved["interactions"], str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"--embeddings=.*was trained without such a file; leave it out"):
+        read_run(tmp_path / "run", {"embeddings": Path(moved["embeddings"])})
+    with pytest.raises(InputError, match=r"none\.tsv: no such file"):
+        read_run(tmp_path / "run", {"interactions": tmp_path / "none.tsv"})
 
 
 def test_a_run_is_not_used_with_other_data(tiny_config, tmp_path):

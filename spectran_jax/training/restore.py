@@ -32,7 +32,7 @@ def read_run(workdir: Path, files: Mapping[str, Path] | None = None) -> Config:
 
     Args:
       workdir: its folder.
-      files: by field, those of `FILES` that lie elsewhere than the run says.
+      files: by field, those of `FILES` that lie elsewhere than the run says; and `data_dir`, for caches elsewhere.
 
     Raises:
       InputError: where the folder holds no run, the run reads no such file, or there is none of that name.
@@ -40,10 +40,13 @@ def read_run(workdir: Path, files: Mapping[str, Path] | None = None) -> Config:
     if not (workdir / "config.json").exists():
         raise InputError(f"--workdir={workdir} holds no run (no config.json). Train one with experiments.train.")
     config = read_config(workdir / "config.json")
-    for name, path in (files or {}).items():
-        if not config.get(name):
-            raise InputError(f"--{name}={path}: the run in {workdir} was trained without such a file; leave it out.")
-        require_file(path)
+    for name in FILES:
+        if files and name in files:
+            if not config.get(name):
+                raise InputError(
+                    f"--{name}={files[name]}: the run in {workdir} was trained without such a file; leave it out."
+                )
+            require_file(files[name])
     return config.replace(**{name: str(path) for name, path in (files or {}).items()})
 
 
