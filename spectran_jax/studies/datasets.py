@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectran_jax.config import Config, fields
+from spectran_jax.config import FILES, Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, unknown_name
 
@@ -32,9 +32,6 @@ PATHS = ("interactions", "items", "embeddings", "movielens", "data_dir")
 
 FLAGS_OWN = "files"
 """The name of the data set that the flags themselves describe (--interactions, --items)."""
-
-FILES = ("interactions", "items", "embeddings")
-"""Fields that belong to one data set."""
 
 SET_BY_STUDIES = ("seed", "evaluate")
 """Fields that a study sets run by run: by --seeds, and by whether a run is a trial."""

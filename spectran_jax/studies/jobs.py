@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectran_jax.config import Config
+from spectran_jax.config import FILES, Config
 from spectran_jax.errors import InputError, Interrupted
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.ranks import Ranks, read_ranks
@@ -144,8 +144,8 @@ def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None
         for split in ("valid", "test"):
             if split in metrics:
                 read_ranks(folder / "ranks.npz", split)
-        files = (job.config.data.interactions, job.config.data.items, job.config.text.embeddings)
-        newest = max((Path(file).stat().st_mtime_ns for file in files if file), default=0)
+        files = filter(None, map(job.config.get, FILES))
+        newest = max((Path(file).stat().st_mtime_ns for file in files), default=0)
         if checked:
             as_new = max(newest, time.time_ns())
             os.utime(path, ns=(as_new, as_new))

@@ -119,19 +119,17 @@ def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
 
     None as well where results are missing or damaged: they are made again, of the best parameters.
     """
-    metrics = read_metrics(workdir)
-    if metrics is None or metrics.get("inputs") != setup.inputs_digest:
+    found = _results(workdir, setup)
+    if found is None or not setup.config.naming_files_as(found[1]).same_results(found[1]):
         return None
-    try:
-        held = Config.from_dict(metrics["config"])
-        if not setup.config.naming_files_as(held).same_results(held):
+    metrics, held = found
+    for name in summary.evaluated(held):
+        if not isinstance(metrics.get(name), dict):
             return None
-        for name in summary.evaluated(held):
-            if not isinstance(metrics.get(name), dict):
-                return None
+        try:
             read_ranks(workdir / "ranks.npz", name)
-    except InputError:
-        return None
+        except InputError:
+            return None
     # A page alone is not worth to train anew.
     kept = (workdir / "report.html").is_file() or not any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
     return metrics if kept else None
@@ -139,15 +137,23 @@ def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
 
 def to_evaluate(workdir: Path, setup: Setup) -> str:
     """What a run is to read at its end: also what it read when it came to this end before, so that no result goes."""
-    asked, metrics = setup.config.training.evaluate, read_metrics(workdir)
-    if metrics is None or metrics.get("inputs") != setup.inputs_digest:
+    asked, found = setup.config.training.evaluate, _results(workdir, setup)
+    if found is None:
         return asked
-    try:
-        held = Config.from_dict(metrics["config"])
-    except InputError:  # of another version
-        return asked
+    held = found[1]
     other = setup.config.naming_files_as(held).differences(held, LENGTH)
     return asked if other or held.training.evaluate == asked else "both"
+
+
+def _results(workdir: Path, setup: Setup) -> tuple[dict[str, Any], Config] | None:
+    """metrics.json, and the configuration in it, of a run on these very inputs; None for another version's, too."""
+    metrics = read_metrics(workdir)
+    if metrics is None or metrics.get("inputs") != setup.inputs_digest:
+        return None
+    try:
+        return metrics, Config.from_dict(metrics["config"])
+    except InputError:
+        return None
 
 
 def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float], cluster: Cluster) -> dict[str, Any]:
