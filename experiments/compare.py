@@ -46,8 +46,7 @@ def main() -> None:
     refuse_in_tables(study, ("item_encoder", "backbone"))
     from spectran_jax.backbones import BACKBONES
     from spectran_jax.studies.compare import compare
-    from spectran_jax.studies.publish import publish
-    from spectran_jax.studies.results_md import refresh, section
+    from spectran_jax.studies.results_md import publish_study
 
     backbones = split_names(",".join(flags.FLAGS.backbones))
     result = compare(
@@ -62,10 +61,7 @@ def main() -> None:
         parallel=study.parallel,
         command=study.command,
     )
-    publish(result, study.workdir)
-    if study.results:
-        name = section("compare", study.datasets, own=study.section, backbones=backbones or list(BACKBONES))
-        refresh(study.results, name, result)
+    publish_study(study, "compare", result, backbones=backbones or list(BACKBONES))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ def main() -> None:
     if not _SEARCH.value:
         raise InputError("Name what to search: --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5. See --help.")
     study = study_from_flags()
-    from spectran_jax.studies.publish import publish
-    from spectran_jax.studies.results_md import refresh, section
+    from spectran_jax.studies.results_md import publish_study
     from spectran_jax.studies.space import parse_space
     from spectran_jax.studies.sweep import sweep
 
@@ -41,10 +40,8 @@ def main() -> None:
         parallel=study.parallel,
         command=study.command,
     )
-    publish(result, study.workdir)
-    if study.results:
-        encoders = sorted({config.encoder.item_encoder for config in study.datasets.values()})
-        refresh(study.results, section("sweep", study.datasets, own=study.section, encoders=encoders), result)
+    encoders = sorted({config.encoder.item_encoder for config in study.datasets.values()})
+    publish_study(study, "sweep", result, encoders=encoders)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study, refuse_in_tables
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.ownership import claimed
-from spectran_jax.studies.publish import Result, publish
+from spectran_jax.studies.publish import Result
 from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, why_failed
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells, spread
 from spectran_jax.studies.variants import Variant
@@ -160,9 +160,7 @@ def finish(study: Study, name: str, grid: Grid, result: Result, references: Mapp
         tables=[table for table in result.tables if table.rows],
         data={**result.data, "variants": grid.to_json(references or {})},
     )
-    publish(result, study.workdir)
-    if study.results is not None:
-        results_md.refresh(study.results, results_md.section(name, study.datasets, own=study.section), result)
+    results_md.publish_study(study, name, result)
     return result
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.studies import tables
-from spectran_jax.studies.publish import Result, standalone, unique_names
+from spectran_jax.studies.flags import Study
+from spectran_jax.studies.publish import Result, publish, standalone, unique_names
 from spectran_jax.writing import write_text
 
 
@@ -39,6 +40,19 @@ def section(
     backbones = backbones or sorted({config.backbone.backbone for config in datasets.values()})
     told = [] if list(backbones) == [Config().backbone.backbone] else backbones
     return "-".join([name, *datasets, *encoders, *told])
+
+
+def publish_study(
+    study: Study, name: str, result: Result, *, encoders: Sequence[str] = (), backbones: Sequence[str] = ()
+) -> None:
+    """Publishes a result in the study's folder and, where asked for, in its section of RESULTS.md (see `section`)."""
+    publish(result, study.workdir)
+    if study.results is not None:
+        refresh(
+            study.results,
+            section(name, study.datasets, own=study.section, encoders=encoders, backbones=backbones),
+            result,
+        )
 
 
 def refresh(path: Path, name: str, result: Result) -> None:
