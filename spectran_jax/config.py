@@ -233,10 +233,16 @@ class BackboneConfig:
     )
     mask_ratio: float = _field(
         0.3,
-        "Share of a history's items that bert4rec must fill in, one at least. Half of the histories hide their last "
-        "item only, as prediction does.",
+        "Share of a history's items that bert4rec must fill in, one at least, where it hides random ones: once an epoch "
+        "for half of the users. All else hides the last item only, as prediction does.",
         above=0,
         below=1,
+    )
+    prefixes: int = _field(
+        10,
+        "Sequences that bert4rec is trained on of a user, at most: the history, and beginnings of it, evenly spread, as "
+        "if it had ended there. 1 for the history alone, as in the paper: an epoch is cheaper and teaches less.",
+        low=1,
     )
     blocks: int = _field(2, "Blocks of attention.", low=1)
     heads: int = _field(2, "Attention heads; must divide the dimension.", low=1)

@@ -1,7 +1,7 @@
 """Which histories share a row: a plan that depends on lengths, seed and epoch alone.
 
 The *pattern* (which lengths share a row, and in what order) is made once from the histogram of lengths, by best fit
-with the longest first, so every epoch has the same number of rows. An epoch then deals the users of equal
+with the longest first, so every epoch has the same number of rows. An epoch then deals the sequences of equal
 length to the places of that length by a seeded permutation, and shuffles the rows. Nothing depends on the number of
 processes or devices; a process takes its slice of the rows of a batch.
 """
@@ -19,10 +19,12 @@ from spectran_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The part of the plan that all epochs share. A *slot* is the place of one user's sequence in a row."""
+    """The part of the plan that all epochs share. A *slot* is the place of one sequence in a row."""
 
     users: Int[np.ndarray, "S"]
-    """int32 users that give a sequence, by rising length."""
+    """int32 user of each sequence; sequences are by rising length."""
+    behind: Int[np.ndarray, "S"]
+    """int32 items of the user's history that come after the sequence: 0 where it is the whole history."""
     slot_start: Int[np.ndarray, "S"]
     """int32 column where each slot begins; slots are in the order of their rows."""
     slot_length: Int[np.ndarray, "S"]
@@ -32,7 +34,7 @@ class Plan:
     slot_last_only: Bool[np.ndarray, "S"] | None
     """For a masked backbone, True where the slot hides its last item only (`cloze.py`); else None."""
     slots_by_length: Int[np.ndarray, "S"]
-    """int64 slots by rising length: the i-th takes the i-th of the shuffled users."""
+    """int64 slots by rising length: the i-th takes the i-th of the shuffled sequences."""
     row_offsets: Int[np.ndarray, "R_plus_1"]
     """int64: row r holds slots `row_offsets[r]` to `row_offsets[r + 1]`."""
     row_length: int
@@ -78,8 +80,8 @@ class Plan:
 class Epoch:
     """The part of the plan that one epoch draws."""
 
-    slot_user: Int[np.ndarray, "S"]
-    """int32 user of each slot."""
+    slot_sequence: Int[np.ndarray, "S"]
+    """int32 number of the sequence in each slot, into `Plan.users` and `Plan.behind`."""
     row_order: Int[np.ndarray, "R"]
     """int64 rows in the order in which they are trained on."""
     step_offsets: Int[np.ndarray, "steps_plus_1"]
@@ -94,13 +96,14 @@ def make_plan(
     batch_size: int,
     row_multiple: int = 1,
     mask_ratio: float | None = None,
+    prefixes: int = 1,
 ) -> Plan:
     """Plans how training histories of these lengths fill rows of a fixed number of positions.
 
     A history of n items gives a sequence of `min(n - 1, max_length)` positions (input: all items but the last,
     target: all but the first), none if n < 2; for a masked backbone the same items, inputs and last target, in
-    `max_length + 1` positions at most. Rows are spread over the steps as evenly as can be, so no step is
-    empty; each batch is filled up with empty rows at its end.
+    `max_length + 1` positions at most, and beginnings of the history are sequences, too. Rows are spread over the steps
+    as evenly as can be, so no step is empty; each batch is filled up with empty rows at its end.
 
     Args:
       lengths: int64 number of training items of each user.
@@ -109,22 +112,26 @@ def make_plan(
       batch_size: users per update, on average over the epoch's steps.
       row_multiple: rows per step are rounded up to a multiple of this (devices on the data axis).
       mask_ratio: share of the items that a masked backbone must fill in; None for the next-item task.
+      prefixes: sequences that a masked backbone has of a user at most; see `cloze.prefixes`.
 
     Raises:
       InputError: where no user has two training items, or a number is below one.
     """
-    for name, value in (("max_length", max_length), ("batch_size", batch_size), ("row_multiple", row_multiple)):
+    numbers = {"max_length": max_length, "batch_size": batch_size, "row_multiple": row_multiple, "prefixes": prefixes}
+    for name, value in numbers.items():
         if value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}.")
     masked = mask_ratio is not None
     row_length = max_length + masked
     lengths = np.asarray(lengths, np.int64)
-    positions = np.where(lengths < 2, 0, np.minimum(lengths - (not masked), row_length))
-    by_length = np.argsort(positions, kind="stable")
-    users = by_length[np.searchsorted(positions[by_length], 1) :]
-    if not len(users):
+    taught = int((lengths >= 2).sum())
+    if not taught:
         raise InputError("No user has two training items, so there is nothing to learn from; give longer histories.")
-    counts = np.bincount(positions[users], minlength=row_length + 1)
+    users, behind = cloze.prefixes(lengths, prefixes if masked else 1)
+    positions = np.minimum(lengths[users] - behind - (not masked), row_length)
+    by_length = np.argsort(positions, kind="stable")
+    users, behind = users[by_length], behind[by_length]
+    counts = np.bincount(positions, minlength=row_length + 1)
     patterns = best_fit(counts, row_length) if packed else [((n,), int(c)) for n, c in enumerate(counts) if n and c]
 
     slot_length = np.concatenate([np.tile(np.asarray(lens, np.int32), count) for lens, count in patterns])
@@ -133,14 +140,14 @@ def make_plan(
     row_offsets = np.concatenate([[0], np.cumsum(slots_per_row)]).astype(np.int64)
     rows = len(slots_per_row)
     # A row may hold more users than a tiny batch: a step takes at least one row.
-    steps = min(-(-len(users) // batch_size), rows)
+    steps = min(-(-taught // batch_size), rows)
     rows_per_step = -(-rows // steps)
     rows_per_step = -(-rows_per_step // row_multiple) * row_multiple
     slots_by_length = np.argsort(slot_length, kind="stable")
     slot_supervised, slot_last_only = slot_length, None
     if mask_ratio is not None:
         slot_last_only = np.empty(len(users), bool)
-        slot_last_only[slots_by_length] = cloze.last_only(len(users))  # the same share of every length
+        slot_last_only[slots_by_length] = cloze.last_only(len(users), taught)  # the same share of every length
         hidden = cloze.hidden_counts(slot_length, mask_ratio)
         slot_supervised = np.where(slot_last_only, 1, hidden).astype(np.int32)
     row_positions = _row_positions(slot_supervised, row_offsets)
@@ -148,6 +155,7 @@ def make_plan(
     share, places = rows_per_step // row_multiple, steps * row_multiple
     return Plan(
         users=users.astype(np.int32),
+        behind=behind.astype(np.int32),
         slot_start=slot_start.astype(np.int32),
         slot_length=slot_length,
         slot_supervised=slot_supervised,
@@ -239,12 +247,12 @@ def best_fit(counts: Int[np.ndarray, "L_plus_1"], capacity: int) -> list[tuple[t
 
 
 def draw_epoch(plan: Plan, seed: int, epoch: int) -> Epoch:
-    """Deals users to slots and shuffles the rows; the same for the same plan, seed and epoch, everywhere."""
+    """Deals sequences to slots and shuffles the rows; the same for the same plan, seed and epoch, everywhere."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch])))
-    # Within a length, users come in the order of random keys; lengths stay apart, since keys are below one.
+    # Within a length, sequences come in the order of random keys; lengths stay apart, since keys are below one.
     keys = plan.slot_length[plan.slots_by_length] + rng.random(len(plan.users))
-    slot_user = np.empty(len(plan.users), np.int32)
-    slot_user[plan.slots_by_length] = plan.users[np.argsort(keys, kind="stable")]
+    slot_sequence = np.empty(len(plan.users), np.int32)
+    slot_sequence[plan.slots_by_length] = np.argsort(keys, kind="stable")
     positions, items = plan.row_positions(), plan.row_items()
     while True:
         row_order = rng.permutation(plan.num_rows)
@@ -257,7 +265,7 @@ def draw_epoch(plan: Plan, seed: int, epoch: int) -> Epoch:
             and _largest_group(items[row_order], offsets, plan) <= plan.group_items
             and _largest_group(positions[row_order], offsets, plan) <= plan.group_positions
         ):
-            return Epoch(slot_user, row_order, offsets)
+            return Epoch(slot_sequence, row_order, offsets)
 
 
 def _largest_group(sizes: Int[np.ndarray, "R"], offsets: Int[np.ndarray, "steps_plus_1"], plan: Plan) -> int:

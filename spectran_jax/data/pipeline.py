@@ -57,11 +57,12 @@ class TrainBatches:
         rows = epoch.row_order[first:last][self._rows]
         slots_per_row = plan.row_offsets[rows + 1] - plan.row_offsets[rows]
         slots = ragged_indices(plan.row_offsets[rows], slots_per_row)
-        lengths, users = plan.slot_length[slots], epoch.slot_user[slots]
+        lengths, sequences = plan.slot_length[slots], epoch.slot_sequence[slots]
+        users, behind = plan.users[sequences], plan.behind[sequences]
         masked = plan.slot_last_only is not None
-        # Flat index in the histories of the first input: the sequence ends at the user's last item, as an input where
-        # that is hidden, else as a target.
-        sources = histories.offsets[users + 1] - lengths - (not masked)
+        # Flat index in the histories of the first input: the last item of the sequence is an input where it is hidden,
+        # else a target.
+        sources = histories.offsets[users + 1] - behind - lengths - (not masked)
         starts = np.repeat(np.arange(len(rows)), slots_per_row) * plan.row_length + plan.slot_start[slots]
         segments = slots - np.repeat(plan.row_offsets[rows], slots_per_row) + 1
 
@@ -74,7 +75,7 @@ class TrainBatches:
             item_ids, targets, supervised = place(items), place(histories.items[source + 1]), layout.mask
         else:
             hidden = cloze.hidden_positions(
-                self._seed, number, users, lengths, plan.slot_supervised[slots], plan.slot_last_only[slots]
+                self._seed, number, users, behind, lengths, plan.slot_supervised[slots], plan.slot_last_only[slots]
             )
             item_ids, targets, supervised = place(np.where(hidden, 0, items)), place(items), place(hidden, np.bool_)
             layout = layout._replace(hidden=supervised)

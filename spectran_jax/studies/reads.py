@@ -57,7 +57,11 @@ LOSSES: dict[str, Sequence[str]] = {
 }
 """Losses that read a field."""
 
-BACKBONES: dict[str, Sequence[str]] = {"mask_ratio": ("bert4rec",), "ffn_multiplier": ("sasrec", "bert4rec")}
+BACKBONES: dict[str, Sequence[str]] = {
+    "mask_ratio": ("bert4rec",),
+    "prefixes": ("bert4rec",),
+    "ffn_multiplier": ("sasrec", "bert4rec"),
+}
 """Backbones that read a field."""
 
 UNLESS: dict[str, tuple[str, Sequence[Any]]] = {

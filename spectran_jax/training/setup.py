@@ -221,6 +221,7 @@ def assemble(
         batch_size=config.training.batch_size,
         row_multiple=mesh.shape["data"],
         mask_ratio=config.backbone.mask_ratio if backbones.is_masked(config.backbone) else None,
+        prefixes=config.backbone.prefixes,
     )
     source = _source(config, dataset, split, embeddings, spectrum)
     encoder, arrays = item_encoders.build(config.encoder, source, dtype=DTYPES[config.training.precision])

@@ -21,8 +21,9 @@ def histories():
     return random_histories(LENGTHS)
 
 
-def source(histories, *, packed=True, row_multiple=1, **options):
-    plan = make_plan(histories.lengths, L, packed=packed, batch_size=6, row_multiple=row_multiple, mask_ratio=RATIO)
+def source(histories, *, packed=True, row_multiple=1, prefixes=1, **options):
+    shape = {"packed": packed, "row_multiple": row_multiple, "batch_size": 6}
+    plan = make_plan(histories.lengths, L, **shape, mask_ratio=RATIO, prefixes=prefixes)
     return TrainBatches(histories, plan, **{"seed": 3, "epochs": 4, **options}), plan
 
 
@@ -43,9 +44,15 @@ def number(length):
     return min(max(1, int(RATIO * length + 0.5)), length - 1)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_every_history_stands_whole_in_a_batch_with_its_number_of_items_hidden(histories, packed):
-    batches, plan = source(histories, packed=packed)
+def ends(length, most):
+    """Where the sequences of a history of this many items end: n, and the others below it at equal distances."""
+    count = min(most, length - 1)
+    return [length - i * (length - 1) // count for i in range(count)]
+
+
+@pytest.mark.parametrize(("packed", "prefixes"), [(True, 1), (False, 1), (True, 3), (True, 99)])
+def test_an_epoch_holds_every_sequence_with_its_number_of_items_hidden(histories, packed, prefixes):
+    batches, plan = source(histories, packed=packed, prefixes=prefixes)
     found = []
     for step in range(plan.steps_per_epoch):
         batch = batches[step]
@@ -57,18 +64,36 @@ def test_every_history_stands_whole_in_a_batch_with_its_number_of_items_hidden(h
         assert len(real) == sum(sum(hidden) for _, hidden, _ in here) <= plan.group_positions
         assert sum(len(items) for items, _, _ in here) <= plan.step_items
         np.testing.assert_array_equal(batch.items, batch.targets)
-    kept = [histories[user][-L - 1 :] for user in range(len(histories)) if LENGTHS[user] >= 2]
+    users = [user for user in range(len(histories)) if LENGTHS[user] >= 2]
+    kept = [histories[user][:end][-L - 1 :] for user in users for end in ends(int(LENGTHS[user]), prefixes)]
     assert Counter(items for items, _, _ in found) == Counter(tuple(items.tolist()) for items in kept)
     assert sum(sum(hidden) for _, hidden, _ in found) == plan.positions
     assert all(times[0] == 0 for _, _, times in found)
     last = [hidden for _, hidden, _ in found if sum(hidden) != number(len(hidden))]
     assert all(hidden[-1] and sum(hidden) == 1 for hidden in last)
-    assert sum(plan.slot_last_only) == int(cloze.LAST_ONLY * len(kept))
+    random = ~plan.slot_last_only
+    assert abs(sum(random) - cloze.RANDOM * len(users)) <= 1
     assert len(last) <= sum(plan.slot_last_only)
     # The same share of every length, give or take one.
     for length in set(plan.slot_length.tolist()):
-        of_length = plan.slot_last_only[plan.slot_length == length]
-        assert abs(of_length.sum() - cloze.LAST_ONLY * len(of_length)) <= 1
+        of_length = random[plan.slot_length == length]
+        assert abs(of_length.sum() - random.mean() * len(of_length)) <= 1
+    # As many updates as with whole histories alone.
+    assert plan.steps_per_epoch == min(-(-len(users) // 6), plan.num_rows)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 40])
+def test_sequences_are_the_history_and_beginnings_of_two_items_or_more_evenly_spread(most):
+    user, behind = cloze.prefixes(LENGTHS, most)
+    for u, length in enumerate(LENGTHS.tolist()):
+        found = [length - b for b in behind[user == u].tolist()]
+        assert found == (ends(length, most) if length >= 2 else [])
+        assert len(set(found)) == len(found)
+        if found:
+            assert found[0] == length
+            assert min(found) >= 2
+            gaps = -np.diff([*found, 1])
+            assert gaps.max() - gaps.min() <= 1
 
 
 def hidden_by_user(histories, epoch, **options):
@@ -96,20 +121,22 @@ def test_processes_together_see_what_one_sees(histories):
 def test_every_subset_is_as_likely_as_any_other():
     users = np.arange(60_000)
     ones = np.ones_like(users)
-    hidden = cloze.hidden_positions(0, 0, users, 4 * ones, 2 * ones, users < 0).reshape(-1, 4)
+    sizes = (4 * ones, 2 * ones, users < 0)
+    hidden = cloze.hidden_positions(0, 0, users, 0 * ones, *sizes).reshape(-1, 4)
     counts = Counter(map(tuple, hidden.tolist()))
     assert len(counts) == 6
     expected = len(users) / 6
     assert sum((n - expected) ** 2 / expected for n in counts.values()) < 20.5  # chi-squared, 5 degrees: p = 0.001
-    # One user's draws, or one epoch's, say nothing of the next one's.
-    assert abs(np.mean(hidden[1:, 0] == hidden[:-1, 0]) - 0.5) < 4 * 0.5 / np.sqrt(len(users))
-    other = cloze.hidden_positions(0, 1, users, 4 * ones, 2 * ones, users < 0).reshape(-1, 4)
-    assert abs(np.mean(other[:, 0] == hidden[:, 0]) - 0.5) < 4 * 0.5 / np.sqrt(len(users))
+    # One user's draws say nothing of the next one's, nor those of an epoch or an end of another's.
+    next_epoch = cloze.hidden_positions(0, 1, users, 0 * ones, *sizes).reshape(-1, 4)
+    shorter = cloze.hidden_positions(0, 0, users, ones, *sizes).reshape(-1, 4)
+    for other in (np.roll(hidden, 1, axis=0), next_epoch, shorter):
+        assert abs(np.mean(other[:, 0] == hidden[:, 0]) - 0.5) < 4 * 0.5 / np.sqrt(len(users))
 
 
 def test_an_epoch_fits_its_plan_whatever_the_devices():
     lengths = np.random.default_rng(0).geometric(1 / 6, 3000) + 2
-    plan = make_plan(lengths, 20, packed=True, batch_size=64, row_multiple=4, mask_ratio=RATIO)
+    plan = make_plan(lengths, 20, packed=True, batch_size=64, row_multiple=4, mask_ratio=RATIO, prefixes=4)
     epoch = draw_epoch(plan, 0, 0)
     share = plan.rows_per_step // plan.groups
     for first, last in zip(epoch.step_offsets[:-1], epoch.step_offsets[1:], strict=True):
@@ -118,6 +145,7 @@ def test_an_epoch_fits_its_plan_whatever_the_devices():
         for start in range(0, len(rows), share):
             assert plan.row_positions()[rows[start : start + share]].sum() <= plan.group_positions
     assert plan.group_positions < 0.5 * share * plan.row_length
+    assert len(plan.users) == np.minimum(lengths - 1, 4).sum()
 
 
 def test_evaluation_puts_a_hidden_position_behind_the_history():

@@ -21,7 +21,7 @@ OTHER = {
     "taylor_order": 1, "spectral_norm": "rows", "adapter_width": 6, "experts": 3, "whiten_groups": 2,
     "null_share": 0.25, "alignment": "generative", "alignment_weight": 0.7, "alignment_temperature": 0.4,
     "negatives": 9, "sampling": "uniform", "popularity_power": 0.3, "mask_negatives": "history",
-    "history_negatives": False, "gbce_t": 0.4, "mask_ratio": 0.4, "ffn_multiplier": 3,
+    "history_negatives": False, "gbce_t": 0.4, "mask_ratio": 0.4, "prefixes": 3, "ffn_multiplier": 3,
 }  # fmt: skip
 OF_THE_OPTIMIZER = ("spectral_lr_multiplier", "spectral_epochs", "adapter_lr_multiplier")
 """How fast some parameters learn: no encoder is built otherwise."""
@@ -70,7 +70,9 @@ def test_a_backbone_reads_the_fields_that_it_is_said_to_and_no_others(name):
     base = BASE.replace(backbone=name)
 
     def built(config):
-        masked = config.backbone.mask_ratio if backbones.is_masked(config.backbone) else None
+        masked = (
+            (config.backbone.mask_ratio, config.backbone.prefixes) if backbones.is_masked(config.backbone) else None
+        )
         return backbones.build(config.backbone, dimension=D, max_length=4), masked
 
     for field, readers in BACKBONES.items():
