@@ -1,6 +1,9 @@
 """Tests, corrections and intervals against SciPy and by hand."""
 
+import contextlib
+import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,9 +143,53 @@ def test_too_few_seeds_says_how_many():
     assert statistics.too_few_seeds(3) == ""
 
 
-def test_ranks_of_a_damaged_file(tmp_path):
+def test_there_are_no_ranks():
     with pytest.raises(InputError, match="no such file"):
-        read_ranks(tmp_path / "ranks.npz")
-    (tmp_path / "ranks.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match="is no file of ranks"):
-        read_ranks(tmp_path / "ranks.npz")
+        read_ranks(Path("nowhere/ranks.npz"))
+
+
+def npz_bytes(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy_bytes():
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones(3))
+    return buffer.getvalue()
+
+
+def with_another_byte(content, at):
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+COLUMNS = {f"test_{name}": np.arange(500, dtype=np.int32) for name in ("user", "item", "rank", "history")}
+RANKS = npz_bytes(**COLUMNS, item_counts=np.arange(500))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"no archive", npy_bytes(), RANKS[:-30], *(with_another_byte(RANKS, at) for at in range(0, 1500, 60))],
+)
+def test_ranks_of_a_damaged_file(tmp_path, content):
+    """Whatever is wrong, it is told as damage; a byte that nothing reads, such as a time, may be any."""
+    path = tmp_path / "ranks.npz"
+    path.write_bytes(content)
+    told = None
+    with contextlib.suppress(InputError):
+        told = read_ranks(path).rank
+    if told is None:
+        with pytest.raises(InputError, match="is no file of ranks"):
+            read_ranks(path)
+    else:
+        assert np.array_equal(told, COLUMNS["test_rank"])
+
+
+def test_ranks_that_miss_a_column_say_which(tmp_path):
+    path = tmp_path / "ranks.npz"
+    path.write_bytes(npz_bytes(**COLUMNS))
+    with pytest.raises(InputError, match="is no file of ranks: it has no item_counts"):
+        read_ranks(path)
+    with pytest.raises(InputError, match="holds no ranks of the valid set"):
+        read_ranks(path, "valid")

@@ -5,16 +5,16 @@ The vectors that are scored are text and IDs together, and IDs of full rank woul
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
+from spectran_jax.studies.kept import kept
 from spectran_jax.training import catalogue
-from spectran_jax.writing import write_json
 
-FILE = "text_part.json"
+FILE = "text_part.npz"
+_NAME = "singular_values"
 
 
 def text_singular_values(folder: Path, digest: str) -> list[float]:
@@ -30,14 +30,8 @@ def text_singular_values(folder: Path, digest: str) -> list[float]:
     Raises:
       InputError: where the folder holds no trained run, or its data is gone.
     """
-    path = folder / FILE
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["digest"] == digest:
-            return list(map(float, kept["singular_values"]))
-    values = _of_best(folder)
-    write_json(path, {"digest": digest, "singular_values": values})
-    return values
+    values = kept(folder / FILE, digest, _NAME, lambda: {_NAME: np.asarray(_of_best(folder), np.float64)})
+    return [float(value) for value in values[_NAME]]
 
 
 def _of_best(folder: Path) -> list[float]:

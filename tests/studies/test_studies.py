@@ -54,7 +54,7 @@ def write_run(folder, config):
     parts = {"attention": np.full((D, R), 0.5), "diagonal": np.linspace(1.5, 1.1, D), "taylor": [1.0, 0.5, 0.0]}
     np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, digest="d", **parts)
     text = [0.0] * D if encoder == "id" else [3.0, 3.0] + [0.0] * (D - 2)
-    (folder / text_part.FILE).write_text(json.dumps({"digest": "d", "singular_values": text}))
+    np.savez(folder / text_part.FILE, digest="d", singular_values=text)
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
