@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spectran_jax.digest import params_digest
+from spectran_jax.errors import InputError
 from spectran_jax.npz import read_arrays
 from spectran_jax.writing import write_arrays
+
+if TYPE_CHECKING:  # it imports every module of a model
+    from spectran_jax.training.setup import Setup
 
 
 def kept(path: Path, digest: str, required: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -28,3 +34,21 @@ def kept(path: Path, digest: str, required: str, make: Callable[[], Mapping[str,
     made = dict(make())
     write_arrays(path, {**made, "digest": np.asarray(digest)})
     return made
+
+
+def model_of(folder: Path, digest: str) -> tuple[Setup, Any]:
+    """The set-up of a run and its best parameters, those of this digest.
+
+    Raises:
+      InputError: where the folder holds no trained run, its data is gone, or it holds other parameters: the checkpoint
+        is damaged and the one before was read, or the run has gone on.
+    """
+    from spectran_jax.training.restore import load_run
+
+    setup, params = load_run(folder)
+    if params_digest(params) != digest:
+        raise InputError(
+            f"--workdir={folder} no longer holds the parameters that its metrics are of: their checkpoint is damaged, "
+            "or training has gone on. Go on with experiments.train."
+        )
+    return setup, params

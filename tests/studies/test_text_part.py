@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from spectran_jax.digest import params_digest
 from spectran_jax.studies.text_part import text_singular_values
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
@@ -10,7 +11,7 @@ from spectran_jax.training.setup import prepare
 from spectran_jax.writing import write_json
 
 
-@pytest.mark.parametrize("encoder", ["svd", "id"])
+@pytest.mark.parametrize("encoder", ["svd", "id", "rlmrec"])
 def test_ids_do_not_count(tiny_config, tmp_path, encoder):
     config = tiny_config.replace(item_encoder=encoder, semantic_scale=0.5, spectral_power=1.0, id_scale=3.0)
     setup = prepare(config)
@@ -20,10 +21,11 @@ def test_ids_do_not_count(tiny_config, tmp_path, encoder):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save_best(5, params, {"data": setup.inputs_digest})
     checkpoints.close()
+    digest = params_digest(params)
 
-    found = text_singular_values(tmp_path, "d")
-    assert text_singular_values(tmp_path, "d") == found
-    if encoder == "id":
+    found = text_singular_values(tmp_path, digest)
+    assert text_singular_values(tmp_path, digest) == found
+    if encoder != "svd":
         assert found == [0.0] * config.encoder.dimension
         return
     head = setup.spectrum.u[:, : config.encoder.dimension] * setup.spectrum.sigma[: config.encoder.dimension]
