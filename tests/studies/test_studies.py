@@ -168,6 +168,27 @@ def test_collapse_reads_the_step_that_validation_chose(study, trained):
     assert len(result.figures) == 4
 
 
+def test_a_start_that_was_lost_is_not_taken_from_the_first_validation(study, monkeypatch):
+    """A crash may tear the first line of metrics.jsonl."""
+
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            folder = workdir / "runs" / job.name
+            made[job.name] = Outcome(job.name, folder, write_run(folder, job.config))
+            if "seed-3" in job.name:
+                log = folder / "metrics.jsonl"
+                log.write_text(log.read_text().partition("\n")[2])
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    collapse.run(study, ["svd"])
+    row = rows_of(study, "collapse-of-item-vectors")[0]
+    assert (float(row["Rank at start"]), row["Rank at start s.d."]) == (pytest.approx(D), "")
+    spectrum.run(dataclasses.replace(study, seeds=(3,)))
+    assert rows_of(study, "reach-of-the-adapter")[0]["Tail at start"] == ""
+
+
 def test_longtail_splits_users_and_holds_the_rest_alike(study, trained):
     longtail.run_longtail(study, ["id", "spectran"])
     counts = rows_of(study, "test-users-and-catalogue-by-group")
