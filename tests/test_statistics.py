@@ -31,8 +31,9 @@ def test_ndcg_by_user_averages_to_the_metric():
 
 
 def test_mean_over_seeds_pairs_users():
-    mean = statistics.mean_over_seeds([ranks([0, 99]), ranks([99, 0])])
-    assert mean.tolist() == [0.5, 0.5]
+    mean = statistics.mean_over_seeds([ranks([0, 99, 9]), ranks([99, 10, 9])])
+    assert mean.tolist() == pytest.approx([0.5, 0, 1 / math.log2(11)])
+    assert statistics.mean_over_seeds([ranks([2])]).tolist() == [0.5]
     with pytest.raises(InputError, match="other users or targets"):
         statistics.mean_over_seeds([ranks([0, 1]), ranks([0, 1], users=[0, 2])])
 
@@ -70,6 +71,16 @@ def test_sums_that_tie_with_the_observed_one_count():
     assert statistics.sign_flip_test(values, permutations=20_000) == pytest.approx(expected, abs=0.012)
 
 
+def test_draws_are_as_many_in_chunks(monkeypatch):
+    """A share of flips is that of all of them, and an interval that of as many draws as were asked for."""
+    values = np.random.default_rng(3).normal(0, 1, 200)
+    whole = statistics.sign_flip_test(values, permutations=5000)
+    monkeypatch.setattr(statistics, "_CHUNK", 200 * 4000)  # a second chunk of 1,000
+    assert statistics.sign_flip_test(values, permutations=5000) == pytest.approx(whole, abs=0.04)
+    monkeypatch.setattr(statistics, "_CHUNK", 200 * 300)
+    assert statistics._means_of_draws(values[:, None], 1000, 0).shape == (1000, 1)
+
+
 def test_a_clear_difference_reaches_the_floor(monkeypatch):
     monkeypatch.setattr(statistics, "_CHUNK", 1000)  # several chunks
     assert statistics.sign_flip_test(np.ones(100), permutations=199) == 1 / 200
@@ -92,6 +103,7 @@ def test_t_interval_is_scipys():
     values = np.random.default_rng(0).normal(1, 2, 8)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
     assert statistics.t_interval(values, 0.9)[1:] == pytest.approx((expected.low, expected.high))
+    assert statistics.t_interval([1.0, 3.0]) == pytest.approx((2, 2 - 12.7062, 2 + 12.7062), abs=1e-4)
     with pytest.raises(InputError, match="needs at least 2, got 1"):
         statistics.t_interval([1.0])
 
