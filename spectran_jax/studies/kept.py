@@ -49,6 +49,6 @@ def model_of(folder: Path, digest: str) -> tuple[Setup, Any]:
     if params_digest(params) != digest:
         raise InputError(
             f"--workdir={folder} no longer holds the parameters that its metrics are of: their checkpoint is damaged, "
-            "or training has gone on. Go on with experiments.train."
+            "or training has gone on. Delete this folder, and the same command trains the run anew."
         )
     return setup, params
