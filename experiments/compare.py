@@ -23,8 +23,8 @@ line names (--dropout=0.2) is fixed, and not searched; one that only --datasets 
 """
 
 define_study_flags()
-flags.DEFINE_list("item_encoders", [], "Item encoders to compare, comma-separated; all that there are if empty.")
-flags.DEFINE_list("backbones", [], "Backbones to compare them on, comma-separated; all that there are if empty.")
+_ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders to compare, comma-separated; all if empty.")
+_BACKBONES = flags.DEFINE_string("backbones", "", "Backbones to compare them on, comma-separated; all if empty.")
 _BUDGET = flags.DEFINE_integer(
     "budget",
     8,
@@ -48,11 +48,11 @@ def main() -> None:
     from spectran_jax.studies.compare import compare
     from spectran_jax.studies.results_md import publish_study
 
-    backbones = split_names(",".join(flags.FLAGS.backbones))
+    backbones = split_names(_BACKBONES.value)
     result = compare(
         study.datasets,
         study.workdir,
-        encoders=split_names(",".join(flags.FLAGS.item_encoders)),
+        encoders=split_names(_ENCODERS.value),
         backbone_names=backbones,
         budget=_BUDGET.value,
         seeds=study.seeds,

@@ -23,7 +23,10 @@ _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text 
 _USERS = flags.DEFINE_integer("users", 2_000, "Users who are trained on and evaluated.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Figures of each encoder, of which the median counts.", lower_bound=1)
 _RESULTS, _SECTION = define_results_flags()
-_UNREAD = ("dataset", "interactions", "items", "embeddings", "movielens", "text_encoder", "text_columns")
+_UNREAD = (
+    "dataset", "interactions", "items", "embeddings", "movielens", "k_core", "unknown_items", "duplicates",
+    "text_encoder", "text_columns", "rtol", "decomposition", "decomposition_precision",
+)  # fmt: skip
 
 
 def main() -> None:

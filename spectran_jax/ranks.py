@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from spectran_jax.errors import InputError
+from spectran_jax.npz import read_arrays
 
 
 class Ranks(NamedTuple):
@@ -38,12 +38,14 @@ def read_ranks(path: Path, split: str = "test") -> Ranks:
       InputError: no such file, or the run did not read that set.
     """
     try:
-        with np.load(path) as file:
-            if f"{split}_rank" not in file:
-                raise InputError(f"{path} holds no ranks of the {split} set; run with --evaluate={split} or both.")
-            user, item, rank, history = (file[f"{split}_{name}"] for name in ("user", "item", "rank", "history"))
-            return Ranks(user, item, rank, history, file["item_counts"])
+        found = read_arrays(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a run writes it at its end.") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is no file of ranks: {error}.") from None
+    if f"{split}_rank" not in found:
+        raise InputError(f"{path} holds no ranks of the {split} set; run with --evaluate={split} or both.")
+    names = [*(f"{split}_{name}" for name in ("user", "item", "rank", "history")), "item_counts"]
+    if missing := [name for name in names if name not in found]:
+        raise InputError(f"{path} is no file of ranks: it has no {missing[0]}.")
+    return Ranks(*(found[name] for name in names))

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPO
 
 from spectran_jax.benchmarks import decomposition as decompositions
-from spectran_jax.benchmarks import flops, losses, peers, probe, quality, report, rows, sessions, timing, training
+from spectran_jax.benchmarks import flops, gpu, losses, peers, probe, quality, report, rows, sessions, timing, training
 from spectran_jax.benchmarks.rows import Measured, Settings, Unavailable
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.machine import describe_machine
@@ -278,6 +278,21 @@ def test_products_of_a_step_against_a_numpy_run_of_forward_and_backward():
         tokens=tokens, items=items, negatives=negatives, dimension=d, rank=r, attention=k, blocks=blocks, ffn=ffn
     )
     assert sum(p.flops for p in products) == Counted.total
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", None),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_a_device_has_the_peak_of_its_data_sheet(kind, peak):
+    assert gpu.known_peak(kind) == peak
 
 
 def test_attention_counts_pairs_of_one_history_in_order():

@@ -1,6 +1,9 @@
 """Tests, corrections and intervals against SciPy and by hand."""
 
+import contextlib
+import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +31,9 @@ def test_ndcg_by_user_averages_to_the_metric():
 
 
 def test_mean_over_seeds_pairs_users():
-    mean = statistics.mean_over_seeds([ranks([0, 99]), ranks([99, 0])])
-    assert mean.tolist() == [0.5, 0.5]
+    mean = statistics.mean_over_seeds([ranks([0, 99, 9]), ranks([99, 10, 9])])
+    assert mean.tolist() == pytest.approx([0.5, 0, 1 / math.log2(11)])
+    assert statistics.mean_over_seeds([ranks([2])]).tolist() == [0.5]
     with pytest.raises(InputError, match="other users or targets"):
         statistics.mean_over_seeds([ranks([0, 1]), ranks([0, 1], users=[0, 2])])
 
@@ -67,6 +71,16 @@ def test_sums_that_tie_with_the_observed_one_count():
     assert statistics.sign_flip_test(values, permutations=20_000) == pytest.approx(expected, abs=0.012)
 
 
+def test_draws_are_as_many_in_chunks(monkeypatch):
+    """A share of flips is that of all of them, and an interval that of as many draws as were asked for."""
+    values = np.random.default_rng(3).normal(0, 1, 200)
+    whole = statistics.sign_flip_test(values, permutations=5000)
+    monkeypatch.setattr(statistics, "_CHUNK", 200 * 4000)  # a second chunk of 1,000
+    assert statistics.sign_flip_test(values, permutations=5000) == pytest.approx(whole, abs=0.04)
+    monkeypatch.setattr(statistics, "_CHUNK", 200 * 300)
+    assert statistics._means_of_draws(values[:, None], 1000, 0).shape == (1000, 1)
+
+
 def test_a_clear_difference_reaches_the_floor(monkeypatch):
     monkeypatch.setattr(statistics, "_CHUNK", 1000)  # several chunks
     assert statistics.sign_flip_test(np.ones(100), permutations=199) == 1 / 200
@@ -89,6 +103,7 @@ def test_t_interval_is_scipys():
     values = np.random.default_rng(0).normal(1, 2, 8)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
     assert statistics.t_interval(values, 0.9)[1:] == pytest.approx((expected.low, expected.high))
+    assert statistics.t_interval([1.0, 3.0]) == pytest.approx((2, 2 - 12.7062, 2 + 12.7062), abs=1e-4)
     with pytest.raises(InputError, match="needs at least 2, got 1"):
         statistics.t_interval([1.0])
 
@@ -140,9 +155,53 @@ def test_too_few_seeds_says_how_many():
     assert statistics.too_few_seeds(3) == ""
 
 
-def test_ranks_of_a_damaged_file(tmp_path):
+def test_there_are_no_ranks():
     with pytest.raises(InputError, match="no such file"):
-        read_ranks(tmp_path / "ranks.npz")
-    (tmp_path / "ranks.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match="is no file of ranks"):
-        read_ranks(tmp_path / "ranks.npz")
+        read_ranks(Path("nowhere/ranks.npz"))
+
+
+def npz_bytes(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy_bytes():
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones(3))
+    return buffer.getvalue()
+
+
+def with_another_byte(content, at):
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+COLUMNS = {f"test_{name}": np.arange(500, dtype=np.int32) for name in ("user", "item", "rank", "history")}
+RANKS = npz_bytes(**COLUMNS, item_counts=np.arange(500))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"no archive", npy_bytes(), RANKS[:-30], *(with_another_byte(RANKS, at) for at in range(0, 1500, 60))],
+)
+def test_ranks_of_a_damaged_file(tmp_path, content):
+    """Whatever is wrong, it is told as damage; a byte that nothing reads, such as a time, may be any."""
+    path = tmp_path / "ranks.npz"
+    path.write_bytes(content)
+    told = None
+    with contextlib.suppress(InputError):
+        told = read_ranks(path).rank
+    if told is None:
+        with pytest.raises(InputError, match="is no file of ranks"):
+            read_ranks(path)
+    else:
+        assert np.array_equal(told, COLUMNS["test_rank"])
+
+
+def test_ranks_that_miss_a_column_say_which(tmp_path):
+    path = tmp_path / "ranks.npz"
+    path.write_bytes(npz_bytes(**COLUMNS))
+    with pytest.raises(InputError, match="is no file of ranks: it has no item_counts"):
+        read_ranks(path)
+    with pytest.raises(InputError, match="holds no ranks of the valid set"):
+        read_ranks(path, "valid")

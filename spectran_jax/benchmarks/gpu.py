@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def gpu(settings: Settings) -> Measured:
     steps = Steps(setup, 4)
     seconds = [s / 4 for s in alternate({"step": steps}, settings.repeats, calls=10).values["step"]]
     kind = jax.devices()[0].device_kind
-    peak = next((1e12 * value for name, value in PEAK_TFLOPS.items() if name in kind.split()), None) or measured_peak()
+    peak = known_peak(kind) or measured_peak()
     shares = [useful / s / peak for s in seconds]
     middle = float(np.median(seconds))
     note = (
@@ -58,6 +60,12 @@ def gpu(settings: Settings) -> Measured:
     return Measured(
         float(np.median(shares)), useful / middle / 1e12, peak / 1e12, (min(shares), max(shares)), note
     )  # fmt: skip
+
+
+def known_peak(kind: str) -> float | None:
+    """FLOP/s of a kind of device as JAX names it, such as `NVIDIA A100-SXM4-80GB`; None where no data sheet is here."""
+    words = re.split(r"[\s-]+", kind)
+    return next((1e12 * value for name, value in PEAK_TFLOPS.items() if name in words), None)
 
 
 def measured_peak() -> float:

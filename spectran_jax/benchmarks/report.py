@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.machine import describe_machine
 from spectran_jax.progress import print_line, stderr_console
+from spectran_jax.studies.publish import standalone
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.workdir import locked
 from spectran_jax.writing import write_json, write_text
@@ -164,17 +164,10 @@ def plots(results: Sequence[Row]) -> dict[str, str]:
     return {name: _plot(name, curve) for row in results for name, curve in row.curves.items()}
 
 
-_COLOURS = {"#010101": "#1b1f24", "#020202": "#57606a", "#030303": "#d8dee4", "#040404": "#2e86de"}
-"""A file stands alone, without the page that gives the placeholders their colours."""
-
-
 def _plot(name: str, curve: Mapping[str, Any]) -> str:
-    import matplotlib
-
     from spectran_jax.report import figures
 
     figure = figures.figure(*figures.HALF)
-    figure.patch.set_alpha(1.0)
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -188,10 +181,4 @@ def _plot(name: str, curve: Mapping[str, Any]) -> str:
     figures.style(axes, xlabel=curve["xlabel"], ylabel=curve["ylabel"])
     figures.legend(axes)
     axes.set_title(curve["title"], fontsize=figures.FONT, color=figures.INK)
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    for placeholder, colour in _COLOURS.items():
-        text = text.replace(placeholder, colour)
-    return text
+    return standalone(figures.svg(figure, name, curve["title"]))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import types
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,13 +11,13 @@ import numpy as np
 from spectran_jax import data
 from spectran_jax.benchmarks.rows import Settings
 from spectran_jax.config import Config
-from spectran_jax.data.interactions import Histories
 from spectran_jax.metrics import metrics_from_ranks
+from spectran_jax.synthetic import bare_spectrum, random_histories, training_setup
 from spectran_jax.training import partitioning
 from spectran_jax.training.feed import Feed, row_reader
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.programs import build_programs
-from spectran_jax.training.setup import Setup, assemble
+from spectran_jax.training.setup import Setup
 from spectran_jax.training.timetable import LOG_EVERY
 
 MANY_EPOCHS = 10_000
@@ -61,7 +60,7 @@ def synthetic(
     coordinates, which take no memory until they are put on a device.
     """
     rng = np.random.default_rng(0)
-    train = Histories.from_lists([rng.integers(0, items, n) for n in rng.integers(*lengths, users)], None)
+    histories = random_histories(rng, items, users, lengths)
     some = min(items, 10_000)
     if spectrum_dtype == "int8":
         block = rng.integers(-127, 128, (some, rank), np.int8)
@@ -69,13 +68,9 @@ def synthetic(
         block = rng.standard_normal((some, rank), np.float32)
     u = np.broadcast_to(block[0], (items, rank)) if repeated else np.tile(block, (-(-items // some), 1))[:items]
     scale = np.full(rank, 3 / 127, np.float32) if spectrum_dtype == "int8" else None
-    spectrum = types.SimpleNamespace(u=u, sigma=np.linspace(1, 0.05, rank).astype(np.float32), u_scale=scale)
+    spectrum = bare_spectrum(u, np.linspace(1, 0.05, rank, dtype=np.float32), rank, scale)
     config = Config().replace(max_length=20, batch_size=256, history_negatives=False, spectrum_dtype=spectrum_dtype)
-    config = config.replace(**options)
-    split = types.SimpleNamespace(train=train, item_counts=np.ones(items, np.int32))
-    dataset = types.SimpleNamespace(num_items=items)
-    mesh = partitioning.training_mesh(config.training)
-    return assemble(config, cast(Any, dataset), cast(Any, split), None, cast(Any, spectrum), mesh)
+    return training_setup(config.replace(**options), items, histories, spectrum)
 
 
 def batches_of(setup: Setup, epochs: int = MANY_EPOCHS) -> data.TrainIterator:

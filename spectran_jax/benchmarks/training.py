@@ -15,7 +15,7 @@ from spectran_jax.benchmarks.rows import Measured, Settings, bar
 from spectran_jax.benchmarks.sessions import Epochs, Steps, batches_of, dataset_config
 from spectran_jax.benchmarks.timing import alternate, in_turn
 from spectran_jax.training.setup import Setup, prepare
-from spectran_jax.training.step import step_keys, touched_items
+from spectran_jax.training.step import run_keys, step_keys, touched_items
 
 QUALITY_EPOCHS = 10
 TORCH_MODES = ("", "--sparse", "--compile", "--sparse --compile")
@@ -149,7 +149,7 @@ def distinct_items(setup: Setup) -> float:
     """Distinct items that a step touches, on average over an epoch, by the steps' own negatives."""
     sampler, size = setup.objective.sampler, setup.dataset.num_items
     assert sampler is not None
-    key = jax.random.split(jax.random.PRNGKey(setup.config.training.seed))[0]
+    key, _ = run_keys(setup.config.training.seed)
 
     @jax.jit
     def drawn(step: Any, arrays: Any, batch: Any) -> jax.Array:

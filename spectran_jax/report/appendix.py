@@ -102,8 +102,7 @@ def _parameters(data: ReportData) -> str:
         for name, count in (data.metrics.get("parameters") or {}).items()
         if name != "total"
     )
-    arrays = "array" if len(rows) == 1 else "arrays"
-    summary = f'{total:,} parameters in {len(rows)} {arrays} <span class="muted">{text(groups)}</span>'
+    summary = f'{total:,} parameters in {words.count(len(rows), "array")} <span class="muted">{text(groups)}</span>'
     head = ["Name", "Shape", "Type", "Size", "Sharding"]
     return html.details(summary, html.table(head, rows, numeric=[3], foot=["Total", "", "", f"{total:,}", ""]))
 

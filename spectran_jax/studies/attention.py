@@ -10,8 +10,8 @@ import numpy as np
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
 from spectran_jax.report.statistics import energy_beyond
+from spectran_jax.studies.kept import kept, model_of
 from spectran_jax.training.adapter_parts import Adapter, adapter_of
-from spectran_jax.writing import write_arrays
 
 FILE = "adapter.npz"
 
@@ -24,30 +24,20 @@ def read_adapter(folder: Path, digest: str) -> Adapter:
       digest: of its best parameters, from metrics.json; what was kept of others, before the run went on, is made again.
 
     Raises:
-      InputError: where the folder holds no trained run of spectran.
+      InputError: where the run is not one of spectran, and as `model_of`.
     """
-    path = folder / FILE
-    kept = _read(path)
-    if kept is None or str(kept.pop("digest", "")) != digest:
-        kept = {name: value for name, value in _restore(folder)._asdict().items() if value is not None}
-        write_arrays(path, {**kept, "digest": np.asarray(digest)})
-    return Adapter(**kept)
+    return Adapter(**kept(folder / FILE, digest, "weights", lambda: _arrays(_restore(folder, digest))))
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    if not path.exists():
-        return None
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
+def _arrays(adapter: Adapter) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in adapter._asdict().items() if value is not None}
 
 
-def _restore(folder: Path) -> Adapter:
-    from spectran_jax.training.restore import load_run
-
+def _restore(folder: Path, digest: str) -> Adapter:
     encoder = read_config(folder / "config.json").encoder.item_encoder
     if encoder != "spectran":
         raise InputError(f"{folder} is a run of --item_encoder={encoder}, not of spectran.")
-    return adapter_of(*load_run(folder))
+    return adapter_of(*model_of(folder, digest))
 
 
 class Reach(NamedTuple):

@@ -50,7 +50,7 @@ def result(grid: Grid, command: str) -> Result:
         histories[dataset, encoder] = read = [spectra.read_history(o.folder) for o in outcomes]
         steps = [o.metrics["train"]["best_step"] for o in outcomes if o.metrics]
         best = [spectra.value_at(h, spectra.KEY, step) for h, step in zip(read, steps, strict=True)]
-        starts = [collapse(spectra.course(h, spectra.KEY)[1][0]).effective_rank for h in read]
+        starts = [collapse(values).effective_rank for h in read if (values := spectra.value_at(h, spectra.KEY, 0))]
         measures = [collapse(values) for values in best if values is not None]
         at_best = [spread([values[i] for values in measures]) for i in range(3)]
         text = [collapse(values) for outcome in outcomes if (values := _text_values(outcome, missing)) is not None]

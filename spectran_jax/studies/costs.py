@@ -9,6 +9,7 @@ from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError
 from spectran_jax.studies.curves import dots
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result, publish
@@ -33,6 +34,9 @@ _UNITS = {
     "step_seconds": 1e-3,
     "evaluation_seconds": 1e-3,
 }
+
+OF_A_DECOMPOSITION = ("spectrum_dtype", "max_rank")
+"""Fields that would change what an encoder costs, and that random coordinates do not follow."""
 
 TEXT = """
 Random text and random histories: what a method costs does not depend on what it learns. The adapter is the item
@@ -64,7 +68,7 @@ def run(
     `results`, a RESULTS.md, as its section `efficiency`, or `efficiency-SECTION`.
 
     Raises:
-      InputError: a configuration out of range, or see `efficiency.measure`.
+      InputError: a configuration out of range, or one of another spectrum; and see `efficiency.measure`.
     """
     from spectran_jax.machine import describe_machine
     from spectran_jax.studies import efficiency
@@ -73,6 +77,12 @@ def run(
     from spectran_jax.writing import write_json
 
     check(config)
+    for name in OF_A_DECOMPOSITION:
+        if config.get(name) != Config().get(name):
+            raise InputError(
+                f"Costs are measured on random coordinates in float32, all that the sizes allow: --{name}="
+                f"{config.get(name)} is not read; leave it out."
+            )
     configure_jax(config)
     settings = {
         "machine": describe_machine(),

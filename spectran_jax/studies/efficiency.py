@@ -14,8 +14,7 @@ from spectran_jax.benchmarks.sessions import batches_of
 from spectran_jax.benchmarks.timing import alternate
 from spectran_jax.config import Config
 from spectran_jax.item_encoders import ItemSource
-from spectran_jax.spectral import Spectrum
-from spectran_jax.synthetic import synthetic_inputs, synthetic_setup
+from spectran_jax.synthetic import bare_spectrum, synthetic_inputs, synthetic_setup
 from spectran_jax.training import catalogue, partitioning
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup
@@ -50,14 +49,8 @@ def adapter_parameters(config: Config, *, items: int, width: int) -> int:
     For the encoders that read the spectrum; the rank is min(N, m).
     """
     rank = min(items, width)
-    spectrum = Spectrum(
-        u=np.broadcast_to(np.float32(0), (items, rank)),
-        sigma=np.linspace(1, 0.1, rank, dtype=np.float32),
-        basis=np.broadcast_to(0.0, (width, rank)),
-        mean=np.zeros(width),
-        scale=np.asarray(1.0),
-        count=np.asarray(items),
-    )
+    u = np.broadcast_to(np.float32(0), (items, rank))
+    spectrum = bare_spectrum(u, np.linspace(1, 0.1, rank, dtype=np.float32), width)
     source = ItemSource(num_items=items, counts=np.ones(items, np.int32), spectrum=spectrum)
     encoder, frozen = item_encoders.build(config.encoder, source)
     one_row = {name: np.zeros_like(a[:1]) if name in encoder.item_arrays else a for name, a in frozen.items()}

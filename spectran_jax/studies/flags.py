@@ -181,8 +181,9 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """The command of this process, as a person types it; the home folder is `~`."""
     argv = sys.argv if argv is None else argv
     words = ["python", "-m", f"experiments.{Path(argv[0]).stem}", *argv[1:]]
-    home = os.path.expanduser("~")
-    return " ".join(shlex.quote(word) for word in words).replace(f"{home}/", "~/")
+    home = re.escape(os.path.expanduser("~").rstrip("/"))
+    told = " ".join(shlex.quote(word) for word in words)
+    return re.sub(rf"(?<=[\s=',:]){home}/", "~/", told) if home else told
 
 
 def check_names(flag: str, kind: str, names: Sequence[str], registry: Mapping[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ class Outcome:
     metrics: dict[str, Any] | None = None
     """The content of metrics.json; None for a run that failed."""
     failure: str = ""
-    """Why it failed: the last line that it wrote to stderr."""
+    """Why it failed: the last line of its log, or how it was ended."""
     status: int = 0
     """Exit status of its process: 2 where its input or configuration was refused, negative for a signal."""
 

@@ -1,7 +1,7 @@
 """Which fields a configuration reads: moving one that its encoder, loss or backbone does not read changes nothing.
 
-A field that stands in none of these tables counts as read by all (those of the spectrum among them), and encoders,
-losses and backbones of one's own as reading every field. Tests vary each field of the tables on each of the library's.
+A field that stands in none of these tables counts as read by all, and encoders, losses and backbones of one's own as
+reading every field. Tests vary each field of the tables on each of the library's.
 """
 
 from __future__ import annotations
@@ -19,10 +19,20 @@ OWN: dict[str, Sequence[str]] = {
 }
 """Those of the library, which the tables speak of."""
 
+_OF_THE_TEXT_ITSELF = ("mlp", "moe", "whiten")
+_OF_THE_SPECTRUM = ("svd", "llminit", "alphafuse", "rlmrec", "llmesr", "spectran")
+_OF_TEXT = (*_OF_THE_TEXT_ITSELF, *_OF_THE_SPECTRUM)
 _WITH_A_PART_OF_TEXT = ("svd", "mlp", "moe", "whiten", "spectran")
 _SAMPLED = ("infonce", "sampled_softmax", "bce", "gbce")
 
 ENCODERS: dict[str, Sequence[str]] = {
+    **dict.fromkeys(("embeddings", "text_encoder", "text_columns"), _OF_TEXT),
+    "normalize_rows": _OF_TEXT,
+    "center": ("mlp", "moe", *_OF_THE_SPECTRUM),  # whiten always centres
+    **dict.fromkeys(("rtol", "max_rank", "decomposition", "decomposition_precision"), _OF_THE_SPECTRUM),
+    "spectrum_dtype": _OF_THE_SPECTRUM,
+    "spectrum_memory": _OF_TEXT,
+    "pad_rank": ("svd", "llminit", "alphafuse", "llmesr", "spectran"),
     "fusion": _WITH_A_PART_OF_TEXT,
     "learn_scale": _WITH_A_PART_OF_TEXT,
     "semantic_scale": (*_WITH_A_PART_OF_TEXT, "llminit", "alphafuse", "llmesr"),
@@ -73,8 +83,13 @@ UNLESS: dict[str, tuple[str, Sequence[Any]]] = {
     "alignment_temperature": ("alignment_weight", (0,)),
     "popularity_power": ("sampling", ("uniform", "in_batch")),
     "id_scale": ("fusion", ("none",)),
+    "decomposition_precision": ("decomposition", ("exact", "randomized")),
 }
 """Another field, and its values with which a field is not read."""
+
+
+OF_ENCODED_TEXT = ("text_encoder", "text_columns")
+"""Fields that say how text is encoded, which is not done where `embeddings` names a file of vectors."""
 
 
 def unread_because(config: Config, name: str) -> str:
@@ -83,6 +98,8 @@ def unread_because(config: Config, name: str) -> str:
         value = config.get(owner)
         if value in OWN[owner] and name in table and value not in table[name]:
             return f"{owner}={value}"
+    if name in OF_ENCODED_TEXT and config.text.embeddings:
+        return f"embeddings={config.text.embeddings}"
     own = all(config.get(owner) in names for owner, names in OWN.items())
     if own and name in UNLESS:
         other, values = UNLESS[name]

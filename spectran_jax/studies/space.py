@@ -59,10 +59,11 @@ def parse_space(text: str) -> list[Range]:
         log, whole = bounds[0] == "log", kinds[name] is int
         try:
             low, high = ((int if whole else float)(v) for v in bounds[log:])
-        except ValueError:
+            finite = math.isfinite(low) and math.isfinite(high)
+        except (ValueError, OverflowError):  # a whole number may have hundreds of digits
             numbers = ", whole numbers" if whole else ""
             raise InputError(f"--search={part}: write NAME=LOW:HIGH or NAME=log:LOW:HIGH{numbers}.") from None
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (log and low <= 0):
+        if not (finite and low <= high) or (log and low <= 0):
             raise InputError(f"--search={part}: LOW must not be above HIGH, both finite, and above 0 where log.")
         if name in {r.name for r in space}:
             raise InputError(f"--search names {name} twice; give each field one range.")

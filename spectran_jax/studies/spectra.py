@@ -7,6 +7,7 @@ Recommendation Models, ICML 2024, definition 1). Both lie between 1, where one d
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,16 +56,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "metrics.jsonl"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); {folder} holds no run.") from None
     lines = []
     for line in text.splitlines():
-        try:
+        with contextlib.suppress(ValueError):
             lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return [line for line in lines if isinstance(line, dict) and {"kind", "step"} <= line.keys()]
 
 
 def course(history: History, key: str) -> tuple[np.ndarray, list[Any]]:

@@ -46,9 +46,9 @@ def result(grid: Grid, command: str) -> Result:
         outcomes = list(grid.ok(dataset, encoder).values())
         adapters = [_adapter(outcome) for outcome in outcomes]
         histories = [spectra.read_history(outcome.folder) for outcome in outcomes]
-        tails = [spectra.course(history, "tail_energy")[1] for history in histories]
+        tails = [spectra.value_at(history, "tail_energy", 0) for history in histories]
         reaches = [reach(adapter) for adapter in adapters]
-        start = spread([values[0] for values in tails if values])
+        start = spread([tail for tail in tails if tail is not None])
         rows.append(
             [
                 dataset,

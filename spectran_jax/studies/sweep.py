@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spectran_jax.config import Config
+from spectran_jax.errors import InputError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies.grid import METRICS
@@ -54,9 +55,11 @@ def sweep(
       Two tables a data set, test metrics by seed and trials; `data["sweeps"]` holds them by data set.
 
     Raises:
-      InputError: as `search`, and for a field that the configuration of a data set does not read.
+      InputError: as `search`, for no field, and for one that the configuration of a data set does not read.
       RunError: as `search`.
     """
+    if not space:
+        raise InputError("There is nothing to search: name a field, for example --search=dropout=0.1:0.5.")
     refuse_unread({name: at_the_top(space, c) for name, c in datasets.items()}, [r.name for r in space], "search")
     methods = {name: Method(config, space) for name, config in datasets.items()}
     with claimed(workdir, command):

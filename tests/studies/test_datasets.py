@@ -138,6 +138,15 @@ def test_seeds_and_command():
     assert command_line(["/x/experiments/compare.py", "--a=b c"]) == "python -m experiments.compare '--a=b c'"
 
 
+def test_a_command_names_the_home_folder_and_no_other(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--a=/home/me/x y", "/home/me/x", "--a=/mnt/home/me/x", "--a=b:/home/me/x", "--a=/home/me2/x"]
+    told = command_line(["/x/experiments/sweep.py", *words])
+    assert told.partition("sweep ")[2] == "'--a=~/x y' ~/x --a=/mnt/home/me/x --a=b:~/x --a=/home/me2/x"
+    monkeypatch.setenv("HOME", "/")
+    assert command_line(["/x/experiments/sweep.py", "--a=/b//c"]).endswith("--a=/b//c")
+
+
 def study(*argv):
     values = flags.FlagValues()
     define_study_flags(flag_values=values)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spectran_jax.config import Config
+from spectran_jax.errors import InputError
 from spectran_jax.studies import costs, efficiency
 from spectran_jax.studies.efficiency import ADAPTER_BAR, adapter_parameters, count_parameters, flops_per_item, measure
 from spectran_jax.synthetic import synthetic_inputs, synthetic_setup
@@ -69,3 +70,11 @@ def test_figures_are_measured_once_and_written_with_their_units(tmp_path, monkey
         (tmp_path / "figures.json").write_text(broken)
         costs.run(CONFIG, tmp_path, ["spectran"], **sizes)
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("unread", [{"spectrum_dtype": "int8"}, {"max_rank": 9}])
+def test_a_spectrum_that_is_not_measured_is_refused(tmp_path, unread):
+    """Its figures would be those of all components in float32."""
+    with pytest.raises(InputError, match=f"--{next(iter(unread))}={next(iter(unread.values()))} is not read"):
+        costs.run(CONFIG.replace(**unread), tmp_path, ["id"], items=N, width=M, users=40, repeats=1, command="c")
+    assert not any(tmp_path.iterdir())

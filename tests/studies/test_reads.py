@@ -14,8 +14,21 @@ from spectran_jax.objectives.registry import LOSSES as ALL_LOSSES
 from spectran_jax.studies.reads import BACKBONES, ENCODERS, LOSSES, OWN, UNLESS, refuse_unread, unread_because
 
 N, M, D = 30, 12, 8
-BASE = Config().replace(dimension=D, heads=2, attention_dimension=4, max_length=4, negatives=8, sampling="popularity")
+BASE = Config().replace(
+    dimension=D,
+    heads=2,
+    attention_dimension=4,
+    max_length=4,
+    negatives=8,
+    sampling="popularity",
+    decomposition="gram",
+    decomposition_precision="float32",
+    max_rank=M - 1,
+    pad_rank=True,  # some read the first components alone, so that fewer make a difference
+)
 OTHER = {
+    "normalize_rows": False, "center": False, "rtol": 0.8, "max_rank": 3, "decomposition": "exact",
+    "decomposition_precision": "float64", "spectrum_dtype": "int8",
     "fusion": "gate", "learn_scale": True, "semantic_scale": 0.4, "spectral_power": 0.25, "attention": "softmax",
     "attention_dimension": 5, "attention_live": 0.4, "attention_energy": 0.3, "position_encoding": False,
     "taylor_order": 1, "spectral_norm": "rows", "adapter_width": 6, "experts": 3, "whiten_groups": 2,
@@ -25,32 +38,69 @@ OTHER = {
 }  # fmt: skip
 OF_THE_OPTIMIZER = ("spectral_lr_multiplier", "spectral_epochs", "adapter_lr_multiplier")
 """How fast some parameters learn: no encoder is built otherwise."""
+OF_WHAT_IS_NEEDED = ("embeddings", "text_encoder", "text_columns", "spectrum_memory", "pad_rank")
+"""Where text comes from and lies, and whether a spectrum may be short: the same items make the same encoder."""
+TEXT = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def source():
-    text = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
-    return ItemSource(num_items=N, counts=np.ones(N, np.int32), spectrum=spectral.decompose(text), text=text)
+def source_of(config):
+    """As `setup.prepare` makes it of these text embeddings."""
+    options = config.spectrum
+    spectrum = spectral.decompose(
+        TEXT,
+        normalize_rows=options.normalize_rows,
+        center=options.center,
+        rtol=options.rtol,
+        max_rank=options.max_rank,
+        method=options.decomposition,
+        dtype=options.spectrum_dtype,
+        precision=options.decomposition_precision,
+    )
+    counts, how = np.ones(N, np.int32), {"normalize_rows": options.normalize_rows, "center": options.center}
+    return ItemSource(num_items=N, counts=counts, spectrum=spectrum, text=TEXT, **how)
 
 
-def encoder(config, source):
+def encoder(config):
     """Module and frozen arrays: what an encoder computes, and starts with, follows from them."""
-    module, frozen = item_encoders.build(config.encoder, source)
+    module, frozen = item_encoders.build(config.encoder, source_of(config))
     return module, {name: np.asarray(array).tobytes() for name, array in frozen.items()}
 
 
 @pytest.mark.parametrize("name", item_encoders.REGISTRY)
-def test_an_encoder_reads_the_fields_that_it_is_said_to_and_no_others(name, source):
+def test_an_encoder_reads_the_fields_that_it_is_said_to_and_no_others(name):
     base = BASE.replace(item_encoder=name)
-    before = encoder(base, source)
-    for field in (field for field in ENCODERS if field not in OF_THE_OPTIMIZER):
+    before = encoder(base)
+    for field in (field for field in ENCODERS if field not in (*OF_THE_OPTIMIZER, *OF_WHAT_IS_NEEDED)):
         read = name in ENCODERS[field]
         assert (unread_because(base, field) == "") == read
         if field == "fusion" and not read:
             with pytest.raises(InputError, match="has no such two"):
-                encoder(base.replace(fusion="gate"), source)
+                encoder(base.replace(fusion="gate"))
         else:
-            assert (encoder(base.replace(**{field: OTHER[field]}), source) != before) == read, field
+            assert (encoder(base.replace(**{field: OTHER[field]})) != before) == read, field
+
+
+@pytest.mark.parametrize("name", item_encoders.REGISTRY)
+def test_an_encoder_needs_what_it_is_said_to(name):
+    made_by = item_encoders.lookup(name)
+    for field in ("embeddings", "text_encoder", "text_columns"):
+        assert (name in ENCODERS[field]) == (made_by.needs_spectrum or made_by.needs_text)
+    assert (name in ENCODERS["spectrum_memory"]) == bool(made_by.wide_arrays)
+    short = BASE.replace(item_encoder=name, max_rank=D - 1, pad_rank=False)
+    if name in ENCODERS["pad_rank"]:
+        with pytest.raises(InputError, match="--pad_rank"):
+            encoder(short)
+        encoder(short.replace(pad_rank=True))
+    else:
+        assert encoder(short.replace(pad_rank=True)) == encoder(short)
+
+
+def test_precomputed_embeddings_leave_no_text_to_encode():
+    config = Config().replace(dataset="files", interactions="a.tsv", items="b.jsonl")
+    for field in ("text_encoder", "text_columns"):
+        assert unread_because(config, field) == ""
+        assert unread_because(config.replace(embeddings="x.npy"), field) == "embeddings=x.npy"
+    assert unread_because(config.replace(embeddings="x.npy"), "embeddings") == ""
 
 
 @pytest.mark.parametrize("loss", ALL_LOSSES)
@@ -79,9 +129,9 @@ def test_a_backbone_reads_the_fields_that_it_is_said_to_and_no_others(name):
         assert (built(base.replace(**{field: OTHER[field]})) != built(base)) == (name in readers), field
 
 
-def start_and_losses(config, source):
+def start_and_losses(config):
     """The parameters at start, the vectors that they give and the losses beside the recommendation's."""
-    module, frozen = item_encoders.build(config.encoder, source)
+    module, frozen = item_encoders.build(config.encoder, source_of(config))
     ids = jnp.arange(4)[None]
     view = SequenceLayout(ids >= 0, ids * 0 + 1, ids)
 
@@ -98,13 +148,13 @@ def start_and_losses(config, source):
 @pytest.mark.parametrize(
     ("field", "off"), [(f, {other: v}) for f, (other, values) in UNLESS.items() if f in ENCODERS for v in values]
 )
-def test_a_field_that_another_switches_off_changes_neither_the_start_nor_a_loss(field, off, source):
+def test_a_field_that_another_switches_off_changes_neither_the_start_nor_a_loss(field, off):
     base = BASE.replace(item_encoder=ENCODERS[field][0])
     changed = {field: OTHER[field]}
     assert unread_because(base, field) == ""
     assert unread_because(base.replace(**off), field) == "{}={}".format(*next(iter(off.items()))).lower()
-    assert start_and_losses(base.replace(**changed), source) != start_and_losses(base, source)
-    alike = [start_and_losses(base.replace(**off, **more), source) for more in ({}, changed)]
+    assert start_and_losses(base.replace(**changed)) != start_and_losses(base)
+    alike = [start_and_losses(base.replace(**off, **more)) for more in ({}, changed)]
     if field == "alignment":  # another loss has other parameters, which nothing then trains
         alike = [[leaves[0], leaves[-1]] for leaves in alike]
     assert alike[0] == alike[1]

@@ -55,6 +55,15 @@ def test_readings_are_those_of_start_and_validation(folder):
     assert value_at(history, "ndcg@20", 0) is None
 
 
+@pytest.mark.parametrize("torn", [b"7\n", b"null\n", b"{}\n", b'"valid"\n', b"\xff\xfe\n", b"\x00\x00\x00"])
+def test_what_a_crash_left_of_a_line_is_left_out(folder, torn):
+    path = folder / "metrics.jsonl"
+    whole = read_history(folder)
+    path.write_bytes(torn + path.read_bytes())
+    assert read_history(folder)[-3:] == whole[-3:]  # the first line may be lost with it
+    assert course(read_history(folder), "ndcg@20")[0].tolist() == [60, 120]
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl: can't be read .* holds no run"):
         read_history(tmp_path)

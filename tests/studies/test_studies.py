@@ -54,7 +54,7 @@ def write_run(folder, config):
     parts = {"attention": np.full((D, R), 0.5), "diagonal": np.linspace(1.5, 1.1, D), "taylor": [1.0, 0.5, 0.0]}
     np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, digest="d", **parts)
     text = [0.0] * D if encoder == "id" else [3.0, 3.0] + [0.0] * (D - 2)
-    (folder / text_part.FILE).write_text(json.dumps({"digest": "d", "singular_values": text}))
+    np.savez(folder / text_part.FILE, digest="d", singular_values=text)
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
@@ -166,6 +166,27 @@ def test_collapse_reads_the_step_that_validation_chose(study, trained):
     assert [row["Text rank"] for row in rows[:2]] == ["", "2.0"]
     assert [row["Text abundance"] for row in rows[:2]] == ["", "2.0"]
     assert len(result.figures) == 4
+
+
+def test_a_start_that_was_lost_is_not_taken_from_the_first_validation(study, monkeypatch):
+    """A crash may tear the first line of metrics.jsonl."""
+
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            folder = workdir / "runs" / job.name
+            made[job.name] = Outcome(job.name, folder, write_run(folder, job.config))
+            if "seed-3" in job.name:
+                log = folder / "metrics.jsonl"
+                log.write_text(log.read_text().partition("\n")[2])
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    collapse.run(study, ["svd"])
+    row = rows_of(study, "collapse-of-item-vectors")[0]
+    assert (float(row["Rank at start"]), row["Rank at start s.d."]) == (pytest.approx(D), "")
+    spectrum.run(dataclasses.replace(study, seeds=(3,)))
+    assert rows_of(study, "reach-of-the-adapter")[0]["Tail at start"] == ""
 
 
 def test_longtail_splits_users_and_holds_the_rest_alike(study, trained):

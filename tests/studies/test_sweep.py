@@ -151,6 +151,14 @@ def test_a_sweep_of_one_trial_and_one_seed(tmp_path):
     assert [row[0] for row in result.tables[0].rows] == ["0"]
 
 
+def test_a_sweep_of_nothing_is_refused(tmp_path):
+    """Or it would tell of trials that were none."""
+    runner = Runner()
+    with pytest.raises(InputError, match="There is nothing to search: name a field"):
+        sweep({"ml": Config()}, tmp_path, space=parse_space(" , "), trials=8, seeds=[0], runner=runner)
+    assert not runner.jobs
+
+
 def test_a_field_that_nothing_reads_is_not_searched(tmp_path):
     space, runner = parse_space("dropout=0.1:0.5,negatives=64:128"), Runner()
     with pytest.raises(InputError, match=r"--search moves negatives, which nothing reads at loss=softmax \(data set b"):
@@ -254,6 +262,7 @@ def test_every_method_has_a_space_that_begins_alike():
         ("dropout=0.1", "write NAME=LOW:HIGH"),
         ("dropout=a:b", "write NAME=LOW:HIGH"),
         ("dropout=0.1:0.2:0.3", "write NAME=LOW:HIGH"),
+        (f"negatives=1:{10**400}", "whole numbers"),
         ("dropout=0.5:0.1", "LOW must not be above HIGH"),
         ("dropout=nan:0.1", "LOW must not be above HIGH"),
         ("learning_rate=1e-3:inf", "both finite"),

@@ -1,19 +1,17 @@
 """The spectrum of item vectors without IDs, against NumPy's on the same parameters."""
 
-import json
-
 import numpy as np
 import pytest
 
-from spectran_jax.studies import text_part
-from spectran_jax.studies.text_part import FILE, text_singular_values
+from spectran_jax.digest import params_digest
+from spectran_jax.studies.text_part import text_singular_values
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import prepare
 from spectran_jax.writing import write_json
 
 
-@pytest.mark.parametrize("encoder", ["svd", "id"])
+@pytest.mark.parametrize("encoder", ["svd", "id", "rlmrec"])
 def test_ids_do_not_count(tiny_config, tmp_path, encoder):
     config = tiny_config.replace(item_encoder=encoder, semantic_scale=0.5, spectral_power=1.0, id_scale=3.0)
     setup = prepare(config)
@@ -23,9 +21,11 @@ def test_ids_do_not_count(tiny_config, tmp_path, encoder):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save_best(5, params, {"data": setup.inputs_digest})
     checkpoints.close()
+    digest = params_digest(params)
 
-    found = text_singular_values(tmp_path, "d")
-    if encoder == "id":
+    found = text_singular_values(tmp_path, digest)
+    assert text_singular_values(tmp_path, digest) == found
+    if encoder != "svd":
         assert found == [0.0] * config.encoder.dimension
         return
     head = setup.spectrum.u[:, : config.encoder.dimension] * setup.spectrum.sigma[: config.encoder.dimension]
@@ -33,11 +33,3 @@ def test_ids_do_not_count(tiny_config, tmp_path, encoder):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # scores are cosines
     expected = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
     np.testing.assert_allclose(np.divide(found, found[0]), expected / expected[0], rtol=1e-4)
-
-
-def test_what_was_kept_of_earlier_parameters_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_part, "_of_best", lambda folder: [2.0, 1.0])
-    (tmp_path / FILE).write_text(json.dumps({"digest": "before", "singular_values": [9.0, 9.0]}))
-    assert text_singular_values(tmp_path, "now") == [2.0, 1.0]
-    monkeypatch.setattr(text_part, "_of_best", lambda folder: pytest.fail("made again"))
-    assert text_singular_values(tmp_path, "now") == [2.0, 1.0]
