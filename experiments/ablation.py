@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.flags import run
 from spectran_jax.studies import ablation
-from spectran_jax.studies.flags import OWN, define_study_flags, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, study_from_flags
 
 SYNOPSIS = """
 Trains SpecTran and, beside it, each variant with one part removed or changed, with the same seeds; prints what each
@@ -14,13 +14,13 @@ loses, user by user, with an interval. The same command again goes on where it s
   python -m experiments.ablation --changes=attention=none:softmax,taylor_order=0:4 --seeds=0,1,2 --workdir=runs/parts
 """
 
-define_study_flags()
 _CHANGES = flags.DEFINE_string(
     "changes",
     ablation.DEFAULT,
     "What is changed, one value at a time: FIELD=VALUE:VALUE, comma-separated; FIELD=* tries every choice. Values that "
     "are configured already are left out.",
 )
+define_study_flags()
 
 
 def main() -> None:
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("changes", *OWN))
+    run(main, SYNOPSIS)

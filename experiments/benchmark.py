@@ -67,9 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(
-        main,
-        SYNOPSIS,
-        own=("workdir", "data", "peers", "peer_python", "rows", "full", "repeats", "again"),
-        with_config=False,
-    )
+    run(main, SYNOPSIS)

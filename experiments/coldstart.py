@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.flags import run
 from spectran_jax.studies import longtail
-from spectran_jax.studies.flags import OWN, define_study_flags, split_names, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, split_names, study_from_flags
 
 SYNOPSIS = """
 Trains every encoder and compares HR and NDCG for targets that stand in no training history, beside those that do, with
@@ -14,7 +14,6 @@ goes on where it stopped.
   python -m experiments.coldstart --item_encoders=id,svd,spectran --holdout=0.05 --jobs=2 --workdir=runs/coldstart
 """
 
-define_study_flags()
 _ENCODERS = flags.DEFINE_string(
     "item_encoders",
     "",
@@ -28,6 +27,7 @@ _HOLDOUT = flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=0.9,
 )
+define_study_flags()
 
 
 def main() -> None:
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("item_encoders", "holdout", *OWN))
+    run(main, SYNOPSIS)

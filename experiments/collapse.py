@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.flags import run
 from spectran_jax.studies import collapse
-from spectran_jax.studies.flags import OWN, define_study_flags, split_names, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, split_names, study_from_flags
 
 SYNOPSIS = """
 Trains every encoder and compares the singular values of the item vectors that it learned: effective rank, information
@@ -13,8 +13,8 @@ abundance, their spectra, and their course through training. The same command ag
   python -m experiments.collapse --item_encoders=id,svd,spectran --jobs=2 --workdir=runs/collapse
 """
 
-define_study_flags()
 _ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders, comma-separated; all if empty.")
+define_study_flags()
 
 
 def main() -> None:
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("item_encoders", *OWN))
+    run(main, SYNOPSIS)

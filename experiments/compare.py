@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.errors import InputError
 from spectran_jax.flags import run
-from spectran_jax.studies.flags import OWN, define_study_flags, refuse_in_tables, split_names, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, refuse_in_tables, split_names, study_from_flags
 
 SYNOPSIS = """
 Compares item encoders (--item_encoders) on every backbone (--backbones) and data set (--dataset). Each is searched
@@ -22,7 +22,6 @@ of --seeds it runs only that one. A run that fails is counted, told, and left ou
 line names (--dropout=0.2) is fixed, and not searched; one that only --datasets names is searched all the same.
 """
 
-define_study_flags()
 _ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders to compare, comma-separated; all if empty.")
 _BACKBONES = flags.DEFINE_string("backbones", "", "Backbones to compare them on, comma-separated; all if empty.")
 _BUDGET = flags.DEFINE_integer(
@@ -35,6 +34,7 @@ _BUDGET = flags.DEFINE_integer(
 _TARGET = flags.DEFINE_string(
     "target", "", "The item encoder whose gain over the others is told; spectran if empty and there, else the first."
 )
+define_study_flags()
 
 
 def main() -> None:
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("item_encoders", "backbones", "budget", "target", *OWN))
+    run(main, SYNOPSIS)

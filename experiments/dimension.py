@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.flags import run
 from spectran_jax.studies import dimension
-from spectran_jax.studies.flags import OWN, define_study_flags, split_names, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, split_names, study_from_flags
 
 SYNOPSIS = """
 Trains every encoder at every dimension, all else alike, and plots NDCG@10 over the dimension. The same command again
@@ -13,9 +13,9 @@ goes on where it stopped.
   python -m experiments.dimension --item_encoders=id,spectran --dimensions=16,64,256 --jobs=2 --workdir=runs/dimension
 """
 
-define_study_flags()
 _ENCODERS = flags.DEFINE_string("item_encoders", ",".join(dimension.ENCODERS), "Item encoders, comma-separated.")
 _DIMENSIONS = flags.DEFINE_list("dimensions", [str(d) for d in dimension.DIMENSIONS], "Dimensions, comma-separated.")
+define_study_flags()
 
 
 def main() -> None:
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("item_encoders", "dimensions", *OWN))
+    run(main, SYNOPSIS)

@@ -15,7 +15,6 @@ this machine and this code that are in --workdir already are not measured again.
   python -m experiments.efficiency --num_items=10000 --text_dimension=1024 --dimension=64 --workdir=runs/efficiency
 """
 
-define_config_flags()
 _WORKDIR = define_path("workdir", "Folder of the experiment: tables/, index.html, result.json.")
 _ENCODERS = flags.DEFINE_string("item_encoders", "", "Item encoders, comma-separated; all if empty.")
 _ITEMS = flags.DEFINE_integer("num_items", 10_000, "Items N.", lower_bound=2)
@@ -27,6 +26,7 @@ _UNREAD = (
     "dataset", "interactions", "items", "embeddings", "movielens", "k_core", "unknown_items", "duplicates",
     "text_encoder", "text_columns", "rtol", "decomposition", "decomposition_precision",
 )  # fmt: skip
+define_config_flags()
 
 
 def main() -> None:
@@ -57,18 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(
-        main,
-        SYNOPSIS,
-        own=(
-            "workdir",
-            "item_encoders",
-            "num_items",
-            "text_dimension",
-            "users",
-            "repeats",
-            "results",
-            "section",
-            "config",
-        ),
-    )
+    run(main, SYNOPSIS)

@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "output", "new_items", "new_embeddings", *_FILES), with_config=False)
+    run(main, SYNOPSIS)

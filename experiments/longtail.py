@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.flags import run
 from spectran_jax.studies import longtail
-from spectran_jax.studies.flags import OWN, define_study_flags, split_names, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, split_names, study_from_flags
 
 SYNOPSIS = """
 Trains every encoder and compares HR and NDCG for targets from the head, the middle and the tail of popularity, and for
@@ -13,12 +13,12 @@ those that training never saw. The same command again goes on where it stopped.
   python -m experiments.longtail --item_encoders=id,svd,spectran --jobs=2 --workdir=runs/longtail
 """
 
-define_study_flags()
 _ENCODERS = flags.DEFINE_string(
     "item_encoders",
     "",
     "Item encoders, comma-separated, all if empty; the first is what the others are compared to.",
 )
+define_study_flags()
 
 
 def main() -> None:
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("item_encoders", *OWN))
+    run(main, SYNOPSIS)

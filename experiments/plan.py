@@ -17,13 +17,13 @@ pip install '.[plan]' in the repository. A program takes minutes to compile.
 With several slices the sizes are those of the largest; the others get their share, so that each chip has the same.
 """
 
-define_config_flags()
 _TOPOLOGY = flags.DEFINE_list("topology", [], "Slice as KIND:SHAPE, such as v5e:16x16; or several of one kind.")
 _WORKDIR = define_path("workdir", "Folder for plan.json and, for several slices, plan.png.")
 _ITEMS = flags.DEFINE_integer("num_items", 1_000_000, "Items N.", lower_bound=1)
 _RANK = flags.DEFINE_integer("rank", 256, "Components r of the spectrum.", lower_bound=1)
 _WIDTH = flags.DEFINE_integer("text_dimension", 1024, "Dimensions m of the text embeddings.", lower_bound=1)
 _PROGRAMS = flags.DEFINE_enum("programs", "all", ["all", "train"], "What is compiled: all, or the train step alone.")
+define_config_flags()
 
 
 def main() -> None:
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("topology", "workdir", "num_items", "rank", "text_dimension", "programs", "config"))
+    run(main, SYNOPSIS)

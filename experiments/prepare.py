@@ -78,9 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(
-        main,
-        SYNOPSIS,
-        own=("interactions", "items", "output", "k_core", "newest", "unknown_items", "beam"),
-        with_config=False,
-    )
+    run(main, SYNOPSIS)

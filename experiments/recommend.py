@@ -69,9 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(
-        main,
-        SYNOPSIS,
-        own=("workdir", "k", "histories", "unknown_items", "until", "filter_seen", "recall", "output", *_FILES),
-        with_config=False,
-    )
+    run(main, SYNOPSIS)

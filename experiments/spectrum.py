@@ -1,7 +1,7 @@
 """Where SpecTran looks in the spectrum of the text."""
 
 from spectran_jax.flags import run
-from spectran_jax.studies.flags import OWN, define_study_flags, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, study_from_flags
 
 SYNOPSIS = """
 Trains SpecTran and shows which components each output dimension attends to, how much of it lies beyond the first d,
@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=OWN)
+    run(main, SYNOPSIS)

@@ -4,7 +4,7 @@ from absl import flags
 
 from spectran_jax.errors import InputError
 from spectran_jax.flags import run
-from spectran_jax.studies.flags import OWN, define_study_flags, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, study_from_flags
 
 SYNOPSIS = """
 Tries --trials points of the search space on the validation set, then trains the best with each of --seeds and reads
@@ -14,9 +14,9 @@ run again, so the same command goes on after whatever stopped it.
   python -m experiments.sweep --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5 --trials=8 --workdir=runs/sweep
 """
 
-define_study_flags(seeds=(0, 1, 2))
 _SEARCH = flags.DEFINE_string("search", "", "Search space: NAME=LOW:HIGH or NAME=log:LOW:HIGH, comma-separated.")
 _TRIALS = flags.DEFINE_integer("trials", 8, "Points tried on the validation set.", lower_bound=1)
+define_study_flags(seeds=(0, 1, 2))
 
 
 def main() -> None:
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("search", "trials", *OWN))
+    run(main, SYNOPSIS)

@@ -13,9 +13,9 @@ The same command again resumes from the last checkpoint and goes on to the same 
 each; --workdir must be a folder that all of them share.
 """
 
+_WORKDIR = define_path("workdir", "Folder of this run: configuration, checkpoints, metrics and report.")
 define_config_flags()
 cluster_flags.define_cluster_flags()
-_WORKDIR = define_path("workdir", "Folder of this run: configuration, checkpoints, metrics and report.")
 
 
 def main() -> None:
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, SYNOPSIS, own=("workdir", "config", *cluster_flags.NAMES))
+    run(main, SYNOPSIS)

@@ -98,7 +98,13 @@ def read_config(path: Path) -> Config:
     return Config.from_dict(values, source=str(path))
 
 
-def help_text(synopsis: str, own: Sequence[str], with_config: bool, flag_values: flags.FlagValues = flags.FLAGS) -> str:
+def _defined(flag_values: flags.FlagValues) -> list[str]:
+    """The flags of an experiment in the order of their definition, without those that absl brings."""
+    module = flag_values.find_module_defining_flag
+    return [name for name in flag_values if not str(module(name)).startswith("absl.")]
+
+
+def help_text(synopsis: str, flag_values: flags.FlagValues = flags.FLAGS) -> str:
     """The text of `--help`: the experiment's synopsis, its own flags, then every configuration flag by section."""
     lines = [textwrap.dedent(synopsis).strip(), ""]
 
@@ -118,12 +124,13 @@ def help_text(synopsis: str, own: Sequence[str], with_config: bool, flag_values:
             textwrap.wrap((flag.help or "") + default, 96, initial_indent="      ", subsequent_indent="      ")
         )
 
-    if own:
+    configured = {field.name for _, field in fields()} if "config" in flag_values else set()
+    if own := [name for name in _defined(flag_values) if name not in configured]:
         lines.append("This command:")
         for name in own:
             add(name)
         lines.append("")
-    if with_config:
+    if "config" in flag_values:
         sections = {s.name: s for s in dataclasses.fields(Config)}
         current = ""
         for section, field in fields():
@@ -131,35 +138,27 @@ def help_text(synopsis: str, own: Sequence[str], with_config: bool, flag_values:
                 current = section
                 doc = type(getattr(Config(), sections[section].name)).__doc__ or ""
                 lines += ["", f"{section.capitalize()}: {doc.strip()}"]
-            if field.name not in own:
-                add(field.name)
+            add(field.name)
     return "\n".join(lines) + "\n"
 
 
-def run(main: Callable[[], None], synopsis: str, own: Sequence[str] = (), with_config: bool = True) -> None:
+def run(main: Callable[[], None], synopsis: str) -> None:
     """Parses the flags, answers `--help`, runs `main` and turns errors for people into their exit status.
 
     Args:
       main: the experiment; reads the flags it needs.
-      synopsis: what `--help` prints first.
-      own: names of the experiment's own flags, in the order in which help shows them.
-      with_config: whether the experiment takes the configuration's flags.
+      synopsis: what `--help` prints first; the experiment's own flags follow in the order of their definition.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
         if any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv[1:]):
             flags.FLAGS.mark_as_parsed()
-            print(help_text(synopsis, own, with_config), end="")
+            print(help_text(synopsis), end="")
             sys.exit(0)
         try:
             rest = flags.FLAGS(list(argv))
         except flags.UnrecognizedFlagError as error:
-            known = [
-                *own,
-                *(["config"] if with_config else []),
-                *([f.name for _, f in fields()] if with_config else []),
-            ]
-            near = difflib.get_close_matches(error.flagname, known, n=1, cutoff=0.7)
+            near = difflib.get_close_matches(error.flagname, _defined(flags.FLAGS), n=1, cutoff=0.7)
             hint = f" Did you mean --{near[0]}?" if near else " See --help."
             leave(InputError.exit_status, f"Unknown flag --{error.flagname}.{hint}")
         except flags.Error as error:

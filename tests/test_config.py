@@ -53,7 +53,7 @@ def test_every_field_can_be_set_by_its_flag():
 def test_help_shows_every_flag():
     values = flags.FlagValues()
     define_config_flags(values)
-    text = help_text("What it does.", (), True, values)
+    text = help_text("What it does.", values)
     for _, field in fields():
         assert f"--{field.name}" in text or f"--[no]{field.name}" in text
 

@@ -19,8 +19,7 @@ from spectran_jax.flags import define_config_flags, define_path, read_config
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
 from spectran_jax.studies.ownership import refuse_another_study
 
-OWN = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "section", "config")
-"""The names of the common flags, for `flags.run(main, SYNOPSIS, own=(*OWN, ...))`."""
+_COMMON = ("workdir", "dataset", "datasets", "seeds", "jobs", "results", "section", "config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +44,7 @@ class Study:
 
 
 def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the configuration's flags and the common ones; `seeds` are the default ones."""
-    define_config_flags(flag_values)
-    suits = ", ".join(f"{name} {value}" for name, value in BUILT_IN["movielens_100k"].items() if name != "dataset")
-    flag_values["dataset"].help = (
-        "Data sets, comma-separated: movielens_100k, names of --datasets (all of them if empty), or files for the one "
-        f"that --interactions and --items name. movielens_100k brings fields of its own: {suits}."
-    )
-
+    """Defines the common flags, whose default seeds these are, and the configuration's."""
     define_path(
         "workdir", "Folder of the experiment: its runs, tables/, figures/, index.html, result.json.", flag_values
     )
@@ -78,6 +70,12 @@ def define_study_flags(*, seeds: Sequence[int] = (0, 1, 2, 3, 4), flag_values: f
         "need it). A TPU belongs to one process: leave it at 1.",
         flag_values=flag_values,
     )
+    define_config_flags(flag_values)
+    suits = ", ".join(f"{name} {value}" for name, value in BUILT_IN["movielens_100k"].items() if name != "dataset")
+    flag_values["dataset"].help = (
+        "Data sets, comma-separated: movielens_100k, names of --datasets (all of them if empty), or files for the one "
+        f"that --interactions and --items name. movielens_100k brings fields of its own: {suits}."
+    )
 
 
 def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
@@ -88,7 +86,7 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         --seed or --evaluate, --results that is no Markdown file, a --section that is no name, a folder of another
         experiment, or a configuration out of range.
     """
-    value: dict[str, Any] = {name: flag_values[name].value for name in OWN}
+    value: dict[str, Any] = {name: flag_values[name].value for name in _COMMON}
     if not value["workdir"]:
         raise InputError("Name a folder for the experiment: --workdir=DIR.")
     if flag_values["seed"].present:
