@@ -20,6 +20,8 @@ _LONG_BLOCK = 2**28
 """Bytes that are read at once where a row is longer than Arrow's 1 MiB."""
 _JSON_BLOCK = 2**24
 """Bytes of JSON that are read at once: a line must not be longer."""
+_JSON_HEAD = 2**16
+"""Bytes of JSON that tell the types of columns."""
 
 
 def read_table(path: Path, *, required: Collection[str], wanted: Collection[str] | None = None) -> Table:
@@ -142,24 +144,38 @@ def _validate(path: Path, table: pa.Table) -> None:
 
 def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
     try:
+        found = _types_at_the_head(path)
+        if wanted is None or not {*required} <= {*found}:
+            return _read_mixed_json_lines(path, required, wanted)
+        # Arrow makes a column of every key, as long as the file; so it is told which, and to pass over the others.
+        schema = pa.schema([(name, found.get(name, pa.null())) for name in wanted])
         with _stream(path) as stream:
-            table = pa_json.read_json(stream, pa_json.ReadOptions(block_size=_JSON_BLOCK))
+            table = pa_json.read_json(
+                stream,
+                pa_json.ReadOptions(block_size=_JSON_BLOCK),
+                pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
-        # A key with entries of several types, if no line is to blame.
+        # A key with entries of several types, or that is first seen further down, if no line is to blame.
         return _read_mixed_json_lines(path, required, wanted)
-    if not len(table):
-        raise text_files.NoRows(f"{path}: has no rows.")
-    names = table.column_names
-    _require_columns(path, names, required)
-    table = table.select([name for name in names if wanted is None or name in wanted])
+    table = table.select([name for name in table.column_names if name in found])
     _validate(path, table)
     return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
+
+
+def _types_at_the_head(path: Path) -> dict[str, pa.DataType]:
+    """The columns of the first lines of a JSON Lines file."""
+    with _stream(path) as stream:
+        head = stream.read(_JSON_HEAD)
+    whole = head[: head.rfind(b"\n") + 1] or head
+    schema = pa_json.read_json(pa.BufferReader(whole)).schema
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
 def _read_mixed_json_lines(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
     """The same, slowly, line by line: a column whose entries are not of one type becomes one of strings."""
     names = column_names(path)
-    if not names:
+    if not names and next(text_files.json_objects(path), None) is None:
         raise text_files.NoRows(f"{path}: has no rows.")
     _require_columns(path, names, required)
     entries: dict[str, list[Any]] = {name: [] for name in names if wanted is None or name in wanted}
