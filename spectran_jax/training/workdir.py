@@ -189,12 +189,14 @@ def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
     """Checks that the folder of a study's run holds none with other values, the epochs and steps that it was given
     among them: gone on with, it would stand in one table with runs of another budget.
 
+    Files may have other names than they had: the run itself looks at their content.
+
     Raises:
       InputError: naming the run and the fields that differ.
     """
     other = _run_in(workdir)
     if other is not None:
-        differences = config.differences(other, LENGTH)
+        differences = config.naming_files_as(other).differences(other, LENGTH)
         if differences:
             raise InputError(
                 f"The run {name} in {workdir} has other values ({'; '.join(differences)}; yours != its). "

@@ -19,7 +19,7 @@ from spectran_jax.training.consensus import StopVote
 from spectran_jax.training.feed import Feed
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import finished, to_evaluate, train_and_report
-from spectran_jax.training.workdir import RESULTS
+from spectran_jax.training.workdir import RESULTS, refuse_other_run_of_study
 
 
 def train(config, folder):
@@ -162,8 +162,18 @@ def moved(config, tmp_path):
 
 def test_a_run_whose_files_were_moved_goes_on(config, run, moved, capsys):
     before, there = results(run), {name: str(path) for name, path in moved.items()}
+    refuse_other_run_of_study(run, config.replace(**there), "seed-0")
+    job = Job("seed-0", config.replace(**there))
+    assert job_finished(job, run) is None  # what the files hold is for the run to see
     train(config.replace(**there), run)
-    assert results(run) == before
+    assert job_finished(job, run, checked=True) is not None
+    after = results(run)
+    told = [json.loads(each.pop("metrics.json")) for each in (before, after)]
+    assert after == before
+    for name in there:
+        assert told[1]["config"]["text" if name == "embeddings" else "data"].pop(name) == there[name]
+        told[0]["config"]["text" if name == "embeddings" else "data"].pop(name)
+    assert told[0] == told[1]
     train(config.replace(**there, epochs=2), run)
     assert "Resuming from step" in capsys.readouterr().err
     assert json.loads((run / "config.json").read_text())["data"]["items"] == there["items"]
