@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from spectran_jax.data.files import Interactions, Items
 from spectran_jax.data.interactions import Dataset, Histories, OriginalId
-from spectran_jax.data.spelling import remedy
+from spectran_jax.data.spelling import listed, remedy
 from spectran_jax.errors import InputError, nearest
 
 
@@ -167,9 +167,9 @@ def to_dataset(content: Content, *, name: str, digest: str, text_columns: str = 
         if column not in content.columns:
             near = nearest(column, content.columns)
             hint = f" Did you mean {near!r}?" if near else ""
-            found = ", ".join(content.columns) or "none"
             raise InputError(
-                f"--text_columns names {column!r}, which the items do not have; columns found: {found}.{hint}"
+                f"--text_columns names {column!r}, which the items do not have; columns found: "
+                f"{listed(content.columns)}.{hint}"
             )
     text = text_of(content.columns, chosen) if chosen else [""] * len(content.item_ids)
     return Dataset(

@@ -17,6 +17,9 @@ _WAYS: dict[str, Callable[[str], str]] = {
 }
 """What to do about two spellings that one of these makes the same."""
 
+_NAMES, _NAME_LETTERS = 50, 80
+"""Names of columns that a message lists at most, and letters of each."""
+
 
 def alike(item: str, others: Iterable[str]) -> bool:
     """Whether an id may be one of the others in another spelling."""
@@ -63,4 +66,11 @@ def columns_found(missing: Iterable[str], found: Iterable[str], wanted: Iterable
     free = [name for name in found if name not in {*wanted}]
     pairs = [(near, name) for name in missing if (near := nearest(name, free))]
     hint = f" Rename {' and '.join(f'{near!r} to {name!r}' for near, name in pairs)}?" if pairs else ""
-    return f"columns found: {', '.join(found) or 'none'}.{hint}"
+    return f"columns found: {listed(found)}.{hint}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns for a message of one line, whatever a file has for names."""
+    names = list(names)
+    shown = [" ".join(name.split())[:_NAME_LETTERS] for name in names[:_NAMES]]
+    return ", ".join([*shown, *(["..."] if len(names) > _NAMES else [])]) or "none"

@@ -12,9 +12,9 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from spectran_jax.data import text_files
-from spectran_jax.data.spelling import columns_found
+from spectran_jax.data.spelling import columns_found, listed
 from spectran_jax.data.tables import Table
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 
 _LONG_BLOCK = 2**28
 """Bytes that are read at once where a row is longer than Arrow's 1 MiB."""
@@ -102,7 +102,7 @@ def _require_columns(path: Path, names: list[str], required: Collection[str]) ->
         raise InputError(f"{path}: no column {' and no column '.join(missing)}; {found}{separated}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")
+        raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {listed(names)}.")
 
 
 def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) -> NoReturn:
@@ -115,7 +115,7 @@ def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) 
             raise InputError(
                 f"{path}, line {number}: too {many} columns, {len(row)} where the header has {expected}."
             ) from None
-    raise InputError(f"{path}: can't be read ({error}).") from error
+    raise InputError(f"{path}: can't be read ({first_line(error, 300)}).") from error
 
 
 def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
@@ -125,7 +125,7 @@ def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str]
         _require_columns(path, names, required)
         table = file.read(columns=[name for name in names if wanted is None or name in wanted])
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
+        raise InputError(f"{path}: can't be read as Parquet ({first_line(error, 300)}).") from error
     if not len(table):
         raise text_files.NoRows(f"{path}: has columns but no rows.")
     _validate(path, table)
@@ -138,7 +138,8 @@ def _validate(path: Path, table: pa.Table) -> None:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:
-            reason = "holds text that is not valid UTF-8" if "UTF8" in str(error) else f"is damaged ({error})"
+            told = first_line(error, 300)
+            reason = "holds text that is not valid UTF-8" if "UTF8" in told else f"is damaged ({told})"
             raise InputError(f"{path}: column {name!r} {reason}.") from None
 
 
@@ -155,7 +156,7 @@ def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[s
                 pa_json.ReadOptions(block_size=_JSON_BLOCK),
                 pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError):
         # A key with entries of several types, or that is first seen further down, if no line is to blame.
         return _read_mixed_json_lines(path, required, wanted)
     table = table.select([name for name in table.column_names if name in found])

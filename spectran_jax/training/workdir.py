@@ -259,7 +259,7 @@ class MetricsLog:
 
         Args:
           path: the file.
-          resume_step: lines of later steps are dropped; so is a last line that a crash tore.
+          resume_step: lines of later steps are dropped; so is what a crash or a disk damaged.
           also: gets every new entry too.
           writes: False where another process does: the file is neither read nor written.
         """
@@ -269,8 +269,8 @@ class MetricsLog:
         if not writes:
             return
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):
                     entry = json.loads(line)
                     if entry["step"] <= resume_step:
                         self.lines.append(entry)

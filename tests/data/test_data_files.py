@@ -131,6 +131,27 @@ def test_a_column_that_begins_behind_the_first_lines_of_json_is_read(write, monk
         read_interactions(write("i.jsonl", mixed("u", 1, 5)[:-3]))
 
 
+def test_messages_have_one_line_whatever_the_columns(write, tmp_path):
+    names = [f"c{i}" for i in range(900)]
+    for header in ("\t".join(names), '"item\nid\n' + 5000 * "x" + '"', '{"item\\nid": 1, "%s": 2}' % (5000 * "x")):
+        with pytest.raises(InputError, match="no column user_id") as caught:
+            read_interactions(write("i.jsonl" if header[0] == "{" else "i.tsv", header + "\n"))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 700
+    as_parquet(tmp_path / "i.parquet", INTERACTIONS)
+    whole = (tmp_path / "i.parquet").read_bytes()
+    for start in (4, len(whole) - 60):  # a page's head, the file's foot
+        (tmp_path / "i.parquet").write_bytes(whole[:start] + b"\xff" * 20 + whole[start + 20 :])
+        with pytest.raises(InputError, match="can't be read as Parquet") as caught:
+            read_interactions(tmp_path / "i.parquet")
+        assert "\n" not in str(caught.value)
+
+
+def test_keys_of_json_that_are_no_utf8(write):
+    with pytest.raises(InputError, match="line 1: byte 3 is not valid UTF-8"):
+        read_interactions(write("i.jsonl", b'{"\x85": 1, "user_id": 1, "item_id": 1, "timestamp": 1}\n'))
+
+
 def test_items_whose_keys_are_values_are_refused(write):
     lines = [json.dumps({"item_id": i, "title": "t", f"key{i}": "x"}) for i in range(3000)]
     with pytest.raises(InputError, match=r"i.jsonl, line 1000: this is the 1,001th different key, .*2.0 on average"):
