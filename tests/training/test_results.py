@@ -15,6 +15,7 @@ from spectran_jax.export import export_run
 from spectran_jax.recommend import write_recommendations
 from spectran_jax.studies.jobs import Job
 from spectran_jax.studies.jobs import finished as job_finished
+from spectran_jax.training import checkpoints
 from spectran_jax.training.consensus import StopVote
 from spectran_jax.training.feed import Feed
 from spectran_jax.training.restore import load_run
@@ -208,6 +209,18 @@ def test_a_run_whose_files_were_moved_serves(config, run, moved, tmp_path, monke
         file.write("1000\titem-1\t9000000\n")
     with pytest.raises(InputError, match="was trained on other data than its files hold now"):
         export_run(run, tmp_path / "export", files=moved)
+
+
+def test_damaged_best_parameters_are_not_made_again_by_the_same_command(config, run, monkeypatch):
+    """As the run is finished; so that is not what is advised."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "inspect", lambda tree: ("other", None))
+        with pytest.raises(InputError, match=r"its best parameters are damaged; train in a new folder"):
+            load_run(run)
+    shutil.rmtree(run / "checkpoints" / "best")
+    (run / "checkpoints" / "best").mkdir()
+    with pytest.raises(InputError, match=r"no trained model yet. Go on with experiments.train"):
+        load_run(run)
 
 
 def test_a_file_that_the_run_never_had(config, run, moved, tmp_path):
