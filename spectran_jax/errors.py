@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -127,9 +129,25 @@ def exit_with_message(main: Callable[[], None]) -> None:
         main()
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         told = outcome(error)
+        if told is None and isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(RunError.exit_status)
         if told is None:
             raise
         leave(*told)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that its reader has left, as `head` does; from then on nothing more is written there."""
+    try:
+        stdout = sys.stdout.fileno()
+        asked = select.poll()
+        asked.register(stdout, select.POLLOUT)
+        gone = any(event & select.POLLERR for _, event in asked.poll(0))
+    except (OSError, ValueError):  # it is no file
+        return False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # what is left in the buffer goes there
+    return gone
 
 
 def leave(status: int, message: str) -> NoReturn:

@@ -1,6 +1,8 @@
 """What ends a command with one line and a status, and what stays a defect."""
 
 import errno
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +59,15 @@ def test_a_limit_of_the_network_is_not_one_of_memory(capsys):
         1,
         f"error: A limit of the network or of a service is reached ({told.partition(chr(10))[0]}).\n",
     )
+
+
+def test_a_reader_that_has_gone_is_no_defect():
+    """As in `python -m experiments.recommend --output=/dev/stdout ... | head`."""
+    program = "from spectran_jax.errors import exit_with_message\nexit_with_message(lambda: print('x' * 10**6))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
 
 
 def test_many_names_do_not_hide_the_one_that_was_meant():
