@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import re
+import select
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -27,6 +30,9 @@ _REFUSED = frozenset(
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says where a disk or a quota has no room left, or a file may not grow."""
+
+_OF_MEMORY = re.compile("memory|alloc|hbm", re.IGNORECASE)
+"""What XLA's compilers and allocators say where a device's memory is used up."""
 
 _FEW = 20
 """Names that are listed beside a suggestion; more would hide it."""
@@ -106,11 +112,14 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
             return None
         return refusal(error).exit_status, f"{error.filename}: {error.strerror}."
     # JAX's own class has no name that stays, and importing it takes a second.
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    exhausted = "RESOURCE_EXHAUSTED" in str(error)
+    if isinstance(error, MemoryError) or (exhausted and _OF_MEMORY.search(str(error))):
         return RunError.exit_status, (
             f"Out of memory ({first_line(error, 200)}). Take a smaller --batch_size, --max_length, --negatives or "
             "--eval_batch_size, or more devices."
         )
+    if exhausted:  # gRPC says so of messages and streams, a store of its quota
+        return RunError.exit_status, f"A limit of the network or of a service is reached ({first_line(error, 200)})."
     return None
 
 
@@ -120,9 +129,25 @@ def exit_with_message(main: Callable[[], None]) -> None:
         main()
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         told = outcome(error)
+        if told is None and isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(RunError.exit_status)
         if told is None:
             raise
         leave(*told)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that its reader has left, as `head` does; from then on nothing more is written there."""
+    try:
+        stdout = sys.stdout.fileno()
+        asked = select.poll()
+        asked.register(stdout, select.POLLOUT)
+        gone = any(event & select.POLLERR for _, event in asked.poll(0))
+    except (OSError, ValueError):  # it is no file
+        return False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # what is left in the buffer goes there
+    return gone
 
 
 def leave(status: int, message: str) -> NoReturn:

@@ -155,6 +155,9 @@ def run(main: Callable[[], None], synopsis: str) -> None:
             flags.FLAGS.mark_as_parsed()
             print(help_text(synopsis), end="")
             sys.exit(0)
+        for argument in argv[1:]:
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that Python could not decode
+                leave(InputError.exit_status, f"{argument!r} is not UTF-8; name files and folders in UTF-8.")
         try:
             rest = flags.FLAGS(list(argv))
         except flags.UnrecognizedFlagError as error:

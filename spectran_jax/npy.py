@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from spectran_jax.errors import first_line
 from spectran_jax.writing import write_errors
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -195,7 +197,10 @@ def open_array(path: Path, dtype: np.dtype[Any] | None = None) -> np.ndarray:
     """
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (SyntaxError, tokenize.TokenError, OverflowError) as error:  # what NumPy lets through of a bad header
+        raise ValueError(f"its header is damaged ({first_line(error)})") from error
     return array.view(BFLOAT16) if dtype == BFLOAT16 else array
 
 

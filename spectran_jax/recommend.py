@@ -194,56 +194,20 @@ def write_recommendations(
     Raises:
       InputError: no trained run, k or recall out of range, or a bad file of histories.
     """
-    from spectran_jax.data.history_files import read_histories
     from spectran_jax.training.restore import load_run, read_run, tell_of_end
 
     config = read_run(workdir, files)  # a typo there is no fault of --output, which lies in it by default
-    if not output.parent.is_dir():
-        raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
-    if output.is_dir():
-        raise InputError(f"--output={output} is a folder; name a file in it.")
-    if output.suffix.lower() in _OTHER_KINDS:
-        raise InputError(f"--output={output}: recommendations are JSON, an object a line; name a .jsonl file.")
-    refuse_own(workdir, output)
     read = (config.data.interactions, config.data.items, config.text.embeddings, histories or "")
-    if output.exists() and output.resolve() in {Path(path).expanduser().resolve() for path in read if path}:
-        raise InputError(f"--output={output} is one of the files that are read; write to another place.")
-    require_writable(output)
+    _check_output(output, workdir, [Path(path).expanduser() for path in read if path])
     if histories is not None:
         require_file(histories)
     check_recall(recall, "--recall")
     setup, params = load_run(workdir, files)
     tell_of_end(workdir)
-    dataset = setup.dataset
     if histories is not None:
-        user_ids, known, left_out, unknown = read_histories(histories, dataset, unknown_items)
-        if unknown:
-            entries = unknown + len(known.items)
-            _tell(
-                f"{histories}: {unknown:,} of {entries:,} entries name items that the run does not know, and are "
-                "passed over."
-            )
-        if left_out:
-            note = f"{histories}: {_users_are(left_out)} left out, the run knows none of their items."
-            _tell(note)
-        name = setup.config.backbone.backbone
-        if backbones.lookup(name).reads_time and setup.timed and known.timestamps is None:
-            note = f"{histories} has no timestamps: {name} leaves its time bias out, and was trained with it."
-            _tell(note)
-    elif until == "test":
-        targets = setup.split.test
-        user_ids, known = [dataset.user_ids[user] for user in targets.user], targets.history
-        if short := dataset.num_users - len(targets.user):
-            note = f"{_users_are(short)} left out, without a target in the test set; --until=now takes all users."
-            _tell(note)
+        user_ids, known = _of_file(setup, histories, unknown_items)
     else:
-        user_ids, known = list(dataset.user_ids), dataset.histories
-        if short := dataset.dropped.get("users_too_short", 0):
-            note = (
-                f"{_users_are(short)} left out, with too few interactions to train and test on; a file of their "
-                "histories (--histories) gets them theirs."
-            )
-            _tell(note)
+        user_ids, known = _of_the_run(setup, until)
     filter_seen = setup.config.training.filter_seen if filter_seen is None else filter_seen
     scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen, recall=recall)
     if short := int(((ids >= 0).sum(axis=1) < k).sum()):
@@ -253,9 +217,55 @@ def write_recommendations(
         found = row_ids >= 0
         entry = {
             "user_id": user,
-            "items": [dataset.item_ids[item] for item in row_ids[found]],
+            "items": [setup.dataset.item_ids[item] for item in row_ids[found]],
             "scores": [round(float(score), 7) for score in row_scores[found]],
         }
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     write_text(output, "".join(lines))
     return len(lines)
+
+
+def _check_output(output: Path, workdir: Path, read: list[Path]) -> None:
+    """Refuses what can't be written, holds no JSON by its name, or is the run's own or one of the files to read."""
+    if not output.parent.is_dir():
+        raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
+    if output.is_dir():
+        raise InputError(f"--output={output} is a folder; name a file in it.")
+    if output.suffix.lower() in _OTHER_KINDS:
+        raise InputError(f"--output={output}: recommendations are JSON, an object a line; name a .jsonl file.")
+    refuse_own(workdir, output)
+    if output.exists() and output.resolve() in {path.resolve() for path in read}:
+        raise InputError(f"--output={output} is one of the files that are read; write to another place.")
+    require_writable(output)
+
+
+def _of_file(setup: Setup, path: Path, unknown_items: str) -> tuple[list[Any], Histories]:
+    """The users of a file of histories, and these; says what is left out."""
+    from spectran_jax.data.history_files import read_histories
+
+    users, known, left_out, unknown = read_histories(path, setup.dataset, unknown_items)
+    if unknown:
+        entries = unknown + len(known.items)
+        _tell(f"{path}: {unknown:,} of {entries:,} entries name items that the run does not know, and are passed over.")
+    if left_out:
+        _tell(f"{path}: {_users_are(left_out)} left out, the run knows none of their items.")
+    name = setup.config.backbone.backbone
+    if backbones.lookup(name).reads_time and setup.timed and known.timestamps is None:
+        _tell(f"{path} has no timestamps: {name} leaves its time bias out, and was trained with it.")
+    return users, known
+
+
+def _of_the_run(setup: Setup, until: str) -> tuple[list[Any], Histories]:
+    """The run's own users and their histories, as far as `until` says; says who is left out."""
+    dataset = setup.dataset
+    if until == "test":
+        targets = setup.split.test
+        if short := dataset.num_users - len(targets.user):
+            _tell(f"{_users_are(short)} left out, without a target in the test set; --until=now takes all users.")
+        return [dataset.user_ids[user] for user in targets.user], targets.history
+    if short := dataset.dropped.get("users_too_short", 0):
+        _tell(
+            f"{_users_are(short)} left out, with too few interactions to train and test on; a file of their "
+            "histories (--histories) gets them theirs."
+        )
+    return list(dataset.user_ids), dataset.histories

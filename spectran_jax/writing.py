@@ -38,10 +38,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       RunError: where the disk refuses.
     """
-    path = Path(os.path.realpath(path))
+    stream = _is_stream(path)
+    path = path if stream else Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name[:64]}.{os.getpid()}.tmp")  # whole names may be as long as names can be
     try:
-        if path.exists() and not path.is_file():
+        if stream:
             with path.open("wb") as file:
                 file.write(content)
             return
@@ -105,15 +106,19 @@ def require_writable(output: Path) -> None:
     Raises:
       InputError, RunError: as the system refuses.
     """
-    path = Path(os.path.realpath(output))
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe
-            if not os.access(path, os.W_OK):
+        if _is_stream(output):
+            if not os.access(output, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         else:
-            tempfile.TemporaryFile(dir=path.parent).close()
+            tempfile.TemporaryFile(dir=Path(os.path.realpath(output)).parent).close()
     except OSError as error:
         raise refusal(error)(f"--output={output} can't be written ({error.strerror}); name another place.") from None
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device or a pipe; asked before links are followed, as /dev/stdout leads to a pipe of no name."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """What ends a command with one line and a status, and what stays a defect."""
 
 import errno
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -39,7 +41,8 @@ def test_memory_that_is_used_up(capsys):
         """As JAX names it."""
 
     told = "RESOURCE_EXHAUSTED: Out of memory allocating 4000000000000 bytes.\nDetails"
-    for error in (JaxRuntimeError(told), MemoryError("Unable to allocate 7.28 TiB")):
+    on_tpu = "RESOURCE_EXHAUSTED: Attempting to reserve 15.10G at the bottom of HBM."
+    for error in (JaxRuntimeError(told), JaxRuntimeError(on_tpu), MemoryError("Unable to allocate 7.28 TiB")):
         status, err = ended(capsys, error)
         assert status == 1
         assert "--batch_size, --max_length" in err
@@ -48,6 +51,23 @@ def test_memory_that_is_used_up(capsys):
     assert ended(capsys, caught.value)[0] == 1
     with pytest.raises(ZeroDivisionError):
         exit_with_message(lambda: 1 / 0)
+
+
+def test_a_limit_of_the_network_is_not_one_of_memory(capsys):
+    told = "RESOURCE_EXHAUSTED: SERVER: Received message larger than max (5000000 vs. 4194304)\nAdditional GRPC error"
+    assert ended(capsys, RuntimeError(told)) == (
+        1,
+        f"error: A limit of the network or of a service is reached ({told.partition(chr(10))[0]}).\n",
+    )
+
+
+def test_a_reader_that_has_gone_is_no_defect():
+    """As in `python -m experiments.recommend --output=/dev/stdout ... | head`."""
+    program = "from spectran_jax.errors import exit_with_message\nexit_with_message(lambda: print('x' * 10**6))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
 
 
 def test_many_names_do_not_hide_the_one_that_was_meant():

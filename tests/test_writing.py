@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spectran_jax.errors import InputError, RunError, outcome
-from spectran_jax.writing import new_folder, write_bytes, write_errors, write_text
+from spectran_jax.writing import new_folder, require_writable, write_bytes, write_errors, write_text
 
 
 def test_a_link_is_followed(tmp_path):
@@ -31,6 +31,17 @@ def test_a_pipe_gets_the_content(tmp_path):
     reader.join(10)
     assert got == [b"content"]
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_pipe_without_a_name_gets_the_content():
+    """As /dev/stdout is where the output of a command goes to another one."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader:
+        with os.fdopen(write, "wb"):
+            output = Path(f"/dev/fd/{write}")
+            require_writable(output)
+            write_bytes(output, b"content")
+        assert reader.read() == b"content"
 
 
 def test_a_name_as_long_as_names_can_be(tmp_path):

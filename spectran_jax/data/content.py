@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from spectran_jax.data.files import Interactions, Items
 from spectran_jax.data.interactions import Dataset, Histories, OriginalId
-from spectran_jax.data.spelling import remedy
+from spectran_jax.data.spelling import listed, remedy
 from spectran_jax.errors import InputError, nearest
 
 
@@ -167,9 +167,9 @@ def to_dataset(content: Content, *, name: str, digest: str, text_columns: str = 
         if column not in content.columns:
             near = nearest(column, content.columns)
             hint = f" Did you mean {near!r}?" if near else ""
-            found = ", ".join(content.columns) or "none"
             raise InputError(
-                f"--text_columns names {column!r}, which the items do not have; columns found: {found}.{hint}"
+                f"--text_columns names {column!r}, which the items do not have; columns found: "
+                f"{listed(content.columns)}.{hint}"
             )
     text = text_of(content.columns, chosen) if chosen else [""] * len(content.item_ids)
     return Dataset(
@@ -206,10 +206,16 @@ def _titles(content: Content) -> list[str]:
 
 
 def nothing_left(
-    source: object, k_core: int, unknown_items: str, names: Sequence[str] = (), known: Sequence[str] = ()
+    source: object,
+    k_core: int,
+    unknown_items: str,
+    names: Sequence[str] = (),
+    known: Sequence[str] = (),
+    different: int = 0,
 ) -> InputError:
-    """The error for filters that leave no interaction of `source`; `names` are items that are not among the `known`."""
-    todo = remedy(names, known, "lower --k_core, or check that the item ids match")
+    """The error for filters that leave no interaction of `source`; as in `unknown_items_error`, `names` are those of
+    `different` items that are not among the `known`."""
+    todo = remedy(names, known, "lower --k_core, or check that the item ids match", different)
     return InputError(
         f"{source}: no interactions are left after the filters (k_core={k_core}, unknown_items={unknown_items}); "
         f"{todo}."
@@ -227,10 +233,10 @@ def unknown_items_error(
       count: interactions.
       different: items.
       names: these, as written, or the first of them.
-      known: the items of the catalogue, as written, if they are at hand.
+      known: the items of the catalogue, as written, or those of them that are like `names`.
     """
     shown = ", ".join(map(repr, names[:3])) + (", ..." if different > 3 else "")
-    todo = remedy(names, known, "add them, or leave these interactions out with --unknown_items=drop")
+    todo = remedy(names, known, "add them, or leave these interactions out with --unknown_items=drop", different)
     return InputError(
         f"{source}: {count} interactions name {different} items that {catalogue} does not have ({shown}); {todo}."
     )

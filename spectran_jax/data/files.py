@@ -20,6 +20,10 @@ from spectran_jax.data.spelling import columns_found
 from spectran_jax.errors import InputError
 
 ORDER_COLUMNS = ("timestamp", "position")
+_MANY_KEYS = 1000
+"""Different keys of a JSON Lines file of items beyond which it must be told from one whose keys are values."""
+_RARE = 0.01
+"""Share of the items that have a key, on average, below which keys are values."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,6 +127,7 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
     ids: list[Any] = []
     lines: list[int] = []
     columns: dict[str, list[Any]] = {}
+    entries = known = 0
     for number, record in text_files.json_objects(path):
         if "item_id" not in record:
             raise InputError(f"{path}, line {number}: no item_id; {columns_found(['item_id'], record)}")
@@ -132,6 +137,15 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
             column = columns.setdefault(name, [])
             column.extend([None] * (len(ids) - len(column)))
             column.append(value)
+        entries += len(record)
+        if len(columns) > max(known, _MANY_KEYS):
+            known = len(columns)
+            if entries < _RARE * known * len(ids):  # a column each would take thousands of times the file's size
+                raise InputError(
+                    f"{path}, line {number}: this is the {known:,}th different key, and most items have few of them "
+                    f"({entries / len(ids):.1f} on average). Keys are columns; write what differs from item to item as "
+                    'values, such as {"item_id": ..., "attributes": ["...", "..."]}.'
+                )
         ids.append(item)
         lines.append(number)
     if not ids:

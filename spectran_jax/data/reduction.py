@@ -14,20 +14,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from spectran_jax.data import files
 from spectran_jax.data.content import nothing_left, unknown_items_error
+from spectran_jax.data.spelling import alike
 from spectran_jax.errors import InputError, Interrupted, RunError, first_line
 from spectran_jax.progress import quiet
 from spectran_jax.signals import StopRequest
-from spectran_jax.writing import is_abandoned
 
 try:
     with quiet():  # it warns of clients of Google Cloud that nobody asked for
@@ -39,7 +37,7 @@ except ModuleNotFoundError as error:
         raise
     raise InputError("Apache Beam is not installed: in the repository, pip install '.[beam]'.") from None
 
-from spectran_jax.data import beam_steps
+from spectran_jax.data import beam_files, beam_steps
 
 LOCAL_RUNNER = "--runner=FnApiRunner"
 """Beam's own on this machine: the default one would fetch a program from the network first."""
@@ -94,13 +92,13 @@ def reduce_interactions(
     with _plainly():
         beam_options = PipelineOptions([LOCAL_RUNNER, *options])  # the last that names a runner counts
         FileSystems.set_options(beam_options)
-        sources, catalogue = _matching(interactions, "interactions"), _matching(items, "items")
-        output = _checked_output(output, [*sources, *catalogue])
-    _remove_abandoned(output)
+        sources, catalogue = beam_files.matching(interactions, "interactions"), beam_files.matching(items, "items")
+        output = beam_files.checked_output(output, [*sources, *catalogue])
+    beam_files.remove_abandoned(output)
     with StopRequest(goes_on=""), contextlib.closing(_Work(output, beam_options)) as work:
         progress(f"Reading {len(sources)} files of interactions ...")
         common, unknown = _read(work, sources, catalogue, filters, items)
-        left_out = {"unknown_items": unknown, "k_core_interactions": 0}
+        left_out = {"unknown_items": unknown.interactions, "k_core_interactions": 0}
         part = rounds = 0
         while filters.k_core > 1:
             rounds += 1
@@ -114,7 +112,9 @@ def reduce_interactions(
         progress("Ordering histories ...")
         counts = _write_histories(work, part, filters.newest, common)
         if not counts.get("interactions"):
-            raise nothing_left(", ".join(interactions), filters.k_core, filters.unknown_items)
+            known = _alike(work, catalogue, unknown.names)
+            source = ", ".join(interactions)
+            raise nothing_left(source, filters.k_core, filters.unknown_items, unknown.names, known, unknown.items)
         work.publish()
     left_out |= {"older_interactions": counts["older"], "placed_by_file_order": counts.get("tied", 0)}
     found = {"files": len(sources), "users": counts["users"], "interactions": counts["interactions"]}
@@ -129,6 +129,15 @@ class _Common:
     """Of `files.ORDER_COLUMNS`."""
     types: dict[str, str]
     """Of the ids, by column: of `beam_steps.ID_TYPES`."""
+
+
+class _Unknown(NamedTuple):
+    """Interactions with items that the catalogue lacks."""
+
+    interactions: int
+    items: int
+    names: list[str]
+    """Of the first of these items, as written."""
 
 
 class _Work:
@@ -184,7 +193,7 @@ class _Work:
 
 def _read(
     work: _Work, sources: list[str], catalogue: list[str], filters: Filters, patterns: Sequence[str]
-) -> tuple[_Common, int]:
+) -> tuple[_Common, _Unknown]:
     """Writes the rows of all files as rows-0; what the files have in common, and the interactions left out."""
 
     def build(pipeline: Any) -> None:
@@ -212,12 +221,24 @@ def _read(
     facts = dict(beam_steps.read_facts(work.path("unknown"))) if catalogue else {}
     for item, times in facts.get("repeated", ()):
         raise InputError(f"{', '.join(patterns)}: item id {item!r} has {times} rows; give it one.")
-    unknown = facts.get("unknown_interactions", 0)
-    if unknown and filters.unknown_items != "drop":
-        first, names = facts["unknown"][0][0], [item for _, item in facts["unknown"]]
-        source = sources[first >> beam_steps.ROW_BITS]
-        raise unknown_items_error(source, ", ".join(patterns), unknown, facts["unknown_ids"], names)
+    names = [item for _, item in facts.get("unknown", ())]
+    unknown = _Unknown(facts.get("unknown_interactions", 0), facts.get("unknown_ids", 0), names)
+    if unknown.interactions and filters.unknown_items != "drop":
+        source = sources[facts["unknown"][0][0] >> beam_steps.ROW_BITS]
+        raise unknown_items_error(source, ", ".join(patterns), *unknown, _alike(work, catalogue, names))
     return common, unknown
+
+
+def _alike(work: _Work, catalogue: list[str], names: list[str]) -> list[str]:
+    """The items of the catalogue that may be some of these in another spelling, for a message."""
+
+    def build(pipeline: Any) -> None:
+        items, _ = beam_steps.read_items(pipeline, catalogue)
+        beam_steps.write_facts(items | beam.Filter(alike, names), work.path("alike"))
+
+    if names:
+        work.run(build)
+    return beam_steps.read_facts(work.path("alike")) if names else []
 
 
 def _common(summaries: list[dict[str, Any]]) -> _Common:
@@ -269,48 +290,6 @@ def _write_rows(rows: Any, name: str) -> None:
 
 def _read_rows(pipeline: Any, name: str) -> Any:
     return pipeline | beam.io.ReadFromParquet(f"{name}-*.parquet")
-
-
-def _matching(patterns: Sequence[str], flag: str) -> list[str]:
-    """The files that the patterns match, in the order of their names; local ones with their whole path."""
-    paths: set[str] = set()
-    for pattern in patterns:
-        found = [file.path for match in FileSystems.match([_whole(pattern)]) for file in match.metadata_list]
-        found = [path for path in found if "://" in path or not Path(path).is_dir()]
-        if not found:
-            raise InputError(f"--{flag}={pattern}: no such file; patterns such as logs/part-*.tsv name several.")
-        paths |= set(found)
-    return sorted(paths)
-
-
-def _checked_output(output: str, sources: Sequence[str]) -> str:
-    whole = _whole(output)
-    if not output.endswith(".parquet") or any(letter in output for letter in "*?["):
-        raise InputError(f"--output={output}: name one Parquet file, like reduced.parquet.")
-    if whole in sources:
-        raise InputError(f"--output={output} is one of the files to read; write to another place.")
-    if Path(whole).is_dir():
-        raise InputError(f"--output={output} is a folder; name a file.")
-    folder = FileSystems.split(whole)[0]
-    if FileSystems.get_filesystem(whole).has_dirs() and not FileSystems.exists(folder):
-        raise InputError(f"--output={output}: there is no folder {folder}; make it first.")
-    return whole
-
-
-def _whole(path: str) -> str:
-    """A local path from the root on; others as they are."""
-    try:
-        return path if "://" in path else str(Path(path).expanduser().absolute())
-    except RuntimeError as error:  # ~NAME of nobody
-        raise InputError(f"{path}: {error}") from None
-
-
-def _remove_abandoned(output: str) -> None:
-    """Removes what killed reductions left beside a local output, but for a result that could not be published."""
-    if "://" not in output:
-        for folder in Path(output).parent.glob(f"{Path(output).name}.tmp-*"):
-            if is_abandoned(folder) and not (folder / "histories.parquet").exists():
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def _files(config: DataConfig, folder: Path) -> Source:
     before = [_state(path) for path in paths]
     for path in paths:
         # The name says how the bytes are read.
-        digest.update("".join(path.suffixes).lower().encode() + b"\0")
+        digest.update(os.fsencode("".join(path.suffixes).lower()) + b"\0")
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
 

@@ -17,14 +17,24 @@ _WAYS: dict[str, Callable[[str], str]] = {
 }
 """What to do about two spellings that one of these makes the same."""
 
+_NAMES, _NAME_LETTERS = 50, 80
+"""Names of columns that a message lists at most, and letters of each."""
 
-def remedy(unknown: Sequence[str], known: Iterable[str], otherwise: str) -> str:
+
+def alike(item: str, others: Iterable[str]) -> bool:
+    """Whether an id may be one of the others in another spelling."""
+    others = list(others)
+    return any(plain(item) in map(plain, others) for plain in _WAYS.values())
+
+
+def remedy(unknown: Sequence[str], known: Iterable[str], otherwise: str, different: int = 0) -> str:
     """What to do about ids that are not known: to spell them as the known ones, if that is all that is wrong.
 
     Args:
       unknown: different ids, as written.
       known: ids as they are looked for.
       otherwise: what to do about ids that are not there in another spelling either.
+      different: how many there are, where `unknown` are the first of them.
     """
     known = list(known)
     best, told = 0, ""
@@ -37,7 +47,7 @@ def remedy(unknown: Sequence[str], known: Iterable[str], otherwise: str) -> str:
             # Two forms of Unicode look the same unless they are shown by their codes.
             theirs, ours = map(ascii if "Unicode" in advice else repr, (found[0], there[plain(found[0])]))
             told = f"there in another spelling, {theirs} as {ours}: {advice}"
-        if 0 < best == len(unknown):
+        if 0 < best == max(len(unknown), different):
             return f"all of them are {told}"
     if not best:
         return otherwise
@@ -56,4 +66,11 @@ def columns_found(missing: Iterable[str], found: Iterable[str], wanted: Iterable
     free = [name for name in found if name not in {*wanted}]
     pairs = [(near, name) for name in missing if (near := nearest(name, free))]
     hint = f" Rename {' and '.join(f'{near!r} to {name!r}' for near, name in pairs)}?" if pairs else ""
-    return f"columns found: {', '.join(found) or 'none'}.{hint}"
+    return f"columns found: {listed(found)}.{hint}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns for a message of one line, whatever a file has for names."""
+    names = list(names)
+    shown = [" ".join(name.split())[:_NAME_LETTERS] for name in names[:_NAMES]]
+    return ", ".join([*shown, *(["..."] if len(names) > _NAMES else [])]) or "none"

@@ -12,14 +12,16 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from spectran_jax.data import text_files
-from spectran_jax.data.spelling import columns_found
+from spectran_jax.data.spelling import columns_found, listed
 from spectran_jax.data.tables import Table
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 
 _LONG_BLOCK = 2**28
 """Bytes that are read at once where a row is longer than Arrow's 1 MiB."""
 _JSON_BLOCK = 2**24
 """Bytes of JSON that are read at once: a line must not be longer."""
+_JSON_HEAD = 2**16
+"""Bytes of JSON that tell the types of columns."""
 
 
 def read_table(path: Path, *, required: Collection[str], wanted: Collection[str] | None = None) -> Table:
@@ -100,7 +102,7 @@ def _require_columns(path: Path, names: list[str], required: Collection[str]) ->
         raise InputError(f"{path}: no column {' and no column '.join(missing)}; {found}{separated}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {', '.join(names)}.")
+        raise InputError(f"{path}: column {twice[0]!r} occurs more than once; columns found: {listed(names)}.")
 
 
 def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) -> NoReturn:
@@ -113,7 +115,7 @@ def _blame_line(path: Path, delimiter: str, names: list[str], error: Exception) 
             raise InputError(
                 f"{path}, line {number}: too {many} columns, {len(row)} where the header has {expected}."
             ) from None
-    raise InputError(f"{path}: can't be read ({error}).") from error
+    raise InputError(f"{path}: can't be read ({first_line(error, 300)}).") from error
 
 
 def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
@@ -123,7 +125,7 @@ def _read_parquet(path: Path, required: Collection[str], wanted: Collection[str]
         _require_columns(path, names, required)
         table = file.read(columns=[name for name in names if wanted is None or name in wanted])
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: can't be read as Parquet ({error}).") from error
+        raise InputError(f"{path}: can't be read as Parquet ({first_line(error, 300)}).") from error
     if not len(table):
         raise text_files.NoRows(f"{path}: has columns but no rows.")
     _validate(path, table)
@@ -136,30 +138,45 @@ def _validate(path: Path, table: pa.Table) -> None:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:
-            reason = "holds text that is not valid UTF-8" if "UTF8" in str(error) else f"is damaged ({error})"
+            told = first_line(error, 300)
+            reason = "holds text that is not valid UTF-8" if "UTF8" in told else f"is damaged ({told})"
             raise InputError(f"{path}: column {name!r} {reason}.") from None
 
 
 def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
     try:
+        found = _types_at_the_head(path)
+        if wanted is None or not {*required} <= {*found}:
+            return _read_mixed_json_lines(path, required, wanted)
+        # Arrow makes a column of every key, as long as the file; so it is told which, and to pass over the others.
+        schema = pa.schema([(name, found.get(name, pa.null())) for name in wanted])
         with _stream(path) as stream:
-            table = pa_json.read_json(stream, pa_json.ReadOptions(block_size=_JSON_BLOCK))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
-        # A key with entries of several types, if no line is to blame.
+            table = pa_json.read_json(
+                stream,
+                pa_json.ReadOptions(block_size=_JSON_BLOCK),
+                pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            )
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError):
+        # A key with entries of several types, or that is first seen further down, if no line is to blame.
         return _read_mixed_json_lines(path, required, wanted)
-    if not len(table):
-        raise text_files.NoRows(f"{path}: has no rows.")
-    names = table.column_names
-    _require_columns(path, names, required)
-    table = table.select([name for name in names if wanted is None or name in wanted])
+    table = table.select([name for name in table.column_names if name in found])
     _validate(path, table)
     return Table(path, dict(zip(table.column_names, table.columns, strict=True)), None)
+
+
+def _types_at_the_head(path: Path) -> dict[str, pa.DataType]:
+    """The columns of the first lines of a JSON Lines file."""
+    with _stream(path) as stream:
+        head = stream.read(_JSON_HEAD)
+    whole = head[: head.rfind(b"\n") + 1] or head
+    schema = pa_json.read_json(pa.BufferReader(whole)).schema
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
 def _read_mixed_json_lines(path: Path, required: Collection[str], wanted: Collection[str] | None) -> Table:
     """The same, slowly, line by line: a column whose entries are not of one type becomes one of strings."""
     names = column_names(path)
-    if not names:
+    if not names and next(text_files.json_objects(path), None) is None:
         raise text_files.NoRows(f"{path}: has no rows.")
     _require_columns(path, names, required)
     entries: dict[str, list[Any]] = {name: [] for name in names if wanted is None or name in wanted}

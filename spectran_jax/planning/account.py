@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 from spectran_jax.planning import hlo, schedule
 from spectran_jax.planning.groups import mesh_axes
 from spectran_jax.planning.job import Job
@@ -82,7 +82,7 @@ def program(lower: Callable[[], Any], roofline: Roofline, mesh: Mapping[str, int
     except jax.errors.JaxRuntimeError as error:
         found = _SIZE.search(str(error))
         if found is None:
-            raise InputError(f"The compiler refuses the program: {str(error).splitlines()[0][:300]}") from None
+            raise InputError(f"The compiler refuses the program: {first_line(error, 300)}") from None
         return _refused(int(float(found[1]) * _UNIT[found[2]]))
     sizes = compiled.memory_analysis()
     kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 
 HOP_SECONDS = 1e-6
 """Latency of a link."""
@@ -128,7 +128,7 @@ def devices(topology: Topology) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
     except Exception as error:  # what it raises depends on the version of JAX
-        raise InputError(f"libtpu can't compile for {topology.name}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"libtpu can't compile for {topology.name}: {first_line(error)}") from None
 
 
 def coordinates(devices: list[Any]) -> Int[np.ndarray, "D axes"]:

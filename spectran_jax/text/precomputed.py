@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spectran_jax import npy, processes
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 from spectran_jax.text import store
 from spectran_jax.text.digests import checksum, digest_of, row_chunks, scan
 
@@ -83,8 +82,8 @@ def _open(path: Path) -> np.ndarray:
         if not path.is_file():
             raise InputError(f"--embeddings: file not found: {path}; it must be a .npy file.")
         matrix = npy.open_array(path)
-    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        reason = "it holds pickled Python objects" if "object" in str(error).lower() else str(error).rstrip(".")
+    except (OSError, ValueError, EOFError) as error:
+        reason = "it holds pickled Python objects" if "object" in str(error).lower() else first_line(error).rstrip(".")
         raise InputError(
             f"{path} can't be read as a .npy file ({reason}); write it with "
             "numpy.save as a float array [items, dimension]."

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from spectran_jax import npy, processes
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 from spectran_jax.text.digests import digest_of, row_digests
 from spectran_jax.writing import new_folder, write_errors
 
@@ -165,7 +165,7 @@ def open_sealed(folder: Path, identity: Identity, names: Sequence[str], optional
         state, found = ("", _open(folder, identity, names, optional)) if folder.exists() else ("absent", None)
         own = [] if found is None else [_own_digests(array) for array in found[0].arrays.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        state = f"{_META} lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        state = f"{_META} lacks {error}" if isinstance(error, KeyError) else first_line(error).rstrip(".")
     states = {data.decode() for data in processes.gathered_bytes(state.encode())} - {""}
     if states == {"absent"}:
         return None

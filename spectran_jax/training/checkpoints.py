@@ -113,8 +113,10 @@ class _Series:
                 "old files back, or train in another folder."
             )
         # Of the same configuration, so that it takes another version to have others.
-        wanted = _shapes(abstract)
-        held = record.get("shapes", wanted)
+        wanted, held = _shapes(abstract), record.get("shapes")
+        if held is None:  # of a version that did not note them
+            stored = ocp.PyTreeCheckpointHandler().metadata(self.directory / str(step) / "state").tree
+            wanted, held = map(_by_plain_name, (wanted, _shapes(stored)))
         if differing := [name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name)]:
             raise InputError(
                 f"--workdir={self.directory.parents[1]} holds a run of another version of this library, whose "
@@ -189,6 +191,11 @@ class _Series:
 def _shapes(tree: Any) -> dict[str, list[int]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
+
+
+def _by_plain_name(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """With names such as params.w: what Orbax reads without being told of its type has dictionaries for all else."""
+    return {".".join(re.findall(r"\w+", name)): shape for name, shape in shapes.items()}
 
 
 def _difference(name: str, held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str:

@@ -31,10 +31,10 @@ def inspect(tree: Any) -> tuple[str, str | None]:
       tree: arrays on the devices, of bool, or of numbers of at most 32 bits.
     """
     flat = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    large = jax.device_get({name: _reduce(leaf) for name, leaf in flat if leaf.nbytes > _SMALL_BYTES})
+    large = jax.device_get({name: _on_device(leaf) for name, leaf in flat if leaf.nbytes > _SMALL_BYTES})
     described, broken = [], None
     for name, leaf in flat:
-        sums, finite = large[name] if name in large else _reduced(np, jax.device_get(_whole(leaf)))
+        sums, finite = large[name] if name in large else _on_host(jax.device_get(_whole(leaf)))
         described.append([name, str(leaf.dtype), list(leaf.shape), np.asarray(sums).tolist()])
         broken = name if broken is None and not finite else broken
     return json_digest(described), broken
@@ -53,16 +53,15 @@ def _same(leaf: jax.Array) -> jax.Array:
     return leaf
 
 
-def _reduced(np_: types.ModuleType, leaf: Any) -> tuple[Any, Any]:
-    """Two sums, modulo 2^32, of the bits of each number times an odd number that its place decides; and finiteness."""
+def _terms(np_: types.ModuleType, leaf: Any) -> list[Any]:
+    """What two sums are of: the bits of each number times an odd number that its place decides, modulo 2^32."""
     bits = leaf if leaf.dtype == np.bool_ else leaf.view(f"uint{8 * leaf.dtype.itemsize}")
     bits = bits.astype(np.uint32).reshape(leaf.shape or (1,))  # NumPy warns of scalars that overflow
     place = np_.zeros((1,) * bits.ndim, np.uint32)
     for axis, size in enumerate(leaf.shape):
         along = np_.arange(size, dtype=np.uint32).reshape([-1 if i == axis else 1 for i in range(leaf.ndim)])
         place = place * np.uint32(_ODD[axis % len(_ODD)]) + along
-    sums = [(bits * (_mixed(place ^ np.uint32(salt)) | np.uint32(1))).sum(dtype=np.uint32) for salt in _ODD[:2]]
-    return np_.stack(sums), np_.isfinite(leaf).all()
+    return [bits * (_mixed(place ^ np.uint32(salt)) | np.uint32(1)) for salt in _ODD[:2]]
 
 
 def _mixed(x: Any) -> Any:
@@ -72,6 +71,19 @@ def _mixed(x: Any) -> Any:
     return x ^ (x >> np.uint32(16))
 
 
+def _on_host(leaf: np.ndarray) -> tuple[Any, Any]:
+    """The two sums, and whether all numbers are finite."""
+    return [term.sum(dtype=np.uint32) for term in _terms(np, leaf)], np.isfinite(leaf).all()
+
+
 @jax.jit
-def _reduce(leaf: Any) -> tuple[Any, Any]:
-    return _reduced(jnp, leaf)
+def _on_device(leaf: Any) -> tuple[Any, Any]:
+    """The same, in one reduction of all three: sums of their own make XLA's CPU compiler keep their terms in memory."""
+    broken = ~jnp.isfinite(leaf).reshape(leaf.shape or (1,))
+    start = (np.uint32(0), np.uint32(0), np.False_)
+    *sums, any_broken = jax.lax.reduce((*_terms(jnp, leaf), broken), start, _joined, tuple(range(broken.ndim)))
+    return sums, ~any_broken
+
+
+def _joined(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
+    return one[0] + other[0], one[1] + other[1], one[2] | other[2]

@@ -83,5 +83,7 @@ def load_run(workdir: Path, files: Mapping[str, Path] | None = None) -> tuple[Se
     finally:
         checkpoints.close()
     if best is None:
-        raise InputError(f"--workdir={workdir} holds no sound checkpoint. Go on with experiments.train.")
+        if any((workdir / "checkpoints" / "best").glob("[0-9]*")):  # a finished run would not be trained again
+            raise InputError(f"--workdir={workdir}: its best parameters are damaged; train in a new folder.")
+        raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")
     return setup, best[1]

@@ -72,6 +72,8 @@ def train_and_report(config: Config, workdir: Path | None, options: ClusterOptio
             sets = cluster.of_first("evaluate", lambda: to_evaluate(workdir, setup))
             setup = dataclasses.replace(setup, config=config.replace(evaluate=sets))
             metrics = _run(setup, workdir, stop, phases, cluster)
+        elif cluster.is_first:
+            metrics = _with_files_as_named(workdir, metrics, config)
         if cluster.is_first:
             if Config.from_dict(metrics["config"]).training.evaluate != config.training.evaluate:
                 print_line(stderr_console(), f"The run in {workdir} keeps its results of validation and test.")
@@ -133,6 +135,18 @@ def finished(workdir: Path, setup: Setup) -> dict[str, Any] | None:
     # A page alone is not worth to train anew.
     kept = (workdir / "report.html").is_file() or not any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
     return metrics if kept else None
+
+
+def _with_files_as_named(workdir: Path, metrics: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The results of a finished run, told of its files by their names in `config`: a study knows its runs by these."""
+    held = Config.from_dict(metrics["config"])
+    named = held.naming_files_as(config)
+    if named == held:
+        return metrics
+    metrics = metrics | {"config": named.to_dict()}
+    write_json(workdir / "config.json", named.to_dict())
+    write_json(workdir / "metrics.json", metrics)
+    return metrics
 
 
 def to_evaluate(workdir: Path, setup: Setup) -> str:

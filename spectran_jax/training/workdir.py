@@ -189,12 +189,14 @@ def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
     """Checks that the folder of a study's run holds none with other values, the epochs and steps that it was given
     among them: gone on with, it would stand in one table with runs of another budget.
 
+    Files may have other names than they had: the run itself looks at their content.
+
     Raises:
       InputError: naming the run and the fields that differ.
     """
     other = _run_in(workdir)
     if other is not None:
-        differences = config.differences(other, LENGTH)
+        differences = config.naming_files_as(other).differences(other, LENGTH)
         if differences:
             raise InputError(
                 f"The run {name} in {workdir} has other values ({'; '.join(differences)}; yours != its). "
@@ -257,7 +259,7 @@ class MetricsLog:
 
         Args:
           path: the file.
-          resume_step: lines of later steps are dropped; so is a last line that a crash tore.
+          resume_step: lines of later steps are dropped; so is what a crash or a disk damaged.
           also: gets every new entry too.
           writes: False where another process does: the file is neither read nor written.
         """
@@ -267,8 +269,8 @@ class MetricsLog:
         if not writes:
             return
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):
                     entry = json.loads(line)
                     if entry["step"] <= resume_step:
                         self.lines.append(entry)

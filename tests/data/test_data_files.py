@@ -9,6 +9,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from spectran_jax.data import table_files
 from spectran_jax.data.content import assemble, join_text, to_dataset
 from spectran_jax.data.files import histories_by_user, read_interactions, read_items
 from spectran_jax.errors import InputError
@@ -107,6 +108,57 @@ def test_json_may_mix_ids_and_other_keys_anything(write):
         str(2**64),
         "1",
     ]
+
+
+def test_other_keys_of_json_interactions_take_no_memory(write):
+    """A file of N lines with K different keys would be N x K entries, were each a column."""
+    lines = [json.dumps({"user_id": i // 10, "item_id": i % 50, "timestamp": i, f"key{i}": "x"}) for i in range(9000)]
+    path = write("i.jsonl", "\n".join(lines))
+    before = pa.total_allocated_bytes(), pa.default_memory_pool().max_memory()
+    found = read_interactions(path)
+    assert found.timestamps.tolist() == list(range(9000))
+    assert pa.default_memory_pool().max_memory() - max(before) < 50 * path.stat().st_size
+
+
+def test_a_column_that_begins_behind_the_first_lines_of_json_is_read(write, monkeypatch):
+    monkeypatch.setattr(table_files, "_JSON_HEAD", 60)
+    lines = mixed("u", 1, 5) + mixed("u", 2, 5.5) + '{"user_id": "u", "item_id": 3, "timestamp": 6, "position": 1}\n'
+    with pytest.raises(InputError, match="line 1: position is empty"):
+        read_interactions(write("i.jsonl", lines))
+    found = read_interactions(write("i.jsonl", mixed("u", 1, 5) + mixed("u", 2, 5.5) + mixed("u", 2, 7)))
+    assert found.nanoseconds.tolist() == [0, 500_000_000, 0]
+    with pytest.raises(InputError, match="line 1: malformed JSON"):
+        read_interactions(write("i.jsonl", mixed("u", 1, 5)[:-3]))
+
+
+def test_messages_have_one_line_whatever_the_columns(write, tmp_path):
+    names = [f"c{i}" for i in range(900)]
+    for header in ("\t".join(names), '"item\nid\n' + 5000 * "x" + '"', '{"item\\nid": 1, "%s": 2}' % (5000 * "x")):
+        with pytest.raises(InputError, match="no column user_id") as caught:
+            read_interactions(write("i.jsonl" if header[0] == "{" else "i.tsv", header + "\n"))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 700
+    as_parquet(tmp_path / "i.parquet", INTERACTIONS)
+    whole = (tmp_path / "i.parquet").read_bytes()
+    for start in (4, len(whole) - 60):  # a page's head, the file's foot
+        (tmp_path / "i.parquet").write_bytes(whole[:start] + b"\xff" * 20 + whole[start + 20 :])
+        with pytest.raises(InputError, match="can't be read as Parquet") as caught:
+            read_interactions(tmp_path / "i.parquet")
+        assert "\n" not in str(caught.value)
+
+
+def test_keys_of_json_that_are_no_utf8(write):
+    with pytest.raises(InputError, match="line 1: byte 3 is not valid UTF-8"):
+        read_interactions(write("i.jsonl", b'{"\x85": 1, "user_id": 1, "item_id": 1, "timestamp": 1}\n'))
+
+
+def test_items_whose_keys_are_values_are_refused(write):
+    lines = [json.dumps({"item_id": i, "title": "t", f"key{i}": "x"}) for i in range(3000)]
+    with pytest.raises(InputError, match=r"i.jsonl, line 1000: this is the 1,001th different key, .*2.0 on average"):
+        read_items(write("i.jsonl", "\n".join(lines)))
+    many = {f"key{i}": "x" for i in range(1500)}
+    found = read_items(write("i.jsonl", "\n".join(json.dumps({"item_id": i, **many}) for i in range(40))))
+    assert len(found.columns) == 1500
 
 
 @pytest.mark.parametrize(

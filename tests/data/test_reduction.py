@@ -344,6 +344,20 @@ def test_the_command(logs, run_command):
     assert "region" in done.stderr.splitlines()[-1]
 
 
+def test_items_in_another_spelling_are_told(tmp_path):
+    """As `load` tells them, though the catalogue is nowhere held at once."""
+    rows = "".join(f"u\t{item}\t{item}\n" for item in range(5))
+    (tmp_path / "i.tsv").write_text("user_id\titem_id\ttimestamp\n" + rows)
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{item}.0,thing\n" for item in range(9)))
+    paths = [str(tmp_path / "i.tsv")], [str(tmp_path / "items.csv")], str(tmp_path / "out.parquet")
+    told = r"3 of them are there in another spelling, '0' as '0.0': write whole numbers without .0 .* of the others, "
+    with pytest.raises(InputError, match=f"5 interactions name 5 items .*{told}add them"):
+        reduce_interactions(*paths, Filters())
+    with pytest.raises(InputError, match=f"no interactions are left .*{told}lower"):
+        reduce_interactions(*paths, Filters(unknown_items="drop"))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+
+
 def test_an_unknown_runner(logs):
     with pytest.raises(InputError, match=r"Nonsense"):
         reduce_interactions([f"{logs}/part-*"], [], f"{logs}/o.parquet", Filters(), options=["--runner=Nonsense"])

@@ -63,6 +63,12 @@ def pickled(folder):
     np.save(folder / "x.npy", np.array([{}, {}], object), allow_pickle=True)
 
 
+def edit_header(folder, old, new):
+    data = (folder / "x.npy").read_bytes()
+    assert old in data
+    (folder / "x.npy").write_bytes(data.replace(old, new, 1))
+
+
 def other_format(folder):
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, "format": 99}))
@@ -75,6 +81,8 @@ DAMAGE = {
     "pickled": (pickled, "Python objects"),
     "truncated array": (lambda f: os.truncate(f / "x.npy", 150), ""),
     "truncated header": (lambda f: os.truncate(f / "x.npy", 3), ""),
+    "no end of the header": (lambda f: edit_header(f, b"}", b" "), "header is damaged"),
+    "a shape too large": (lambda f: edit_header(f, b"3), }" + 30 * b" ", 33 * b"9" + b")}"), "too large"),
     "array gone": (lambda f: (f / "x.npy").unlink(), "No such file"),
     "no meta": (lambda f: (f / "meta.json").unlink(), "No such file"),
     "bad meta": (lambda f: (f / "meta.json").write_text("{"), ""),

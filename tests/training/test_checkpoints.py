@@ -1,6 +1,7 @@
 """Checkpoints: verified on reading, never lost to a signal, a poisoned state or a reader."""
 
 import errno
+import json
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -177,6 +178,21 @@ def test_tables_of_other_lengths_are_another_version_and_no_damage(saved):
     longer = {**ABSTRACT, "w": jax.ShapeDtypeStruct((9, *ABSTRACT["w"].shape[1:]), ABSTRACT["w"].dtype)}
     with pytest.raises(InputError, match=r"another version of this library.*\['w'\] is \[\d.*\] there and \[9"):
         checkpoints.restore(longer, "d")
+    assert_all_stay(folder)
+
+
+def test_an_old_record_without_shapes_is_no_damage_either(saved):
+    folder, _ = saved
+    for path in folder.glob("latest/*/record/metadata"):
+        record = json.loads(path.read_text())
+        del record["shapes"]
+        path.write_text(json.dumps(record))
+    again = Checkpoints(folder)
+    assert again.restore(ABSTRACT, "d")[0] == 6
+    longer = {**ABSTRACT, "w": jax.ShapeDtypeStruct((9, *ABSTRACT["w"].shape[1:]), ABSTRACT["w"].dtype)}
+    with pytest.raises(InputError, match=r"another version of this library.*\(w is \[\d.*\] there and \[9"):
+        again.restore(longer, "d")
+    again.close()
     assert_all_stay(folder)
 
 

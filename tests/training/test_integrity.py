@@ -47,3 +47,14 @@ def test_any_change_is_noticed(tree, change):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_first_leaf_that_is_not_finite_is_named(tree, value):
     assert integrity.inspect(tree | {"table": tree["table"].at[3, 2].set(value)})[1] == "['table']"
+
+
+def test_the_digest_is_what_it_was(tree):
+    """Checkpoints hold it."""
+    assert integrity.inspect(tree)[0] == "545774879d5275d7f97683b3146bbdec917c5349287e15f2630774bccd6ca9fc"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_a_large_array_takes_no_second_one(dtype):
+    leaf = jax.ShapeDtypeStruct((100_000, 64), dtype)
+    assert integrity._on_device.lower(leaf).compile().memory_analysis().temp_size_in_bytes < 2**20

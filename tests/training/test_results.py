@@ -15,11 +15,12 @@ from spectran_jax.export import export_run
 from spectran_jax.recommend import write_recommendations
 from spectran_jax.studies.jobs import Job
 from spectran_jax.studies.jobs import finished as job_finished
+from spectran_jax.training import checkpoints
 from spectran_jax.training.consensus import StopVote
 from spectran_jax.training.feed import Feed
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import finished, to_evaluate, train_and_report
-from spectran_jax.training.workdir import RESULTS
+from spectran_jax.training.workdir import RESULTS, refuse_other_run_of_study
 
 
 def train(config, folder):
@@ -162,8 +163,18 @@ def moved(config, tmp_path):
 
 def test_a_run_whose_files_were_moved_goes_on(config, run, moved, capsys):
     before, there = results(run), {name: str(path) for name, path in moved.items()}
+    refuse_other_run_of_study(run, config.replace(**there), "seed-0")
+    job = Job("seed-0", config.replace(**there))
+    assert job_finished(job, run) is None  # what the files hold is for the run to see
     train(config.replace(**there), run)
-    assert results(run) == before
+    assert job_finished(job, run, checked=True) is not None
+    after = results(run)
+    told = [json.loads(each.pop("metrics.json")) for each in (before, after)]
+    assert after == before
+    for name in there:
+        assert told[1]["config"]["text" if name == "embeddings" else "data"].pop(name) == there[name]
+        told[0]["config"]["text" if name == "embeddings" else "data"].pop(name)
+    assert told[0] == told[1]
     train(config.replace(**there, epochs=2), run)
     assert "Resuming from step" in capsys.readouterr().err
     assert json.loads((run / "config.json").read_text())["data"]["items"] == there["items"]
@@ -198,6 +209,18 @@ def test_a_run_whose_files_were_moved_serves(config, run, moved, tmp_path, monke
         file.write("1000\titem-1\t9000000\n")
     with pytest.raises(InputError, match="was trained on other data than its files hold now"):
         export_run(run, tmp_path / "export", files=moved)
+
+
+def test_damaged_best_parameters_are_not_made_again_by_the_same_command(config, run, monkeypatch):
+    """As the run is finished; so that is not what is advised."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "inspect", lambda tree: ("other", None))
+        with pytest.raises(InputError, match=r"its best parameters are damaged; train in a new folder"):
+            load_run(run)
+    shutil.rmtree(run / "checkpoints" / "best")
+    (run / "checkpoints" / "best").mkdir()
+    with pytest.raises(InputError, match=r"no trained model yet. Go on with experiments.train"):
+        load_run(run)
 
 
 def test_a_file_that_the_run_never_had(config, run, moved, tmp_path):

@@ -100,9 +100,10 @@ def test_who_waits_for_a_lock_that_goes_takes_the_next_one(tmp_path, monkeypatch
     assert not folder.exists()
 
 
-def test_log_drops_what_is_after_the_step_and_what_a_crash_tore(tmp_path):
+def test_log_drops_what_is_after_the_step_and_what_is_damaged(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n{"step": 3, "ki')
+    damaged = b'{"kind": "train"}\n[1]\n{"step": "1"}\n\xff\n\0\0\n'
+    path.write_bytes(b'{"step": 1, "kind": "train"}\n' + damaged + b'{"step": 2, "kind": "train"}\n{"step": 3, "ki')
     log = MetricsLog(path, resume_step=1)
     log.write({"step": 2, "kind": "train"})
     log.close()
