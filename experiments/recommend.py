@@ -1,5 +1,7 @@
 """Writes the top items of a trained run as JSONL."""
 
+import sys
+
 from absl import flags
 
 from spectran_jax.errors import InputError
@@ -65,7 +67,7 @@ def main() -> None:
         unknown_items=_UNKNOWN_ITEMS.value,
         recall=_RECALL.value or None,
     )
-    print(f"{words.count(count, 'user')}: {output}")
+    print(f"{words.count(count, 'user')}: {output}", file=sys.stderr)  # stdout may be the output
 
 
 if __name__ == "__main__":

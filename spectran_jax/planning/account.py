@@ -157,8 +157,8 @@ def payload(job: Job, step: Account) -> Account:
     copy of the gradients of what every device holds. `exchanged` is the operands' bytes of the step's collectives.
     """
     setup, names = job.setup, job.setup.model.item_encoder.item_params
-    devices, layout = setup.mesh.size, setup.exchange
-    touched = layout.wanted * layout.shards if layout is not None else setup.touched or setup.dataset.num_items
+    devices, sizes = setup.mesh.size, setup.exchange
+    touched = sizes.wanted * sizes.shards if sizes is not None else setup.touched or setup.dataset.num_items
     shared = sum(
         4 * int(np.prod(leaf.shape))
         for path, leaf in jax.tree_util.tree_leaves_with_path(job.programs.state.params)

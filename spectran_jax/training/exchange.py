@@ -39,7 +39,7 @@ _SPREAD = 4
 """Standard deviations above the mean that a request may be, were items spread at random."""
 
 
-class Layout(NamedTuple):
+class Sizes(NamedTuple):
     """The sizes of an exchange, all static."""
 
     mesh: Mesh
@@ -61,21 +61,21 @@ class Layout(NamedTuple):
         return min(self.mesh.size * self.capacity, self.rows)
 
 
-def plan(mesh: Mesh, num_items: int, touched: int, capacity: int = 0) -> Layout:
-    """The layout for a catalogue of `num_items`, a multiple of the devices, and shards that touch `touched` at most.
+def plan(mesh: Mesh, num_items: int, touched: int, capacity: int = 0) -> Sizes:
+    """The sizes for a catalogue of `num_items`, a multiple of the devices, and shards that touch `touched` at most.
 
     Args:
       mesh: of `partitioning.AXES`.
       num_items: N, padding included.
       touched: distinct items of one shard of the batch, at most.
-      capacity: of `Layout`; planned for items in random order if 0.
+      capacity: of `Sizes`; planned for items in random order if 0.
     """
     devices, sharing = mesh.size, mesh.shape[SHARE_AXIS]
     rows = num_items // devices
     wanted = -(-touched // sharing) * sharing
     mean = wanted / sharing / devices
     planned = int(_SLACK * mean + _SPREAD * mean**0.5) + 1
-    return Layout(mesh, rows, wanted, min(capacity or planned, rows, wanted // sharing))
+    return Sizes(mesh, rows, wanted, min(capacity or planned, rows, wanted // sharing))
 
 
 class Requests(NamedTuple):
@@ -99,13 +99,13 @@ class Served(NamedTuple):
 _CUT, _WHOLE = PartitionSpec(AXES), PartitionSpec()
 
 
-def _each(layout: Layout, function: Any, *arguments: Any, out: Any = _CUT) -> Any:
+def _each(sizes: Sizes, function: Any, *arguments: Any, out: Any = _CUT) -> Any:
     """`function` once a device, on its row of arrays [devices, ...] and on numbers; `out` says how results lie."""
     arguments = jax.tree.map(jnp.asarray, arguments)
 
     @functools.partial(
         jax.shard_map,
-        mesh=layout.mesh,
+        mesh=sizes.mesh,
         in_specs=jax.tree.map(lambda x: _CUT if x.ndim else _WHOLE, arguments),
         out_specs=out,
         check_vma=False,
@@ -117,48 +117,48 @@ def _each(layout: Layout, function: Any, *arguments: Any, out: Any = _CUT) -> An
     return mapped(*arguments)
 
 
-def request(layout: Layout, ids: Int[Array, "S T"]) -> tuple[Int[Array, "S w"], Requests]:
+def request(sizes: Sizes, ids: Int[Array, "S T"]) -> tuple[Int[Array, "S w"], Requests]:
     """The distinct items of each shard of the batch, and who asks for which.
 
     Args:
-      layout: the sizes.
+      sizes: what `plan` gave.
       ids: int32 items that each shard touches, with repetitions; N for none.
     """
-    items = layout.rows * layout.mesh.size
-    found = jax.vmap(lambda row: distinct(row, layout.wanted, items))(ids)
+    items = sizes.rows * sizes.mesh.size
+    found = jax.vmap(lambda row: distinct(row, sizes.wanted, items))(ids)
 
     def ask(part: Int[Array, "w"]) -> Requests:
         def most(rounds: Array) -> Array:
             """The largest request, were the rows dealt with in so many rounds."""
-            width = -(-layout.rows // rounds)
-            first = part - part % layout.rows % width  # of the run that an item belongs to
+            width = -(-sizes.rows // rounds)
+            first = part - part % sizes.rows % width  # of the run that an item belongs to
             count = jnp.arange(len(part)) - jnp.searchsorted(part, first) + 1
             return jax.lax.pmax(jnp.max(jnp.where(part < items, count, 0)), AXES)
 
         enough = jax.lax.while_loop(
-            lambda state: state[1] > layout.capacity,
+            lambda state: state[1] > sizes.capacity,
             lambda state: (2 * state[0], most(2 * state[0])),
             (jnp.int32(1), most(jnp.int32(1))),
         )
         return Requests(part, enough[0])
 
-    parts = found.reshape(layout.mesh.size, -1)  # the devices of a shard take a run of its items each
-    return found, _each(layout, ask, parts, out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
+    parts = found.reshape(sizes.mesh.size, -1)  # the devices of a shard take a run of its items each
+    return found, _each(sizes, ask, parts, out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
 
 
-def serve(layout: Layout, requests: Requests, at: Int[Array, ""] | int = 0) -> Served:
+def serve(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> Served:
     """What owners deal with in round `at`."""
 
     def exchange(requests: Requests, at: Int[Array, ""]) -> Served:
-        received = jax.lax.all_to_all(_bucket(layout, requests, at), AXES, 0, 0)
-        mine = distinct(received.reshape(-1), layout.received, layout.rows)
+        received = jax.lax.all_to_all(_bucket(sizes, requests, at), AXES, 0, 0)
+        mine = distinct(received.reshape(-1), sizes.received, sizes.rows)
         return Served(mine, place(mine, received))
 
-    return _each(layout, exchange, requests, jnp.int32(at))
+    return _each(sizes, exchange, requests, jnp.int32(at))
 
 
 def deliver(
-    layout: Layout,
+    sizes: Sizes,
     requests: Requests,
     served: Served,
     vectors: Float[Array, "D C d"],
@@ -169,7 +169,7 @@ def deliver(
     Linear, and its transpose carries gradients home.
 
     Args:
-      layout: the sizes.
+      sizes: what `plan` gave.
       requests: of the step.
       served: of the round.
       vectors: of `served.mine`.
@@ -178,59 +178,59 @@ def deliver(
 
     def exchange(requests: Requests, served: Served, vectors: Float[Array, "C d"], at: Int[Array, ""]) -> Array:
         got = jax.lax.all_to_all(gather_rows(vectors, served.place), AXES, 0, 0)
-        low, high = _bounds(layout, requests, at)
+        low, high = _bounds(sizes, requests, at)
         part = requests.part
-        owner = jnp.minimum(part // layout.rows, layout.mesh.size - 1)
+        owner = jnp.minimum(part // sizes.rows, sizes.mesh.size - 1)
         order = jnp.arange(len(part))
         here = (order >= low[owner]) & (order < high[owner])
-        slot = owner * layout.capacity + jnp.where(here, order - low[owner], 0)
+        slot = owner * sizes.capacity + jnp.where(here, order - low[owner], 0)
         mine = jnp.where(here[:, None], got.reshape(-1, got.shape[-1])[slot], 0)
         return jax.lax.all_gather(mine, SHARE_AXIS, tiled=True)
 
     same = PartitionSpec(BATCH_AXIS)  # on all that share a shard
-    return _each(layout, exchange, requests, served, vectors, jnp.int32(at), out=same)
+    return _each(sizes, exchange, requests, served, vectors, jnp.int32(at), out=same)
 
 
-def _bounds(layout: Layout, requests: Requests, at: Int[Array, ""]) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
+def _bounds(sizes: Sizes, requests: Requests, at: Int[Array, ""]) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
     """Where, in a device's part, the items of each owner that belong to round `at` begin and end."""
-    width = -(-layout.rows // requests.rounds)
-    owner = jnp.arange(layout.mesh.size) * layout.rows
-    first = owner + jnp.minimum(at * width, layout.rows)
-    last = owner + jnp.minimum((at + 1) * width, layout.rows)
+    width = -(-sizes.rows // requests.rounds)
+    owner = jnp.arange(sizes.mesh.size) * sizes.rows
+    first = owner + jnp.minimum(at * width, sizes.rows)
+    last = owner + jnp.minimum((at + 1) * width, sizes.rows)
     return jnp.searchsorted(requests.part, first), jnp.searchsorted(requests.part, last)
 
 
-def _bucket(layout: Layout, requests: Requests, at: Int[Array, ""]) -> Int[Array, "D c"]:
+def _bucket(sizes: Sizes, requests: Requests, at: Int[Array, ""]) -> Int[Array, "D c"]:
     """The owners' rows that a device asks for, filled up with R."""
-    low, high = _bounds(layout, requests, at)
-    order = low[:, None] + jnp.arange(layout.capacity)
+    low, high = _bounds(sizes, requests, at)
+    order = low[:, None] + jnp.arange(sizes.capacity)
     ids = requests.part[jnp.minimum(order, len(requests.part) - 1)]
-    return jnp.where(order < high[:, None], ids - jnp.arange(layout.mesh.size)[:, None] * layout.rows, layout.rows)
+    return jnp.where(order < high[:, None], ids - jnp.arange(sizes.mesh.size)[:, None] * sizes.rows, sizes.rows)
 
 
-def take(layout: Layout, tree: Any, served: Served, item_params: Sequence[str], *, as_stored: bool = False) -> Any:
+def take(sizes: Sizes, tree: Any, served: Served, item_params: Sequence[str], *, as_stored: bool = False) -> Any:
     """`catalogue.take` at the owners: the rows that `served` names, [D C, ...], of every table of the tree."""
     local = lambda part, mine: catalogue.take(part, mine, item_params, as_stored=as_stored)  # noqa: E731
-    return _at_owners(layout, local, item_params, tree, served.mine)
+    return _at_owners(sizes, local, item_params, tree, served.mine)
 
 
-def put(layout: Layout, tree: Any, changed: Any, served: Served, item_params: Sequence[str], key: Array) -> Any:
+def put(sizes: Sizes, tree: Any, changed: Any, served: Served, item_params: Sequence[str], key: Array) -> Any:
     """`catalogue.put` at the owners: undoes `take`, in place."""
 
     def back(part: Any, rows: Any, mine: Int[Array, "C"]) -> Any:
-        first = jax.lax.axis_index(AXES) * layout.rows
+        first = jax.lax.axis_index(AXES) * sizes.rows
         return catalogue.put(part, rows, mine, item_params, key, first=first)
 
-    return _at_owners(layout, back, item_params, tree, changed, served.mine)
+    return _at_owners(sizes, back, item_params, tree, changed, served.mine)
 
 
-def _at_owners(layout: Layout, function: Any, item_params: Sequence[str], *arguments: Any) -> Any:
+def _at_owners(sizes: Sizes, function: Any, item_params: Sequence[str], *arguments: Any) -> Any:
     """`function` once a device, tables being its own rows; the last argument is [devices, ...]."""
     *trees, mine = arguments
     specs = tuple(row_specs(tree, item_params) for tree in trees)
     mapped = jax.shard_map(
         lambda *args: function(*args[:-1], args[-1][0]),
-        mesh=layout.mesh,
+        mesh=sizes.mesh,
         in_specs=(*specs, _CUT),
         out_specs=specs[0],
         check_vma=False,

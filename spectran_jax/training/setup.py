@@ -84,7 +84,7 @@ class Setup:
         return min(self.plan.step_items + self.config.objective.negatives, self.dataset.num_items)
 
     @property
-    def exchange(self) -> exchange.Layout | None:
+    def exchange(self) -> exchange.Sizes | None:
         """The sizes of the exchange between the owners of rows and the shards of the batch; None where there is none.
 
         Without it a step takes the rows of tables that are cut by a sum over all devices, which is simple, and costs

@@ -52,7 +52,7 @@ class Rounds:
 
     part: Recommender
     """The model, over the rows of a round."""
-    layout: exchange.Layout
+    sizes: exchange.Sizes
     requests: exchange.Requests
     arrays: dict[str, Any]
     """The frozen arrays of the item encoder."""
@@ -61,10 +61,10 @@ class Rounds:
 
     def owned(self, params: Params, at: Int[Array, ""] | int) -> Owned:
         """What the owners hold of the items of a round."""
-        encoder, served = self.part.item_encoder, exchange.serve(self.layout, self.requests, at)
+        encoder, served = self.part.item_encoder, exchange.serve(self.sizes, self.requests, at)
         frozen = {"item_encoder": self.arrays}
-        arrays = exchange.take(self.layout, frozen, served, encoder.item_arrays, as_stored=True)
-        return Owned(served, exchange.take(self.layout, params, served, encoder.item_params), arrays)
+        arrays = exchange.take(self.sizes, frozen, served, encoder.item_arrays, as_stored=True)
+        return Owned(served, exchange.take(self.sizes, params, served, encoder.item_params), arrays)
 
     def deliver(self, params: Params, owned: Owned, at: Int[Array, ""] | int) -> Float[Array, "S w d"]:
         """The vectors of a round's items where the shards of the batch read them, zero where another round's go.
@@ -74,8 +74,8 @@ class Rounds:
         encode = lambda module: module.item_encoder.encode(module.item_encoder.rows(None), train=True)  # noqa: E731
         variables = {"params": params, "frozen": owned.arrays}
         vectors: Any = self.part.apply(variables, rngs={"dropout": self.dropout}, method=encode)
-        vectors = vectors.reshape(self.layout.mesh.size, self.layout.received, -1)
-        return exchange.deliver(self.layout, self.requests, owned.served, vectors, at)
+        vectors = vectors.reshape(self.sizes.mesh.size, self.sizes.received, -1)
+        return exchange.deliver(self.sizes, self.requests, owned.served, vectors, at)
 
     def pull_back(
         self, params: Params, at: Int[Array, ""] | int, gradient: Float[Array, "S w d"]
@@ -96,7 +96,7 @@ def make_sharded_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    layout: exchange.Layout,
+    sizes: exchange.Sizes,
     clip_norm: float = 0.0,
 ) -> Step:
     """`train_step(state, frozen, batch)` as `step.make_train_step` gives it, for tables that are cut over a mesh.
@@ -109,12 +109,12 @@ def make_sharded_train_step(
       objective: a sampled loss.
       optimizer: see `optimizer.build_optimizer`.
       schedule: the learning rate, for the log.
-      layout: see `exchange.plan`; its shards are the groups of the batch.
+      sizes: see `exchange.plan`; its shards are the groups of the batch.
       clip_norm: global norm that gradients are clipped to; 0 does not clip.
     """
     names = model.item_encoder.item_params
-    part = model.of_items(layout.mesh.size * layout.received)
-    no_item = layout.mesh.size * layout.rows
+    part = model.of_items(sizes.mesh.size * sizes.received)
+    no_item = sizes.mesh.size * sizes.rows
 
     def train_step(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
         keys = step_keys(state.key, state.step)
@@ -122,8 +122,8 @@ def make_sharded_train_step(
         assert sampler is not None
         targets = batch.at_supervised(batch.targets)
         drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=batch.weight())
-        found, requests = exchange.request(layout, _touched(layout, batch, drawn, no_item))
-        rounds = Rounds(part, layout, requests, frozen.item_encoder, keys.dropout)
+        found, requests = exchange.request(sizes, _touched(sizes, batch, drawn, no_item))
+        rounds = Rounds(part, sizes, requests, frozen.item_encoder, keys.dropout)
 
         # Vectors come to the shards: the first round's inside of what is differentiated, those of others beside it.
         first = rounds.owned(state.params, 0)
@@ -159,12 +159,12 @@ def make_sharded_train_step(
 
         # The owners update their rows, a round after the other.
         def update(owned: Owned, grads: Params, opt_state: Any) -> tuple[Params, Any]:
-            opt_state = exchange.take(layout, opt_state, owned.served, names)
+            opt_state = exchange.take(sizes, opt_state, owned.served, names)
             updates, opt_state = optimizer.update(clip(grads, norm, clip_norm), opt_state, owned.params)
             return optax.apply_updates(owned.params, updates), opt_state
 
         def write(tables: tuple[Params, Any], owned: Owned, changed: tuple[Params, Any]) -> tuple[Params, Any]:
-            put = lambda tree, new: exchange.put(layout, tree, new, owned.served, names, keys.rounding)  # noqa: E731
+            put = lambda tree, new: exchange.put(sizes, tree, new, owned.served, names, keys.rounding)  # noqa: E731
             return put(tables[0], changed[0]), put(tables[1], changed[1])
 
         def write_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
@@ -190,10 +190,10 @@ def make_sharded_train_step(
     return train_step
 
 
-def _touched(layout: exchange.Layout, batch: TrainBatch, drawn: Int[Array, "n"], no_item: int) -> Int[Array, "S m"]:
+def _touched(sizes: exchange.Sizes, batch: TrainBatch, drawn: Int[Array, "n"], no_item: int) -> Int[Array, "S m"]:
     """The ids that each shard of the batch touches, with repetitions; all of them score the same negatives."""
-    own = touched_items(batch, drawn[:0], no_item).reshape(2, layout.shards, -1)
-    shared = jnp.broadcast_to(drawn, (layout.shards, len(drawn)))
+    own = touched_items(batch, drawn[:0], no_item).reshape(2, sizes.shards, -1)
+    shared = jnp.broadcast_to(drawn, (sizes.shards, len(drawn)))
     return jnp.concatenate([own[0], own[1], shared], axis=1)
 
 

@@ -23,27 +23,27 @@ def ids_of(kind, shards):
     return ids
 
 
-def fetch(layout, table, ids):
+def fetch(sizes, table, ids):
     """What each shard gets, over as many rounds as it takes; [S, w, d], and the rounds."""
-    wanted, requests = exchange.request(layout, ids)
-    rows = table.reshape(layout.mesh.size, layout.rows, -1)
+    wanted, requests = exchange.request(sizes, ids)
+    rows = table.reshape(sizes.mesh.size, sizes.rows, -1)
 
     def one(at):
-        served = exchange.serve(layout, requests, at)
+        served = exchange.serve(sizes, requests, at)
         mine = jax.vmap(lambda part, which: part.at[which].get(mode="clip"))(rows, served.mine)
-        return exchange.deliver(layout, requests, served, mine, at)
+        return exchange.deliver(sizes, requests, served, mine, at)
 
     return wanted, one, requests.rounds
 
 
 @pytest.mark.parametrize("capacity", [0, 1])
 def test_every_request_is_served(mesh, capacity):
-    layout = exchange.plan(mesh, ITEMS, TOUCHED, capacity)
+    sizes = exchange.plan(mesh, ITEMS, TOUCHED, capacity)
     table = np.random.default_rng(0).normal(size=(ITEMS, D)).astype(np.float32)
 
     @jax.jit
     def run(table, ids):
-        wanted, one, rounds = fetch(layout, table, ids)
+        wanted, one, rounds = fetch(sizes, table, ids)
         step = lambda state: (state[0] + 1, state[1] + one(state[0]))  # noqa: E731
         return wanted, jax.lax.while_loop(lambda state: state[0] < rounds, step, (1, one(0)))[1], rounds
 
@@ -62,11 +62,11 @@ def test_every_request_is_served(mesh, capacity):
 
 def test_gradients_go_home_to_the_owner_and_add_up(mesh):
     ids = ids_of("hot", mesh.shape["data"])
-    layout = exchange.plan(mesh, ITEMS, TOUCHED, TOUCHED)
+    sizes = exchange.plan(mesh, ITEMS, TOUCHED, TOUCHED)
     table = np.random.default_rng(0).normal(size=(ITEMS, D)).astype(np.float32)
 
     def loss(table):
-        wanted, one, _ = fetch(layout, table, ids)
+        wanted, one, _ = fetch(sizes, table, ids)
         return jnp.sum(jnp.where(wanted[..., None] < ITEMS, jnp.sin(one(0)), 0))
 
     got = jax.jit(jax.grad(loss))(jax.device_put(table, NamedSharding(mesh, PartitionSpec(AXES))))
