@@ -67,7 +67,8 @@ def main() -> None:
         unknown_items=_UNKNOWN_ITEMS.value,
         recall=_RECALL.value or None,
     )
-    print(f"{words.count(count, 'user')}: {output}", file=sys.stderr)  # stdout may be the output
+    told = sys.stderr if str(output) == "/dev/stdout" else sys.stdout
+    print(f"{words.count(count, 'user')}: {output}", file=told)
 
 
 if __name__ == "__main__":
