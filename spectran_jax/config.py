@@ -31,9 +31,11 @@ def _field(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    before: Any = None,
 ) -> Any:
+    """`before`: what a configuration meant that was written out whole before there was the field, if not the default."""
     bounds = Bounds(low, high, above, below)
-    metadata = {"help": help, "choices": choices, "resumable": resumable, "bounds": bounds}
+    metadata = {"help": help, "choices": choices, "resumable": resumable, "bounds": bounds, "before": before}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -243,6 +245,7 @@ class BackboneConfig:
         "Sequences that bert4rec is trained on of a user, at most: the history, and beginnings of it, evenly spread, as "
         "if it had ended there. 1 for the history alone, as in the paper: an epoch is cheaper and teaches less.",
         low=1,
+        before=1,
     )
     blocks: int = _field(2, "Blocks of attention.", low=1)
     heads: int = _field(2, "Attention heads; must divide the dimension.", low=1)
@@ -287,8 +290,8 @@ class ObjectiveConfig:
     )
     mask_negatives: str = _field(
         "positive",
-        "Sampled negatives that don't count for a position: its own target (positive), or all items of its user within "
-        "--max_length (history).",
+        "Sampled negatives that don't count for a position: its own target (positive), or all items of its sequence, later "
+        "ones too (history).",
         choices=("positive", "history"),
     )
     history_negatives: bool = _field(
@@ -480,6 +483,9 @@ class Config:
                     right = f"one of {', '.join(choices)}" if choices else kind.__name__
                     raise InputError(f"{source}: {section}.{name} must be {right}, got {value!r}.")
                 flat[name] = value
+            absent = {n: f.metadata["before"] for (s, n), f in known.items() if s == section and n not in entries}
+            if None not in absent.values():  # a section that was written out whole
+                flat |= absent
         return cls().replace(**flat)
 
     def differences(self, other: Config, also: Collection[str] = ()) -> list[str]:

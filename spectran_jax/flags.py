@@ -153,7 +153,7 @@ def run(main: Callable[[], None], synopsis: str) -> None:
     def parse(argv: Sequence[str]) -> list[str]:
         if any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv[1:]):
             flags.FLAGS.mark_as_parsed()
-            print(help_text(synopsis), end="")
+            exit_with_message(lambda: print(help_text(synopsis), end="", flush=True))
             sys.exit(0)
         for argument in argv[1:]:
             if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that Python could not decode

@@ -23,6 +23,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             file.seek(0)
             with np.load(file, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        # NotImplementedError: a bit of the method of compression; KeyError: of a name.
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
+        # RuntimeError: a bit of the method of compression, or one that says encrypted; KeyError: of a name.
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
             raise ValueError(f"damaged or no .npz file: {error}") from error

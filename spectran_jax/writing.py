@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -33,17 +34,19 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all (temporary file, fsync, rename).
 
-    A link is followed; a device or a pipe gets the content as it is.
+    A link is followed; a device, a pipe or an open file (/dev/stdout) gets the content as it is.
 
     Raises:
       RunError: where the disk refuses.
+      BrokenPipeError: nobody reads the pipe.
     """
     stream = _is_stream(path)
     path = path if stream else Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name[:64]}.{os.getpid()}.tmp")  # whole names may be as long as names can be
     try:
         if stream:
-            with path.open("wb") as file:
+            number = _open_file(path)
+            with path.open("wb") if number is None else open(os.dup(number), "wb") as file:
                 file.write(content)
             return
         with temporary.open("wb") as file:
@@ -51,6 +54,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -117,8 +122,17 @@ def require_writable(output: Path) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is a device or a pipe; asked before links are followed, as /dev/stdout leads to a pipe of no name."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    """Whether it is a device, a pipe or an open file, which nothing may replace; asked before links are followed, as
+    /dev/stdout leads to a pipe of no name, or to a file that others write to."""
+    special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return special or _open_file(path) is not None
+
+
+def _open_file(path: Path) -> int | None:
+    """The descriptor that /dev/stdout, /dev/fd/3 and the like stand for; opened anew, a file would be at its start."""
+    names = {"/dev/stdout": "1", "/dev/stderr": "2"}
+    found = re.fullmatch(r"(?:/dev/fd/|/proc/self/fd/)?(\d+)", names.get(str(path), str(path)))
+    return int(found[1]) if found and path.is_absolute() else None
 
 
 @contextlib.contextmanager

@@ -188,3 +188,14 @@ def test_the_home_folder_of_nobody_is_told():
     for path, words in (("~nobody-here/x", "~nobody-here/x"), ("gs://bucket/x", "gs://bucket/x: this is an address")):
         with pytest.raises(flags.IllegalFlagValueError, match=words):
             values(["program", f"--output={path}"])
+
+
+def test_a_configuration_from_before_a_field_means_what_it_meant_then():
+    values = Config().to_dict()
+    assert Config.from_dict(values).backbone.prefixes == Config().backbone.prefixes != 1
+    del values["backbone"]["prefixes"]
+    assert Config.from_dict(values).backbone.prefixes == 1
+    assert (
+        Config.from_dict({"backbone": {"backbone": "bert4rec"}}).backbone
+        == Config().replace(backbone="bert4rec").backbone
+    )

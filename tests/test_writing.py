@@ -44,6 +44,24 @@ def test_a_pipe_without_a_name_gets_the_content():
         assert reader.read() == b"content"
 
 
+def test_an_open_file_gets_the_content_where_it_stands(tmp_path):
+    """As in `{ echo header; python -m experiments.recommend --output=/dev/stdout; echo trailer; } > FILE`."""
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        file.write(b"header ")
+        output = Path(f"/dev/fd/{file.fileno()}")
+        require_writable(output)
+        write_bytes(output, b"content ")
+        file.write(b"trailer")
+    assert (tmp_path / "file").read_bytes() == b"header content trailer"
+
+
+def test_a_pipe_that_nobody_reads_is_no_failure_to_write():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb"), pytest.raises(BrokenPipeError):
+        write_bytes(Path(f"/dev/fd/{write}"), b"content")
+
+
 def test_a_name_as_long_as_names_can_be(tmp_path):
     write_text(tmp_path / ("x" * 255), "one")
     assert [len(name) for name in os.listdir(tmp_path)] == [255]

@@ -25,13 +25,15 @@ def prefixes(lengths: Int[np.ndarray, "U"], most: int) -> tuple[Int[np.ndarray, 
       most: sequences of a user, at most; 1 for the whole history alone.
 
     Returns:
-      int64 user of each sequence, ascending, and int64 items of the history that come after it: 0 first, then more.
+      int32 user of each sequence, ascending, and int32 items of the history that come after it: 0 first, then more.
     """
-    lengths = np.asarray(lengths, np.int64)
-    counts = np.clip(lengths - 1, 0, most)
-    user = np.repeat(np.arange(len(lengths), dtype=np.int64), counts)
+    others = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
+    counts = np.minimum(others, most)
+    user = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     number = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return user, number * (lengths[user] - 1) // counts[user]
+    number *= others[user]
+    number //= counts[user]
+    return user, number.astype(np.int32)
 
 
 def hidden_counts(lengths: Int[np.ndarray, "*s"], mask_ratio: float) -> Int[np.ndarray, "*s"]:

@@ -34,7 +34,7 @@ class Plan:
     slot_last_only: Bool[np.ndarray, "S"] | None
     """For a masked backbone, True where the slot hides its last item only (`cloze.py`); else None."""
     slots_by_length: Int[np.ndarray, "S"]
-    """int64 slots by rising length: the i-th takes the i-th of the shuffled sequences."""
+    """int32 slots by rising length: the i-th takes the i-th of the shuffled sequences."""
     row_offsets: Int[np.ndarray, "R_plus_1"]
     """int64: row r holds slots `row_offsets[r]` to `row_offsets[r + 1]`."""
     row_length: int
@@ -128,14 +128,16 @@ def make_plan(
     if not taught:
         raise InputError("No user has two training items, so there is nothing to learn from; give longer histories.")
     users, behind = cloze.prefixes(lengths, prefixes if masked else 1)
-    positions = np.minimum(lengths[users] - behind - (not masked), row_length)
+    positions = np.minimum(lengths[users] - behind - (not masked), row_length).astype(np.int32)
     by_length = np.argsort(positions, kind="stable")
     users, behind = users[by_length], behind[by_length]
     counts = np.bincount(positions, minlength=row_length + 1)
     patterns = best_fit(counts, row_length) if packed else [((n,), int(c)) for n, c in enumerate(counts) if n and c]
 
     slot_length = np.concatenate([np.tile(np.asarray(lens, np.int32), count) for lens, count in patterns])
-    slot_start = np.concatenate([np.tile(np.cumsum((0, *lens[:-1])), count) for lens, count in patterns])
+    slot_start = np.concatenate(
+        [np.tile(np.cumsum((0, *lens[:-1]), dtype=np.int32), count) for lens, count in patterns]
+    )
     slots_per_row = np.repeat([len(lens) for lens, _ in patterns], [count for _, count in patterns])
     row_offsets = np.concatenate([[0], np.cumsum(slots_per_row)]).astype(np.int64)
     rows = len(slots_per_row)
@@ -143,7 +145,7 @@ def make_plan(
     steps = min(-(-taught // batch_size), rows)
     rows_per_step = -(-rows // steps)
     rows_per_step = -(-rows_per_step // row_multiple) * row_multiple
-    slots_by_length = np.argsort(slot_length, kind="stable")
+    slots_by_length = np.argsort(slot_length, kind="stable").astype(np.int32)
     slot_supervised, slot_last_only = slot_length, None
     if mask_ratio is not None:
         slot_last_only = np.empty(len(users), bool)
@@ -154,9 +156,9 @@ def make_plan(
     row_items = _row_items(slot_length, row_offsets, masked)
     share, places = rows_per_step // row_multiple, steps * row_multiple
     return Plan(
-        users=users.astype(np.int32),
-        behind=behind.astype(np.int32),
-        slot_start=slot_start.astype(np.int32),
+        users=users,
+        behind=behind,
+        slot_start=slot_start,
         slot_length=slot_length,
         slot_supervised=slot_supervised,
         slot_last_only=slot_last_only,

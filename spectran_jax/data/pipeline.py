@@ -140,8 +140,8 @@ def train_iterator(
     A user with training items s gives the inputs `s[:-1]` and the targets `s[1:]`, of which the last `max_length`
     positions of the plan are kept; users with fewer than two training items give nothing. For a masked backbone the
     same items stand in one sequence, some of them hidden (`plan` says how many, `cloze.py` where): hidden positions
-    have item id 0, `layout.hidden` is True, and the targets are the items themselves. Every epoch holds each user
-    once, in an order that depends on (seed, epoch) only.
+    have item id 0, `layout.hidden` is True, and the targets are the items themselves. Beginnings of the history may be
+    sequences, too. Every epoch holds each sequence once, in an order that depends on (seed, epoch) only.
 
     Args:
       histories: training part of all users.

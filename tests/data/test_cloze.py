@@ -110,9 +110,10 @@ def test_what_is_hidden_depends_on_seed_epoch_and_user_alone(histories):
     assert hidden_by_user(histories, 1, seed=4) != want
 
 
-def test_processes_together_see_what_one_sees(histories):
-    whole, plan = source(histories, row_multiple=2)
-    parts = [source(histories, row_multiple=2, share=(i, 2))[0] for i in range(2)]
+@pytest.mark.parametrize("prefixes", [1, 5])
+def test_processes_together_see_what_one_sees(histories, prefixes):
+    whole, plan = source(histories, row_multiple=2, prefixes=prefixes)
+    parts = [source(histories, row_multiple=2, prefixes=prefixes, share=(i, 2))[0] for i in range(2)]
     for step in range(plan.steps_per_epoch):
         together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *[part[step] for part in parts])
         assert_same(together, whole[step])

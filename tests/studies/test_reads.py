@@ -7,11 +7,13 @@ import pytest
 
 from spectran_jax import backbones, item_encoders, objectives, spectral
 from spectran_jax.config import Config
+from spectran_jax.data import Histories
 from spectran_jax.errors import InputError
 from spectran_jax.item_encoders import ItemSource, StepView
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.objectives.registry import LOSSES as ALL_LOSSES
 from spectran_jax.studies.reads import BACKBONES, ENCODERS, LOSSES, OWN, UNLESS, refuse_unread, unread_because
+from spectran_jax.synthetic import bare_spectrum, training_setup
 
 N, M, D = 30, 12, 8
 BASE = Config().replace(
@@ -120,10 +122,10 @@ def test_a_backbone_reads_the_fields_that_it_is_said_to_and_no_others(name):
     base = BASE.replace(backbone=name)
 
     def built(config):
-        masked = (
-            (config.backbone.mask_ratio, config.backbone.prefixes) if backbones.is_masked(config.backbone) else None
-        )
-        return backbones.build(config.backbone, dimension=D, max_length=4), masked
+        histories = Histories.from_lists([list(range(5))] * 4)
+        spectrum = bare_spectrum(np.zeros((N, M), np.float32), np.ones(M), M)
+        setup = training_setup(config, N, histories, spectrum)
+        return setup.model.backbone, setup.plan.slot_supervised.tolist()
 
     for field, readers in BACKBONES.items():
         assert (built(base.replace(**{field: OTHER[field]})) != built(base)) == (name in readers), field
