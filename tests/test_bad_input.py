@@ -425,8 +425,8 @@ def test_bad_flags(module, flags, words, run_command, tmp_path):
 
 
 def test_a_name_that_is_not_utf8():
-    done = start([*command("train", {}), b"--workdir=/tmp/w\xff"])
-    assert_fails(done, 2, r"'--workdir=/tmp/w\udcff' is not UTF-8; name files and folders in UTF-8")
+    done = start([*command("train", {}), b"--workdir=runs/caf\xe9"])
+    assert_fails(done, 2, r"'--workdir=runs/caf\udce9' is not UTF-8; name files and folders in UTF-8")
 
 
 def test_a_stray_word():
