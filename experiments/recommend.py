@@ -55,6 +55,7 @@ def main() -> None:
     output = _OUTPUT.value or _WORKDIR.value / "recommendations.jsonl"
     from spectran_jax.recommend import write_recommendations
     from spectran_jax.report import words
+    from spectran_jax.writing import is_stdout
 
     count = write_recommendations(
         _WORKDIR.value,
@@ -67,8 +68,7 @@ def main() -> None:
         unknown_items=_UNKNOWN_ITEMS.value,
         recall=_RECALL.value or None,
     )
-    told = sys.stderr if str(output) == "/dev/stdout" else sys.stdout
-    print(f"{words.count(count, 'user')}: {output}", file=told)
+    print(f"{words.count(count, 'user')}: {output}", file=sys.stderr if is_stdout(output) else sys.stdout)
 
 
 if __name__ == "__main__":

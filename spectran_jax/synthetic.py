@@ -45,10 +45,14 @@ def synthetic_setup(config: Config, inputs: tuple[Dataset, TextEmbeddings, Spect
 def training_setup(config: Config, items: int, histories: Histories, spectrum: Spectrum) -> Setup:
     """The set-up of `config` over N items that all count as trained, with these histories to train on and nobody to
     evaluate; beside the spectrum and the counts nothing is as large as the catalogue."""
-    nobody = Targets(Histories.from_lists([]), np.zeros(0, np.int32), np.zeros(0, np.int32))
-    split = data.Split(histories, np.ones(items, np.int32), nobody, nobody, {"count": 0, "total": 0})
     mesh = partitioning.training_mesh(config.training)
-    return assemble(config, _dataset(items, histories), split, None, spectrum, mesh)
+    return assemble(config, _dataset(items, histories), training_split(items, histories), None, spectrum, mesh)
+
+
+def training_split(items: int, histories: Histories) -> data.Split:
+    """N items that all count as trained, histories to train on, and nobody to evaluate."""
+    nobody = Targets(Histories.from_lists([]), np.zeros(0, np.int32), np.zeros(0, np.int32))
+    return data.Split(histories, np.ones(items, np.int32), nobody, nobody, {"count": 0, "total": 0})
 
 
 def random_histories(rng: np.random.Generator, items: int, users: int, lengths: tuple[int, int]) -> Histories:

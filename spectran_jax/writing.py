@@ -25,6 +25,9 @@ _ABANDONED_SECONDS = 24 * 3600.0
 _DRAFT = ".spectran-draft-"
 """What the names of drafts begin with, and those of no folders of anybody else."""
 
+_DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d+)")
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+
 
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of the text as UTF-8."""
@@ -128,11 +131,15 @@ def _is_stream(path: Path) -> bool:
     return special or _open_file(path) is not None
 
 
+def is_stdout(path: Path) -> bool:
+    """Whether what is written there comes out where `print` writes to."""
+    return _open_file(path) == 1
+
+
 def _open_file(path: Path) -> int | None:
     """The descriptor that /dev/stdout, /dev/fd/3 and the like stand for; opened anew, a file would be at its start."""
-    names = {"/dev/stdout": "1", "/dev/stderr": "2"}
-    found = re.fullmatch(r"(?:/dev/fd/|/proc/self/fd/)?(\d+)", names.get(str(path), str(path)))
-    return int(found[1]) if found and path.is_absolute() else None
+    found = _DESCRIPTOR.fullmatch(str(path))
+    return int(found[1]) if found else _STANDARD.get(str(path))
 
 
 @contextlib.contextmanager

@@ -234,7 +234,7 @@ def _alike(work: _Work, catalogue: list[str], names: list[str]) -> list[str]:
 
     def build(pipeline: Any) -> None:
         items, _ = beam_steps.read_items(pipeline, catalogue)
-        beam_steps.write_facts(items | beam.Filter(alike, names), work.path("alike"))
+        beam_steps.write_facts(items | beam.Filter(alike(names)), work.path("alike"))
 
     if names:
         work.run(build)

@@ -21,10 +21,10 @@ _NAMES, _NAME_LETTERS = 50, 80
 """Names of columns that a message lists at most, and letters of each."""
 
 
-def alike(item: str, others: Iterable[str]) -> bool:
-    """Whether an id may be one of the others in another spelling."""
-    others = list(others)
-    return any(plain(item) in map(plain, others) for plain in _WAYS.values())
+def alike(others: Sequence[str]) -> Callable[[str], bool]:
+    """A test of ids: whether one may be one of the others in another spelling."""
+    forms = [(plain, {plain(item) for item in others}) for plain in _WAYS.values()]
+    return lambda item: any(plain(item) in there for plain, there in forms)
 
 
 def remedy(unknown: Sequence[str], known: Iterable[str], otherwise: str, different: int = 0) -> str:

@@ -18,14 +18,13 @@ from spectran_jax import backbones, data, item_encoders
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.data.interactions import Dataset
-from spectran_jax.data.splits import Targets
 from spectran_jax.errors import InputError
 from spectran_jax.layout import EvalBatch, SequenceLayout, TrainBatch
 from spectran_jax.recommender import ItemTable
 from spectran_jax.spectral import Spectrum, sharded
 from spectran_jax.spectral.sharded_route import block_rows
 from spectran_jax.spectral.storage import DTYPES
-from spectran_jax.synthetic import synthetic_inputs
+from spectran_jax.synthetic import synthetic_inputs, training_split
 from spectran_jax.text import TextEmbeddings
 from spectran_jax.training import partitioning
 from spectran_jax.training.programs import Programs, build_programs
@@ -182,10 +181,8 @@ def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbe
         timestamps=np.broadcast_to(np.int64(0), count) if reads_time else None,
     )
     dataset = dataclasses.replace(dataset, user_ids=range(users), histories=train)
-    nobody = Targets(data.Histories.from_lists([]), np.zeros(0, np.int32), np.zeros(0, np.int32))
-    split = data.Split(train, np.ones(items, np.int32), nobody, nobody, {"count": 0, "total": 0})
     reads_spectrum = item_encoders.lookup(config.encoder.item_encoder).needs_spectrum
-    return dataset, split, embeddings, spectrum if reads_spectrum else None
+    return dataset, training_split(items, train), embeddings, spectrum if reads_spectrum else None
 
 
 def _broadcast(setup: Setup, num_items: int) -> Setup:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,19 +57,26 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
                 draft.path("u"),
                 embeddings.matrix,
                 embeddings.has_text,
-                normalize_rows=options.normalize_rows,
-                center=options.center,
-                rtol=options.rtol,
-                max_rank=options.max_rank,
-                method=options.decomposition,
-                dtype=options.spectrum_dtype,
-                precision=options.decomposition_precision,
+                **decompose_options(options),
             )
             draft.adopt("u", shape=spectrum.u.shape, dtype=spectrum.u.dtype, sha256=sha256)
             _write(draft, spectrum, [name for name in (*_NAMES, *_OPTIONAL) if name != "u"])
         # From disk from the first run on: the same mapped `u` as in every later one.
         sealed = store.reopen(folder, identity, _NAMES, _OPTIONAL)
     return _spectrum(sealed)
+
+
+def decompose_options(options: SpectrumConfig) -> dict[str, Any]:
+    """The options of `spectral.decompose` and its like that the configuration says."""
+    return {
+        "normalize_rows": options.normalize_rows,
+        "center": options.center,
+        "rtol": options.rtol,
+        "max_rank": options.max_rank,
+        "method": options.decomposition,
+        "dtype": options.spectrum_dtype,
+        "precision": options.decomposition_precision,
+    }
 
 
 def _check_space(draft: Path, shape: tuple[int, ...], options: SpectrumConfig, cache_dir: Path) -> None:

@@ -14,6 +14,7 @@ from spectran_jax.layout import SequenceLayout
 from spectran_jax.objectives.registry import LOSSES as ALL_LOSSES
 from spectran_jax.studies.reads import BACKBONES, ENCODERS, LOSSES, OWN, UNLESS, refuse_unread, unread_because
 from spectran_jax.synthetic import bare_spectrum, training_setup
+from spectran_jax.text.spectrum_store import decompose_options
 
 N, M, D = 30, 12, 8
 BASE = Config().replace(
@@ -47,19 +48,9 @@ TEXT = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
 
 def source_of(config):
     """As `setup.prepare` makes it of these text embeddings."""
-    options = config.spectrum
-    spectrum = spectral.decompose(
-        TEXT,
-        normalize_rows=options.normalize_rows,
-        center=options.center,
-        rtol=options.rtol,
-        max_rank=options.max_rank,
-        method=options.decomposition,
-        dtype=options.spectrum_dtype,
-        precision=options.decomposition_precision,
-    )
-    counts, how = np.ones(N, np.int32), {"normalize_rows": options.normalize_rows, "center": options.center}
-    return ItemSource(num_items=N, counts=counts, spectrum=spectrum, text=TEXT, **how)
+    spectrum, counts = spectral.decompose(TEXT, **decompose_options(config.spectrum)), np.ones(N, np.int32)
+    rows = {name: config.get(name) for name in ("normalize_rows", "center")}
+    return ItemSource(num_items=N, counts=counts, spectrum=spectrum, text=TEXT, **rows)
 
 
 def encoder(config):
