@@ -141,3 +141,15 @@ def run_command():
         )
 
     return call
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a file of this content, text or bytes, and returns its path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
