@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: demo test coverage lint format clean
+.PHONY: demo test test-plan coverage lint format clean
 
 # Of the C library on Linux: pages of 2 MiB, so that a step's temporary memory costs the kernel less.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -17,6 +17,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.ready-dev  ## The whole test suite.
 	$(PYTEST)
+
+# Apart, as with the TPU's compiler in its environment JAX looks for a TPU in every run, and complains that there is none.
+test-plan: $(VENV)/libtpu/.ready  ## The tests that compile for a TPU, which `make test` skips. Linux on x86-64.
+	PYTHONPATH=$(VENV)/libtpu $(BIN)/python -m pytest tests/planning tests/backbones/test_hstu.py
 
 # Apart, as counting lines takes a quarter more time. Those that run in processes of their own (meshes, clusters, whole
 # commands) are not counted.
@@ -40,6 +44,12 @@ $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "spectran_jax needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# The version that JAX asks for.
+$(VENV)/libtpu/.ready: $(VENV)/.ready-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/libtpu \
+		"$$($(BIN)/python -c 'from spectran_jax.planning.compiler import asked_for; print(asked_for())')"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready pyproject.toml

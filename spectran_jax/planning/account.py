@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from spectran_jax.errors import InputError, first_line
-from spectran_jax.planning import hlo, schedule
+from spectran_jax.planning import compiler, hlo, schedule
 from spectran_jax.planning.groups import mesh_axes
 from spectran_jax.planning.job import Job
 from spectran_jax.planning.roofline import Roofline, times
@@ -75,7 +75,7 @@ def program(lower: Callable[[], Any], roofline: Roofline, mesh: Mapping[str, int
     """The account of one program: bytes, FLOPs, exchanges and seconds of a device.
 
     Raises:
-      InputError: where the compiler refuses it for another reason than memory.
+      InputError: where the compiler refuses it for another reason than memory, or JAX can't read what it made.
     """
     try:
         compiled = lower().compile()
@@ -92,7 +92,7 @@ def program(lower: Callable[[], Any], roofline: Roofline, mesh: Mapping[str, int
         "temporaries": sizes.temp_size_in_bytes,
         "code": sizes.generated_code_size_in_bytes,
     }
-    events = schedule.schedule(hlo.parse(compiled.as_text()), int(np.prod(list(mesh.values()))))
+    events = schedule.schedule(hlo.parse(compiler.text(compiled)), int(np.prod(list(mesh.values()))))
     seconds, work = times(roofline, events), schedule.total(events)
     exchanges: list[Account] = [
         {

@@ -9,7 +9,7 @@ from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
-from spectran_jax.planning import report, topologies
+from spectran_jax.planning import compiler, report, topologies
 from spectran_jax.planning.account import Account, account
 from spectran_jax.planning.job import Sizes, build
 from spectran_jax.planning.roofline import Roofline
@@ -105,6 +105,6 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
 
 def _write(config: Config, sizes: Sizes, plans: Sequence[Account], workdir: Path) -> None:
     rows = report.weak_scaling(plans)
-    sizes_json = dataclasses.asdict(sizes)
-    content = {"config": config.to_dict(), "sizes": sizes_json, "plans": list(plans), "weak_scaling": rows}
+    job = {"config": config.to_dict(), "sizes": dataclasses.asdict(sizes), "compiler": compiler.versions()}
+    content = job | {"plans": list(plans), "weak_scaling": rows}
     write_json(workdir / "plan.json", content)

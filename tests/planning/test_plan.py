@@ -15,7 +15,7 @@ from spectran_jax.config import Config
 from spectran_jax.data.interactions import Histories
 from spectran_jax.errors import InputError
 from spectran_jax.item_encoders import REGISTRY
-from spectran_jax.planning import job, plan, topologies
+from spectran_jax.planning import compiler, job, plan, topologies
 from spectran_jax.planning.account import payload
 
 SMALL = Config().replace(
@@ -109,6 +109,25 @@ def test_bad_input(tmp_path, monkeypatch):
         job.build(SMALL.replace(mesh="data:7"), SIZES, jax.devices()[:1])
 
 
+def test_a_program_that_jax_cannot_read(monkeypatch):
+    class Newer:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nand much more")
+
+    monkeypatch.setattr(compiler, "versions", lambda: {"jax": "0.10.2", "libtpu": "0.0.99"})
+    told = r"JAX 0\.10\.2 can't read what libtpu 0\.0\.99 compiled; it asks for libtpu==[\d.*]+\. .* failure$"
+    with pytest.raises(InputError, match=told):
+        compiler.text(Newer())
+
+
+def test_the_versions_of_a_compiler(monkeypatch):
+    found = compiler.versions()
+    assert found["jax"] == jax.__version__
+    assert (found["libtpu"] == "") == (importlib.util.find_spec("libtpu") is None)
+    monkeypatch.setattr(compiler.metadata, "requires", lambda name: None)
+    assert compiler.asked_for() == ""
+
+
 def test_shares_of_a_job():
     small, large = topologies.parse("v5e:2x2"), topologies.parse("v5e:4x4")
     config, sizes = plan.share(SMALL.replace(batch_size=64), SIZES, small, large)
@@ -123,7 +142,9 @@ def test_by_the_real_compiler(tmp_path, run_command):
     flags |= {"attention_dimension": 8, "spectrum_dtype": "int8", "workdir": tmp_path}
     done = run_command("plan", flags, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    (made,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["compiler"] == compiler.versions()
+    (made,) = written["plans"]
     step = made["programs"]["train step"]
     assert made["fits"]
     assert step["flops"] > 0
