@@ -8,6 +8,7 @@ its arrays are those of `Histories`, cut at block borders.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -23,6 +24,8 @@ from spectran_jax.data.interactions import Histories, OriginalId
 
 _BLOCK = 2048
 _SPLIT = "full"
+_DIGEST = "sha256"
+"""Of the other metadata, among them."""
 _CITATION = """@article{harper2015movielens,
   title={The MovieLens Datasets: History and Context}, author={Harper, F. Maxwell and Konstan, Joseph A.},
   journal={ACM Transactions on Interactive Intelligent Systems}, volume={5}, number={4}, year={2015}}"""
@@ -70,7 +73,7 @@ class _Interactions(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             description=self.DESCRIPTION,
             citation=self.CITATION,
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(metadata),
+            metadata=tfds.core.MetadataDict(metadata, **{_DIGEST: _digest(metadata)}),
             disable_shuffling=True,
         )
 
@@ -157,7 +160,11 @@ def read(name: str, folder: Path) -> Content:
 
 def _read_config(name: str, config: str, folder: Path) -> tuple[Any, list[dict[str, np.ndarray]]]:
     builder = tfds.builder_from_directory(folder / name / config / str(BUILDERS[name].VERSION))
-    return builder.info.metadata, list(builder.as_data_source(_SPLIT))
+    metadata = dict(builder.info.metadata)
+    # Records have checksums of their own. What was prepared before this one had none.
+    if metadata.pop(_DIGEST, None) not in (None, _digest(metadata)):
+        raise ValueError(f"{config}: metadata.json is not as it was written")
+    return metadata, list(builder.as_data_source(_SPLIT))
 
 
 def _joined(blocks: list[dict[str, np.ndarray]], feature: str, dtype: Any) -> np.ndarray:
@@ -171,6 +178,10 @@ def _texts(blocks: list[dict[str, np.ndarray]], feature: str) -> list[str]:
 def _originals(kind: str, blocks: list[dict[str, np.ndarray]], feature: str) -> list[OriginalId]:
     texts = _texts(blocks, feature)
     return [int(text) for text in texts] if kind == "int" else list(texts)
+
+
+def _digest(metadata: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _kind(ids: list[OriginalId]) -> str:

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -125,9 +126,23 @@ def test_a_damaged_copy_is_made_anew(config, preparations, caplog):
     next(folder.rglob("items/*/features.json")).unlink()
     assert_same(data.load(config), first)
     assert len(preparations) == 3
+    described = next(folder.rglob("items/*/metadata.json"))
+    described.write_text(described.read_text().replace("title", "tjtle", 1))  # still JSON, and the same columns
     assert_same(data.load(config), first)
-    assert len(preparations) == 3
+    assert len(preparations) == 4
+    assert_same(data.load(config), first)
+    assert len(preparations) == 4
     assert len(prepared(config)) == 1
+
+
+def test_a_copy_from_before_its_metadata_had_a_digest_serves_on(config, preparations):
+    first = data.load(config)
+    for described in (sources.data_dir(config) / "prepared").rglob("1.0.0/metadata.json"):  # and not TFDS's own
+        metadata = json.loads(described.read_text())
+        del metadata["sha256"]
+        described.write_text(json.dumps(metadata))
+    assert_same(data.load(config), first)
+    assert len(preparations) == 1
 
 
 def test_a_killed_preparation_leaves_nothing_that_counts_as_done(config, monkeypatch):
