@@ -37,6 +37,8 @@ BATCH_AXIS, SHARE_AXIS = AXES
 _SLACK = 1.25
 _SPREAD = 4
 """Standard deviations above the mean that a request may be, were items spread at random."""
+_OVERFULL = 1e-3
+"""Requests of a step that may be larger still, of all pairs of devices: each costs the whole step a second round."""
 
 
 class Sizes(NamedTuple):
@@ -73,9 +75,20 @@ def plan(mesh: Mesh, num_items: int, touched: int, capacity: int = 0) -> Sizes:
     devices, sharing = mesh.size, mesh.shape[SHARE_AXIS]
     rows = num_items // devices
     wanted = -(-touched // sharing) * sharing
-    mean = wanted / sharing / devices
+    capacity = capacity or _capacity(wanted / sharing / devices, devices)
+    return Sizes(mesh, rows, wanted, min(capacity, rows, wanted // sharing))
+
+
+def _capacity(mean: float, devices: int) -> int:
+    """Items of a request, of which a step has one for each pair of devices: some thousands of devices have so many that
+    one in a million is larger in every step. Requests of items in random order have a Poisson's tail, or a thinner one.
+    """
+    from scipy.special import pdtrc
+
     planned = int(_SLACK * mean + _SPREAD * mean**0.5) + 1
-    return Sizes(mesh, rows, wanted, min(capacity or planned, rows, wanted // sharing))
+    while devices**2 * pdtrc(planned, mean) > _OVERFULL:
+        planned += 1
+    return planned
 
 
 class Requests(NamedTuple):

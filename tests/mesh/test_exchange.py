@@ -1,5 +1,7 @@
 """Rows of a sharded table, asked for and delivered: every request, whatever its skew; gradients go home."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,16 @@ def test_every_request_is_served(mesh, capacity):
             np.testing.assert_array_equal(wanted[shard][: len(want)], want)
             assert (wanted[shard][len(want) :] == ITEMS).all()
             np.testing.assert_array_equal(got[shard][: len(want)], table[want])
+
+
+def test_thousands_of_devices_need_no_second_round_either():
+    """Items in random order: of all that a thousand devices want of each other, nothing is beyond the capacity."""
+    devices, wanted = 1_000, 4_000
+    sizes = exchange.plan(types.SimpleNamespace(size=devices, shape={"data": devices, "model": 1}), 10**8, wanted)
+    rng = np.random.default_rng(0)
+    owners = (rng.integers(0, 10**8, wanted) // sizes.rows for _ in range(devices))
+    largest = max(np.bincount(of_one, minlength=devices).max() for of_one in owners)
+    assert 15 < largest <= sizes.capacity < 30  # a quarter and four standard deviations above the mean are 14
 
 
 def test_gradients_go_home_to_the_owner_and_add_up(mesh):
