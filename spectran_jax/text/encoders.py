@@ -84,7 +84,9 @@ class SentenceTransformers:
     @property
     def dimension(self) -> int:
         """m, as the model says."""
-        return int(self._loaded().get_sentence_embedding_dimension())
+        model = self._loaded()
+        named = ("get_embedding_dimension", "get_sentence_embedding_dimension")  # the second before version 5.4
+        return int(next(getattr(model, name) for name in named if hasattr(model, name))())
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n m"]:
         """float32 [n, m], as the model pools and scales them."""

@@ -83,7 +83,7 @@ class _Model:
             raise OSError("nowhere is not a known model\nand more lines")
         self.source = source
 
-    def get_sentence_embedding_dimension(self):
+    def get_embedding_dimension(self):
         return 3
 
     def encode(self, texts, *, convert_to_numpy, show_progress_bar):
@@ -92,10 +92,19 @@ class _Model:
         return np.array([[len(text), 1, 2] for text in texts], np.float64)
 
 
-@pytest.fixture
-def library(monkeypatch):
+class _OlderModel(_Model):
+    """Before version 5.4."""
+
+    get_embedding_dimension = property()  # raises AttributeError
+
+    def get_sentence_embedding_dimension(self):
+        return 3
+
+
+@pytest.fixture(params=[_Model, _OlderModel])
+def library(request, monkeypatch):
     monkeypatch.setattr(encoders.metadata, "version", lambda name: "9.9")
-    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=_Model))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=request.param))
 
 
 @pytest.mark.usefixtures("library")
