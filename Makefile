@@ -48,8 +48,10 @@ $(VENV)/.ready: requirements.txt
 
 # The version that JAX asks for.
 $(VENV)/libtpu/.ready: $(VENV)/.ready-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/libtpu \
-		"$$($(BIN)/python -c 'from spectran_jax.planning.compiler import asked_for; print(asked_for())')"
+	rm -rf $(VENV)/libtpu
+	libtpu="$$($(BIN)/python -c 'from spectran_jax.planning.compiler import asked_for; print(asked_for())')" && \
+		test -n "$$libtpu" || { echo "JAX does not say which libtpu it asks for" >&2; exit 2; } && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/libtpu "$$libtpu"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready pyproject.toml

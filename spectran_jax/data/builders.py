@@ -25,7 +25,7 @@ from spectran_jax.data.interactions import Histories, OriginalId
 _BLOCK = 2048
 _SPLIT = "full"
 _DIGEST = "sha256"
-"""Of the other metadata, among them."""
+"""Key of the digest of all other entries of metadata.json."""
 _CITATION = """@article{harper2015movielens,
   title={The MovieLens Datasets: History and Context}, author={Harper, F. Maxwell and Konstan, Joseph A.},
   journal={ACM Transactions on Interactive Intelligent Systems}, volume={5}, number={4}, year={2015}}"""

@@ -27,6 +27,19 @@ def asked_for() -> str:
     return next((each for each in asked if each.startswith("libtpu")), "")
 
 
+def mismatch() -> str:
+    """A sentence, where the libtpu that is installed is not known to be the one that JAX asks for; "" where it is."""
+    found, asked = versions(), asked_for()
+    release = asked.rpartition("==")[2].removesuffix("*").removesuffix(".")
+    if found["libtpu"] and release and f"{found['libtpu']}.".startswith(f"{release}."):
+        return ""
+    wanted = f"JAX {found['jax']} asks for {asked}" if asked else f"what JAX {found['jax']} asks for is unknown"
+    return (
+        f"libtpu {found['libtpu'] or 'of an unknown version'} is installed, {wanted}: in the repository, "
+        "pip install '.[plan]' brings the one that fits."
+    )
+
+
 def text(compiled: Any) -> str:
     """The HLO of a compiled program.
 
@@ -36,8 +49,5 @@ def text(compiled: Any) -> str:
     try:
         return str(compiled.as_text())
     except jax.errors.JaxRuntimeError as error:
-        found = versions()
-        raise InputError(
-            f"JAX {found['jax']} can't read what libtpu {found['libtpu']} compiled; it asks for {asked_for()}. In the "
-            f"repository, pip install '.[plan]' brings it. JAX says: {first_line(error, 200)}"
-        ) from None
+        told = f"JAX can't read the program that libtpu compiled ({first_line(error, 200)})."
+        raise InputError(" ".join(filter(None, (told, mismatch())))) from None

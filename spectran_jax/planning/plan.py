@@ -88,6 +88,8 @@ def run(config: Config, sizes: Sizes, names: Sequence[str], workdir: Path, *, ev
     for slice_, (job_config, _) in zip(slices, parts, strict=True):  # before any of them is compiled for minutes
         devices = topologies.devices(slice_)
         partitioning.training_mesh(fitted(job_config, devices).training, devices)
+    if told := compiler.mismatch():
+        print_line(stderr_console(), told)
     workdir.mkdir(parents=True, exist_ok=True)
     plans: list[Account] = []
     for slice_, part in zip(slices, parts, strict=True):

@@ -38,7 +38,8 @@ _SLACK = 1.25
 _SPREAD = 4
 """Standard deviations above the mean that a request may be, were items spread at random."""
 _OVERFULL = 1e-3
-"""Requests of a step that may be larger still, of all pairs of devices: each costs the whole step a second round."""
+"""How many requests of a step, over all pairs of devices, may be expected to be larger still: one is enough for another
+round."""
 
 
 class Sizes(NamedTuple):
@@ -80,8 +81,8 @@ def plan(mesh: Mesh, num_items: int, touched: int, capacity: int = 0) -> Sizes:
 
 
 def _capacity(mean: float, devices: int) -> int:
-    """Items of a request, of which a step has one for each pair of devices: some thousands of devices have so many that
-    one in a million is larger in every step. Requests of items in random order have a Poisson's tail, or a thinner one.
+    """Items of a request, of which a step has one for each pair of devices: with thousands of devices, what happens to
+    one in a million happens in every step. Requests of items in random order have a Poisson's tail, or a thinner one.
     """
     from scipy.special import pdtrc
 
@@ -155,7 +156,9 @@ def request(sizes: Sizes, ids: Int[Array, "S T"]) -> tuple[Int[Array, "S w"], Re
         )
         return Requests(part, enough[0])
 
-    parts = found.reshape(sizes.mesh.size, -1)  # the devices of a shard take a run of its items each
+    # The devices of a shard deal out its items, which ascend: a run of them each would be of few owners.
+    sharing = sizes.mesh.shape[SHARE_AXIS]
+    parts = found.reshape(sizes.shards, -1, sharing).swapaxes(1, 2).reshape(sizes.mesh.size, -1)
     return found, _each(sizes, ask, parts, out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
 
 
@@ -198,7 +201,7 @@ def deliver(
         here = (order >= low[owner]) & (order < high[owner])
         slot = owner * sizes.capacity + jnp.where(here, order - low[owner], 0)
         mine = jnp.where(here[:, None], got.reshape(-1, got.shape[-1])[slot], 0)
-        return jax.lax.all_gather(mine, SHARE_AXIS, tiled=True)
+        return jax.lax.all_gather(mine, SHARE_AXIS, axis=1).reshape(-1, mine.shape[-1])  # as they were dealt out
 
     same = PartitionSpec(BATCH_AXIS)  # on all that share a shard
     return _each(sizes, exchange, requests, served, vectors, jnp.int32(at), out=same)

@@ -137,7 +137,9 @@ def test_a_damaged_copy_is_made_anew(config, preparations, caplog):
 
 def test_a_copy_from_before_its_metadata_had_a_digest_serves_on(config, preparations):
     first = data.load(config)
-    for described in (sources.data_dir(config) / "prepared").rglob("1.0.0/metadata.json"):  # and not TFDS's own
+    both = list((sources.data_dir(config) / "prepared").rglob("1.0.0/metadata.json"))  # and not TFDS's own
+    assert len(both) == 2
+    for described in both:
         metadata = json.loads(described.read_text())
         del metadata["sha256"]
         described.write_text(json.dumps(metadata))

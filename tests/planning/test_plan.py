@@ -109,23 +109,37 @@ def test_bad_input(tmp_path, monkeypatch):
         job.build(SMALL.replace(mesh="data:7"), SIZES, jax.devices()[:1])
 
 
-def test_a_program_that_jax_cannot_read(monkeypatch):
-    class Newer:
+@pytest.mark.parametrize(
+    ("libtpu", "asked", "told"),
+    [
+        ("0.0.42.1", ["numpy>=2", 'libtpu==0.0.42.*; extra == "tpu"'], ""),
+        ("0.0.42", ["libtpu==0.0.42.*"], ""),
+        ("0.0.421", ["libtpu==0.0.42.*"], "libtpu 0.0.421 is installed, JAX 0.10.2 asks for libtpu==0.0.42.*: in the "),
+        ("0.0.52", ["libtpu==0.0.42.*"], "libtpu 0.0.52 is installed, "),
+        ("", ["libtpu==0.0.42.*"], "libtpu of an unknown version is installed, "),
+        ("0.0.52", None, "libtpu 0.0.52 is installed, what JAX 0.10.2 asks for is unknown: "),
+    ],
+)
+def test_a_compiler_of_another_version_is_told(libtpu, asked, told, monkeypatch):
+    class Compiled:
         def as_text(self):
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nand much more")
 
-    monkeypatch.setattr(compiler, "versions", lambda: {"jax": "0.10.2", "libtpu": "0.0.99"})
-    told = r"JAX 0\.10\.2 can't read what libtpu 0\.0\.99 compiled; it asks for libtpu==[\d.*]+\. .* failure$"
-    with pytest.raises(InputError, match=told):
-        compiler.text(Newer())
+    monkeypatch.setattr(compiler, "versions", lambda: {"jax": "0.10.2", "libtpu": libtpu})
+    monkeypatch.setattr(compiler.metadata, "requires", lambda name: asked)
+    assert compiler.mismatch().startswith(told)
+    assert bool(compiler.mismatch()) == bool(told)
+    with pytest.raises(InputError) as error:
+        compiler.text(Compiled())
+    unread = "JAX can't read the program that libtpu compiled (INTERNAL: RET_CHECK failure)."
+    assert str(error.value) == " ".join(filter(None, (unread, compiler.mismatch())))
 
 
-def test_the_versions_of_a_compiler(monkeypatch):
+def test_the_versions_of_a_compiler():
     found = compiler.versions()
     assert found["jax"] == jax.__version__
     assert (found["libtpu"] == "") == (importlib.util.find_spec("libtpu") is None)
-    monkeypatch.setattr(compiler.metadata, "requires", lambda name: None)
-    assert compiler.asked_for() == ""
+    assert compiler.asked_for().startswith("libtpu==")
 
 
 def test_shares_of_a_job():
