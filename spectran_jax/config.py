@@ -236,8 +236,8 @@ class BackboneConfig:
     mask_ratio: float = _field(
         0.3,
         "Share of a history's items that bert4rec must fill in, one at least, where it hides random ones: once an epoch "
-        "for half of the users. All else hides the last item only, as prediction does.",
-        above=0,
+        "for half of the users. All else hides the last item only, as prediction does; so does all with 0.",
+        low=0,
         below=1,
     )
     prefixes: int = _field(

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 RANDOM = 0.5
-"""Sequences of an epoch that hide random items, for each user on average. All others hide their last item only."""
+"""Sequences of an epoch that hide random items, for each user on average, unless the share of items to hide is zero.
+All others hide their last item only."""
 
 
 def prefixes(lengths: Int[np.ndarray, "U"], most: int) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
@@ -42,9 +43,9 @@ def hidden_counts(lengths: Int[np.ndarray, "*s"], mask_ratio: float) -> Int[np.n
     return np.minimum(np.maximum(np.floor(mask_ratio * lengths + 0.5).astype(np.int64), 1), lengths - 1)
 
 
-def last_only(count: int, users: int) -> Bool[np.ndarray, "S"]:
-    """Which of `count` sequences of `users` users hide the last item only, evenly spread."""
-    share = 1 - RANDOM * users / count
+def last_only(count: int, users: int, mask_ratio: float) -> Bool[np.ndarray, "S"]:
+    """Which of `count` sequences of `users` users hide the last item only, evenly spread; all do at a share of 0."""
+    share = 1 - RANDOM * users / count if mask_ratio else 1.0
     return np.diff(np.floor(share * np.arange(count + 1))) > 0
 
 

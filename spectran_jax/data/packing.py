@@ -111,7 +111,8 @@ def make_plan(
       packed: put several sequences into a row; else one sequence a row.
       batch_size: users per update, on average over the epoch's steps.
       row_multiple: rows per step are rounded up to a multiple of this (devices on the data axis).
-      mask_ratio: share of the items that a masked backbone must fill in; None for the next-item task.
+      mask_ratio: share of the items that a masked backbone must fill in where it hides random ones, 0 for the last item
+        of every sequence; None for the next-item task.
       prefixes: sequences that a masked backbone has of a user at most; see `cloze.prefixes`.
 
     Raises:
@@ -149,7 +150,7 @@ def make_plan(
     slot_supervised, slot_last_only = slot_length, None
     if mask_ratio is not None:
         slot_last_only = np.empty(len(users), bool)
-        slot_last_only[slots_by_length] = cloze.last_only(len(users), taught)  # the same share of every length
+        slot_last_only[slots_by_length] = cloze.last_only(len(users), taught, mask_ratio)  # as many of every length
         hidden = cloze.hidden_counts(slot_length, mask_ratio)
         slot_supervised = np.where(slot_last_only, 1, hidden).astype(np.int32)
     row_positions = _row_positions(slot_supervised, row_offsets)

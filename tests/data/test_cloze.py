@@ -21,9 +21,9 @@ def histories():
     return random_histories(LENGTHS)
 
 
-def source(histories, *, packed=True, row_multiple=1, prefixes=1, **options):
+def source(histories, *, packed=True, row_multiple=1, prefixes=1, mask_ratio=RATIO, **options):
     shape = {"packed": packed, "row_multiple": row_multiple, "batch_size": 6}
-    plan = make_plan(histories.lengths, L, **shape, mask_ratio=RATIO, prefixes=prefixes)
+    plan = make_plan(histories.lengths, L, **shape, mask_ratio=mask_ratio, prefixes=prefixes)
     return TrainBatches(histories, plan, **{"seed": 3, "epochs": 4, **options}), plan
 
 
@@ -80,6 +80,14 @@ def test_an_epoch_holds_every_sequence_with_its_number_of_items_hidden(histories
         assert abs(of_length.sum() - random.mean() * len(of_length)) <= 1
     # As many updates as with whole histories alone.
     assert plan.steps_per_epoch == min(-(-len(users) // 6), plan.num_rows)
+
+
+@pytest.mark.parametrize("prefixes", [1, 3])
+def test_at_a_share_of_zero_every_sequence_hides_its_last_item(histories, prefixes):
+    batches, plan = source(histories, prefixes=prefixes, mask_ratio=0.0)
+    found = [hidden for step in range(plan.steps_per_epoch) for _, hidden, _ in sequences(batches[step])]
+    assert len(found) == len(plan.users) == plan.positions
+    assert all(hidden[-1] and sum(hidden) == 1 for hidden in found)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 40])
