@@ -3,7 +3,7 @@
 from absl import flags
 
 from spectran_jax.flags import run
-from spectran_jax.studies import longtail
+from spectran_jax.studies import coldstart
 from spectran_jax.studies.flags import define_study_flags, split_names, study_from_flags
 
 SYNOPSIS = """
@@ -32,7 +32,7 @@ define_study_flags()
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    longtail.run_coldstart(study_from_flags(), split_names(_ENCODERS.value), _HOLDOUT.value)
+    coldstart.run(study_from_flags(), split_names(_ENCODERS.value), _HOLDOUT.value)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writes a trained run for serving: item vectors, ids, and the user model as a StableHLO program."""
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import define_files_of_run, define_path, run
+from spectran_jax.flags import define_cold_scale, define_files_of_run, define_path, run
 
 SYNOPSIS = """
 Writes what serving needs of a trained run to a folder: vectors.npy and item_ids.jsonl for a vector index,
@@ -26,6 +26,7 @@ _NEW_EMBEDDINGS = define_path(
 )
 
 _FILES = define_files_of_run()
+_COLD_SCALE = define_cold_scale()
 
 
 def main() -> None:
@@ -39,7 +40,12 @@ def main() -> None:
 
     files = {name: flag.value for name, flag in _FILES.items() if flag.value}
     rows, new = export_run(
-        _WORKDIR.value, output, items=_NEW_ITEMS.value, embeddings=_NEW_EMBEDDINGS.value, files=files
+        _WORKDIR.value,
+        output,
+        items=_NEW_ITEMS.value,
+        embeddings=_NEW_EMBEDDINGS.value,
+        files=files,
+        cold_scale=_COLD_SCALE.value,
     )
     print(f"{rows:,} items{f', {new:,} of them new' if new else ''}: {output}")
 

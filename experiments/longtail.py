@@ -23,7 +23,7 @@ define_study_flags()
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    longtail.run_longtail(study_from_flags(), split_names(_ENCODERS.value))
+    longtail.run(study_from_flags(), split_names(_ENCODERS.value))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from absl import flags
 
 from spectran_jax.errors import InputError
-from spectran_jax.flags import define_files_of_run, define_path, run
+from spectran_jax.flags import define_cold_scale, define_files_of_run, define_path, run
 
 SYNOPSIS = """
 Writes the k best items for each user of a trained run, or for histories of your own, one JSON object a line:
@@ -23,6 +23,7 @@ _HISTORIES = define_path(
     "with user_id, item_id and timestamp or position. The users of the run if empty.",
 )
 _FILES = define_files_of_run()
+_COLD_SCALE = define_cold_scale()
 _UNKNOWN_ITEMS = flags.DEFINE_enum(
     "unknown_items", "error", ["error", "drop"], "What to do with items of --histories that the run does not know."
 )
@@ -63,6 +64,7 @@ def main() -> None:
         k=_K.value,
         histories=_HISTORIES.value,
         files={name: flag.value for name, flag in _FILES.items() if flag.value},
+        cold_scale=_COLD_SCALE.value,
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
         unknown_items=_UNKNOWN_ITEMS.value,

@@ -271,6 +271,13 @@ class ObjectiveConfig:
         "Scores are divided by this before the softmax (and before the logistic function of bce and gbce).",
         above=0,
     )
+    cold_scale: float = _field(
+        1.0,
+        "Factor of the scores that items unseen in training have in rankings and lists: above 1 they are shown more often, "
+        "and found more often, at the cost of all others (experiments.coldstart says how much). Training does not read "
+        "it.",
+        above=0,
+    )
     negatives: int = _field(512, "Negatives per step, shared by all positions of the batch.", low=1)
     sampling: str = _field(
         "uniform",

@@ -49,6 +49,7 @@ def export_run(
     items: Path | None = None,
     embeddings: Path | None = None,
     files: Mapping[str, Path] | None = None,
+    cold_scale: float | None = None,
 ) -> tuple[int, int]:
     """Writes the folder `output`, whole or not at all; an earlier export there is replaced.
 
@@ -63,6 +64,7 @@ def export_run(
       items: a file of items beyond the catalogue, which get vectors from their text (`new_items`) and the last rows.
       embeddings: their text embeddings, where the run was trained on precomputed ones.
       files: where the run's own files lie now, by field; see `restore.read_run`.
+      cold_scale: factor of the scores of items unseen in training; the run's if None.
 
     Returns:
       The number of rows, and how many of them are new items.
@@ -76,7 +78,7 @@ def export_run(
     for path in (items, embeddings):
         if path is not None:
             require_file(path)
-    setup, params = load_run(workdir, files)
+    setup, params = load_run(workdir, files, cold_scale)
     tell_of_end(workdir)
     extra = None if items is None else new_items(setup, params, items, embeddings)
     with task("Exporting", total=3) as progress:

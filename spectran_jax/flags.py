@@ -68,6 +68,17 @@ def define_files_of_run(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str
     return found | {"data_dir": define_path("data_dir", caches, flag_values)}
 
 
+def define_cold_scale(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[float | None]:
+    """Defines the flag that shows cold items of a trained run more or less often than the run did."""
+    return flags.DEFINE_float(
+        "cold_scale",
+        None,
+        "Factor of the scores of items unseen in training: above 1 they are shown more often. As the run had it if not "
+        "given.",
+        flag_values=flag_values,
+    )
+
+
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """The configuration that the parsed flags say: `--config` first, then each flag given.
 

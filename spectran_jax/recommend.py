@@ -169,6 +169,7 @@ def write_recommendations(
     k: int,
     histories: Path | None = None,
     files: Mapping[str, Path] | None = None,
+    cold_scale: float | None = None,
     until: str = "test",
     filter_seen: bool | None = None,
     unknown_items: str = "error",
@@ -182,6 +183,7 @@ def write_recommendations(
       k: items a user; fewer where `filter_seen` leaves no more.
       histories: a file of histories; the run's own users if None.
       files: where the run's own files lie now, by field; see `restore.read_run`.
+      cold_scale: factor of the scores of items unseen in training; the run's if None.
       until: for the run's own users, "test" goes on from the history before the test target, as the evaluation
         does, "now" from all that is known.
       filter_seen: leave out the items of the history; as the run did if None.
@@ -202,7 +204,7 @@ def write_recommendations(
     if histories is not None:
         require_file(histories)
     check_recall(recall, "--recall")
-    setup, params = load_run(workdir, files)
+    setup, params = load_run(workdir, files, cold_scale)
     tell_of_end(workdir)
     if histories is not None:
         user_ids, known = _of_file(setup, histories, unknown_items)

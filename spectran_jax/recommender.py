@@ -26,6 +26,10 @@ class ItemTable(NamedTuple):
         """The vectors of these items as the backbone reads them, float32."""
         return self.vectors[ids] * self.lengths[ids][..., None]
 
+    def with_scores_times(self, factor: Float[jax.Array, "N"]) -> ItemTable:
+        """The table in which item i scores `factor[i]`, above 0, times as much; the backbone reads what it did."""
+        return ItemTable(self.vectors * factor[..., None], self.lengths / factor)
+
 
 class Recommender(nn.Module):
     """Item encoder + backbone. The score of a state and an item is the inner product of what the methods return.
@@ -37,6 +41,8 @@ class Recommender(nn.Module):
     item_encoder: nn.Module
     backbone: nn.Module
     score: str = "cosine"
+    cold_scale: float = 1.0
+    """Factor of the scores of items unseen in training, in `table`."""
 
     def of_items(self, num_items: int) -> Recommender:
         """The same model over another number of items: a part of the catalogue, say."""
@@ -65,9 +71,11 @@ class Recommender(nn.Module):
     def table(self) -> ItemTable:
         """The vectors of the whole catalogue, to read and to score."""
         vectors = self.encode().astype(jnp.float32)
-        if self.score == "dot":
-            return ItemTable(vectors, jnp.ones(len(vectors)))
-        return ItemTable(self.scored(vectors), jnp.linalg.norm(vectors, axis=-1))
+        lengths = jnp.ones(len(vectors)) if self.score == "dot" else jnp.linalg.norm(vectors, axis=-1)
+        table = ItemTable(self.scored(vectors), lengths)
+        if self.cold_scale == 1:
+            return table
+        return table.with_scores_times(jnp.where(self.item_encoder.trained(), 1.0, self.cold_scale))
 
     def create(self, item_ids: Int[jax.Array, "B L"], layout: SequenceLayout) -> None:
         """Runs everything that has parameters, auxiliary losses included: what `init` calls."""

@@ -57,8 +57,12 @@ def loaded(run):
 
 @pytest.fixture
 def export(run, loaded, tmp_path, monkeypatch):
-    """Exports the run, which is read from disk once for all tests."""
-    monkeypatch.setattr(exports, "load_run", lambda workdir, files: loaded)
+    """Exports the run, which is read from disk once for all tests that take it as it is."""
+
+    def read(workdir, files, cold_scale):
+        return loaded if cold_scale is None else load_run(workdir, files, cold_scale)
+
+    monkeypatch.setattr(exports, "load_run", read)
 
     def call(output=tmp_path / "served", **options):
         export_run(run, output, **options)
@@ -163,15 +167,18 @@ def test_rows_of_new_items_are_those_of_cold_items_with_the_same_text(name, stor
         np.testing.assert_allclose(rows[key][cold], np.asarray(frozen[key][cold], np.float32), atol=atol)
 
 
-def test_new_items_have_the_vectors_of_cold_items_with_their_text(export, loaded, tmp_path, tiny_again):
+@pytest.mark.parametrize("cold_scale", [None, 1.5])
+def test_new_items_have_the_vectors_of_cold_items_with_their_text(export, loaded, tmp_path, tiny_again, cold_scale):
     lines, text = tiny_again
     (tmp_path / "new.jsonl").write_text(
         "".join(json.dumps({**line, "item_id": f"new-{i}"}) + "\n" for i, line in lines)
     )
     np.save(tmp_path / "new.npy", text)
-    folder = export(items=tmp_path / "new.jsonl", embeddings=tmp_path / "new.npy")
+    folder = export(items=tmp_path / "new.jsonl", embeddings=tmp_path / "new.npy", cold_scale=cold_scale)
     vectors, lengths = np.load(folder / "vectors.npy"), np.load(folder / "lengths.npy")
     assert vectors.shape == (80, 16)
+    counts = np.r_[np.asarray(loaded[0].split.item_counts), np.zeros(40)]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.where(counts > 0, 1, cold_scale or 1), rtol=1e-5)
     cold = np.flatnonzero(~loaded[0].frozen.item_encoder["trained"])
     assert len(cold) >= 2
     np.testing.assert_allclose(vectors[40 + cold], vectors[cold], atol=1e-5)
@@ -184,7 +191,7 @@ def test_new_items_have_the_vectors_of_cold_items_with_their_text(export, loaded
     # And again, over what is there: two items, fewer than the last time.
     (tmp_path / "new.jsonl").write_text('{"item_id": "x"}\n{"item_id": "y"}\n')
     np.save(tmp_path / "new.npy", text[:2])
-    export(items=tmp_path / "new.jsonl", embeddings=tmp_path / "new.npy")
+    export(items=tmp_path / "new.jsonl", embeddings=tmp_path / "new.npy", cold_scale=cold_scale)
     again = np.load(folder / "vectors.npy")
     np.testing.assert_allclose(again[40:], vectors[40:42], atol=1e-6)
     assert sorted(path.name for path in folder.parent.iterdir() if "served" in path.name) == ["served"]
@@ -289,7 +296,7 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
 
 
 def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "load_run", lambda workdir, files: pytest.fail("loads the model"))
+    monkeypatch.setattr(exports, "load_run", lambda workdir, files, cold_scale: pytest.fail("loads the model"))
     with pytest.raises(InputError, match=r"--output=/proc/served can't be written \(.*\); name another place"):
         export_run(run, Path("/proc/served"))  # where root can't, either
     for options in ({"items": tmp_path / "none"}, {"items": run / "config.json", "embeddings": tmp_path / "none"}):

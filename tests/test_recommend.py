@@ -46,7 +46,7 @@ def loaded(run):
 @pytest.fixture
 def write(run, loaded, tmp_path, monkeypatch):
     """Writes recommendations of the run, which is read from disk only once for all tests; returns the lines."""
-    monkeypatch.setattr(restore, "load_run", lambda workdir, files: loaded)
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files, cold_scale: loaded)
 
     def call(**options):
         output = tmp_path / "top.jsonl"
@@ -56,6 +56,19 @@ def write(run, loaded, tmp_path, monkeypatch):
         return lines
 
     return call
+
+
+def test_cold_items_score_a_factor_more(write, run, monkeypatch):
+    plain = write(k=ITEMS)
+    monkeypatch.setattr(restore, "load_run", load_run)
+    more = write(k=ITEMS, cold_scale=1.5)
+    for was, now in zip(plain, more, strict=True):
+        before, after = (dict(zip(line["items"], line["scores"], strict=True)) for line in (was, now))
+        for item, score in before.items():
+            factor = 1.5 if item in ("item-38", "item-39") else 1  # those that no history holds
+            assert after[item] == pytest.approx(factor * score, abs=1e-6)
+    with pytest.raises(InputError, match=r"--cold_scale must be above 0, got 0\.0"):
+        write(cold_scale=0.0)
 
 
 def test_the_files_of_a_run_are_not_overwritten(run, loaded, write, tmp_path):
@@ -186,7 +199,9 @@ def test_now_goes_on_from_all_that_is_known(write, events, tmp_path):
 def test_now_tells_of_users_with_too_few_interactions(run, loaded, tmp_path, monkeypatch, capsys):
     setup, params = loaded
     short = dataclasses.replace(setup.dataset, dropped={"users_too_short": 7})
-    monkeypatch.setattr(restore, "load_run", lambda workdir, files: (dataclasses.replace(setup, dataset=short), params))
+    monkeypatch.setattr(
+        restore, "load_run", lambda workdir, files, cold_scale: (dataclasses.replace(setup, dataset=short), params)
+    )
     for until, told in (("now", True), ("test", False)):
         write_recommendations(run, tmp_path / "top.jsonl", k=1, until=until)
         assert ("7 users are left out" in capsys.readouterr().err) is told
@@ -246,7 +261,7 @@ def test_output_that_can_not_be_written(run, tmp_path):
 
 
 def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(restore, "load_run", lambda workdir, files: pytest.fail("loads the model"))
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files, cold_scale: pytest.fail("loads the model"))
     top = tmp_path / "top.jsonl"
     with pytest.raises(InputError, match=r"none.jsonl: no such file"):
         write_recommendations(run, top, k=1, histories=tmp_path / "none.jsonl")
@@ -335,7 +350,7 @@ def test_no_row_beyond_the_catalogue_is_recommended(tmp_path):
 
 def test_a_run_that_has_not_ended_says_so(run, loaded, tmp_path, monkeypatch, capsys):
     shutil.copy(run / "config.json", tmp_path)
-    monkeypatch.setattr(restore, "load_run", lambda workdir, files: loaded)
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files, cold_scale: loaded)
     for folder, told in ((tmp_path, 1), (run, 0)):
         write_recommendations(folder, tmp_path / "top.jsonl", k=1)
         assert capsys.readouterr().err.count("has not come to its end") == told

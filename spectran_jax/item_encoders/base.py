@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spectran_jax.config import EncoderConfig
 from spectran_jax.layout import SequenceLayout
@@ -121,6 +121,10 @@ class ItemEncoder(nn.Module, kw_only=True):
     def table(self, *, train: bool = False) -> Float[Array, "N d"]:
         """Vectors of all items."""
         return self.encode(self.rows(None), train=train)
+
+    def trained(self) -> Bool[Array, "N"]:
+        """Which items training sees: the frozen array of that name, one of `item_arrays`."""
+        return self._frozen("trained")
 
     @classmethod
     def has_auxiliary(cls) -> bool:

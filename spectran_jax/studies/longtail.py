@@ -1,4 +1,4 @@
-"""Who is served well: metrics by the popularity of the target, and for items that training never saw."""
+"""Who is served well: metrics by the popularity of the target."""
 
 from __future__ import annotations
 
@@ -25,28 +25,13 @@ the trained items, the tail the {words.percent(TAIL_SHARE)} least popular, cold 
 Ranking is against the whole catalogue in every group, so groups differ in difficulty: compare encoders within a group.
 """
 
-COLD_TEXT = """
-Test users whose target no training sequence holds. Its vector is made of its text alone: an encoder without text has
-nothing to go by, and ties count against it. With --holdout a share of the trained items is taken out of every training
-history, the same for all encoders and seeds; they stay candidates, targets, and part of the histories that are
-evaluated. Without it, cold targets are those that the split leaves, often few: see the counts.
-"""
 
-
-def run_longtail(study: Study, encoders: Sequence[str] = ()) -> Result:
+def run(study: Study, encoders: Sequence[str] = ()) -> Result:
     """Runs and publishes the study of the long tail; the first encoder is the reference."""
     variants = encoder_variants(encoders)
     grid = run_grid(study, everywhere(study, variants), "Long tail")
     found = result(grid, "Long tail", (*CLASSES, "all"), variants[0].name, TEXT, study.command)
     return finish(study, "longtail", grid, found, grid.against(variants[0].name))
-
-
-def run_coldstart(study: Study, encoders: Sequence[str] = (), holdout: float = 0.0) -> Result:
-    """Runs and publishes the study of cold items; `holdout` is a share of the items in training to take out of it."""
-    variants = encoder_variants(encoders, **({"holdout_items": holdout} if holdout else {}))
-    grid = run_grid(study, everywhere(study, variants), "Cold start")
-    found = result(grid, "Cold start", ("cold", "warm", "all"), variants[0].name, COLD_TEXT, study.command)
-    return finish(study, "coldstart", grid, found, grid.against(variants[0].name))
 
 
 def result(grid: Grid, title: str, groups: Sequence[str], reference: str, text: str, command: str) -> Result:

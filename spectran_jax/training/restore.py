@@ -8,6 +8,7 @@ from typing import Any
 
 from spectran_jax import item_encoders
 from spectran_jax.config import FILES, Config
+from spectran_jax.config_checks import check
 from spectran_jax.data.text_files import require_file
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
@@ -50,18 +51,25 @@ def read_run(workdir: Path, files: Mapping[str, Path] | None = None) -> Config:
     return config.replace(**{name: str(path) for name, path in (files or {}).items()})
 
 
-def load_run(workdir: Path, files: Mapping[str, Path] | None = None) -> tuple[Setup, Any]:
+def load_run(
+    workdir: Path, files: Mapping[str, Path] | None = None, cold_scale: float | None = None
+) -> tuple[Setup, Any]:
     """The set-up of a run and its best parameters, on the devices.
 
     Args:
       workdir: its folder.
       files: see `read_run`; they must hold what the run's own held.
+      cold_scale: of the item table, instead of the run's.
 
     Raises:
-      InputError: where the folder holds no trained run, or its data can no longer be read or has changed.
+      InputError: where the folder holds no trained run, its data can no longer be read or has changed, or for a factor
+        out of range.
     """
     # The mesh is that of the machine at hand, whatever the run was trained on.
     config = read_run(workdir, files).replace(mesh="auto")
+    if cold_scale is not None:
+        config = config.replace(cold_scale=cold_scale)
+        check(config)
     encoder = item_encoders.lookup(config.encoder.item_encoder)
     reads_text = encoder.needs_spectrum or encoder.needs_text
     for name in FILES if reads_text else FILES[:2]:

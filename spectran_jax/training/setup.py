@@ -238,6 +238,11 @@ def assemble(
             f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "
             f"--loss={config.objective.loss} touches all; take --spectrum_memory=device, or a sampled loss."
         )
+    if config.objective.cold_scale != 1 and "trained" not in encoder.item_arrays:  # an encoder of one's own
+        raise InputError(
+            f"--cold_scale={config.objective.cold_scale} needs to know which items training sees, and "
+            f"--item_encoder={config.encoder.item_encoder} has no array `trained`; leave the flag out."
+        )
     host: dict[str, np.ndarray] = {}
     if config.spectrum.spectrum_memory != "device":
         host = {name: arrays.pop(name) for name in encoder.wide_arrays}
@@ -250,7 +255,10 @@ def assemble(
         embeddings=embeddings,
         spectrum=spectrum,
         model=Recommender(
-            item_encoder=encoder.clone(num_items=rows), backbone=build_backbone(config), score=config.objective.score
+            item_encoder=encoder.clone(num_items=rows),
+            backbone=build_backbone(config),
+            score=config.objective.score,
+            cold_scale=config.objective.cold_scale,
         ),
         objective=objective,
         plan=plan,

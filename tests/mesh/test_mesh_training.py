@@ -86,7 +86,7 @@ def seen(params):
 @pytest.mark.parametrize(
     "options",
     [
-        {"item_encoder": "spectran"},
+        {"item_encoder": "spectran", "cold_scale": 1.3},
         {"item_encoder": "moe", "hot": True, "loss": "bce", "table_dtype": "bfloat16", "history_negatives": False},
         {"item_encoder": "rlmrec", "negatives": 6},
         {"item_encoder": "id", "loss": "softmax"},

@@ -13,7 +13,19 @@ from conftest import REPO
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.studies import ablation, collapse, curves, dimension, grid, longtail, sensitivity, spectrum, text_part
+from spectran_jax.studies import (
+    ablation,
+    coldstart,
+    collapse,
+    curves,
+    dimension,
+    exposure,
+    grid,
+    longtail,
+    sensitivity,
+    spectrum,
+    text_part,
+)
 from spectran_jax.studies.attention import FILE
 from spectran_jax.studies.differences import difference
 from spectran_jax.studies.flags import Study
@@ -55,6 +67,11 @@ def write_run(folder, config):
     np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, digest="d", **parts)
     text = [0.0] * D if encoder == "id" else [3.0, 3.0] + [0.0] * (D - 2)
     np.savez(folder / text_part.FILE, digest="d", singular_values=text)
+    # At the second factor all cold targets are found, and a third of the others are lost.
+    shown = np.where(counts[item] == 0, 0, np.where(rank + np.arange(USERS) % 3, ITEMS - 1, 0))
+    sets = {f"{split}_{name}": values for split in ("valid", "test") for name, values in columns.items()}
+    each = {f"{split}_ranks": np.stack([rank, shown]) for split in ("valid", "test")}
+    np.savez(folder / exposure.FILE, digest="d", scales=[1, 1.5], shares=[0.1, 0.5], item_counts=counts, **sets, **each)
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
@@ -190,7 +207,7 @@ def test_a_start_that_was_lost_is_not_taken_from_the_first_validation(study, mon
 
 
 def test_longtail_splits_users_and_holds_the_rest_alike(study, trained):
-    longtail.run_longtail(study, ["id", "spectran"])
+    longtail.run(study, ["id", "spectran"])
     counts = rows_of(study, "test-users-and-catalogue-by-group")
     assert [int(counts[0][name]) for name in ("Head", "Middle", "Tail", "Cold", "All")] == [8, 12, 15, 5, 40]
     assert [int(counts[1][name]) for name in ("Head", "Middle", "Tail", "Cold", "All")] == [4, 6, 10, 5, 25]
@@ -204,11 +221,39 @@ def test_longtail_splits_users_and_holds_the_rest_alike(study, trained):
 
 
 def test_coldstart_holds_items_out_for_every_encoder(study, trained):
-    longtail.run_coldstart(study, ["id", "spectran"], 0.05)
+    coldstart.run(study, ["id", "spectran"], 0.05)
     assert {job.config.data.holdout_items for job in trained} == {0.05}
     over = rows_of(study, "ndcg@10-over-id")
     assert [row["Encoder"] for row in over] == ["spectran", "spectran"]
     assert over[0]["Cold"].startswith("+")
+
+
+def test_coldstart_shows_cold_items_more_and_less(study, trained):
+    result = coldstart.run(study, ["id", "spectran"])
+    rows = rows_of(study, "cold-items-shown-more-and-less")
+    assert [(row["Data set"], row["Encoder"], row["Factor"]) for row in rows] == [
+        (name, "spectran", factor) for name in ("one", "two") for factor in ("1", "1.5")
+    ], "all cold items are alike to id"
+    groups = rows_of(study, "hr@10-by-group")
+    as_trained, more = rows[:2]
+    assert float(as_trained["Cold HR@10"]) == pytest.approx(float(groups[1]["Cold HR@10"]))
+    assert float(as_trained["NDCG@10"]) == pytest.approx(float(rows_of(study, "ndcg@10-by-group")[1]["All NDCG@10"]))
+    assert float(more["Cold HR@10"]) == float(more["Validation cold HR@10"]) == 1
+    assert [float(row["Cold places"]) for row in rows[:2]] == [0.1, 0.5]
+    assert float(more["NDCG@10"]) < float(as_trained["NDCG@10"])
+    assert "NDCG@10 over HR@10 of cold targets, one" in [figure.title for figure in result.figures]
+
+
+def test_coldstart_says_whose_model_is_gone(study, trained, monkeypatch):
+    def without_file(folder, digest):
+        (folder / exposure.FILE).unlink()
+        return exposure.exposures(folder, digest)
+
+    monkeypatch.setattr(coldstart, "exposures", without_file)
+    result = coldstart.run(study, ["spectran"])
+    assert "Cold items shown more and less" not in [table.title for table in result.tables]
+    (table,) = (table for table in result.tables if table.title == "NDCG@10 by group")
+    assert table.note.count("has no rows: ") == 2 * 2
 
 
 def test_spectrum_shows_reach_and_maps(study, trained):
@@ -243,7 +288,7 @@ def test_one_seed_has_no_spread_and_no_word_of_one(study, trained):
     for run, *options in (
         (ablation.run, "attention=none"),
         (sensitivity.run, "temperature=0.2"),
-        (longtail.run_longtail, ["id", "spectran"]),
+        (longtail.run, ["id", "spectran"]),
         (dimension.run, ["id"], [8, 16]),
     ):
         captions = [[figure.caption for figure in run(each, *options).figures] for each in (one, study)]
@@ -254,7 +299,7 @@ def test_one_seed_has_no_spread_and_no_word_of_one(study, trained):
 
 
 def test_tables_without_a_row_are_left_out(study, trained):
-    titles = [table.title for table in longtail.run_longtail(study, ["id"]).tables]
+    titles = [table.title for table in longtail.run(study, ["id"]).tables]
     assert titles == ["Test users and catalogue by group", "NDCG@10 by group", "HR@10 by group"]
     assert not (study.workdir / "tables" / "ndcg@10-over-id.md").exists()
 
@@ -343,7 +388,7 @@ def test_result_json_holds_the_figures_of_every_variant(study, monkeypatch):
         return made
 
     monkeypatch.setattr(grid, "run_jobs", run_jobs)
-    longtail.run_longtail(dataclasses.replace(study, seeds=(0, 3, 5)), ["spectran", "id", "svd"])
+    longtail.run(dataclasses.replace(study, seeds=(0, 3, 5)), ["spectran", "id", "svd"])
     held = json.loads((study.workdir / "result.json").read_text())["variants"]
     assert [(row["dataset"], row["variant"]) for row in held] == [
         (dataset, name) for dataset in ("one", "two") for name in ("spectran", "id", "svd")
@@ -382,7 +427,7 @@ def test_a_data_set_whose_runs_all_fail_leaves_the_other_its_tables(study, monke
         return made
 
     monkeypatch.setattr(grid, "run_jobs", run_jobs)
-    longtail.run_longtail(study, ["id", "spectran"])
+    longtail.run(study, ["id", "spectran"])
     assert {row["Data set"] for row in rows_of(study, "test-users-and-catalogue-by-group")} == {"two"}
 
 
@@ -413,7 +458,7 @@ def test_a_difference_of_too_few_seeds_has_no_interval(study, trained):
         assert sum("[" in row[-1] for row in table.rows if row[-1]) == intervals
         assert "not corrected for the number of rows; one needs 3 seeds, better 5." in table.note
     for each, intervals in ((study, 0), (three, 2)):
-        table = longtail.run_longtail(each, ["id", "spectran"]).tables[-1]
+        table = longtail.run(each, ["id", "spectran"]).tables[-1]
         assert sum("[" in row[-1] for row in table.rows) == intervals
         assert "one needs 3 seeds" in table.note
 
