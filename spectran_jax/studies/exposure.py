@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
+from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.ranks import Ranks
 from spectran_jax.recommender import ItemTable
 from spectran_jax.studies.kept import kept, model_of
@@ -67,6 +68,8 @@ def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
     from spectran_jax.recommend import recommend
     from spectran_jax.training.programs import build_programs
 
+    factors = ", ".join(f"{scale:g}" for scale in SCALES)
+    print_line(stderr_console(), f"{folder}: evaluating with the scores of cold items times {factors}.")
     setup, params = model_of(folder, digest)
     programs, counts = build_programs(setup, total_steps=1), np.asarray(setup.split.item_counts)
     table = programs.table(params, setup.place())
