@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from spectran_jax import item_encoders
 from spectran_jax.errors import InputError
 from spectran_jax.report.figures import Plot
@@ -57,7 +59,7 @@ def exposure_parts(grid: Grid) -> tuple[Table, list[Plot], list[str]]:
             for at in zip(*found, strict=True):  # one factor, all seeds
                 over_all, cold = (_mean_over(at, "test", *what) for what in (("all", "ndcg@10"), ("cold", "hr@10")))
                 chosen_by = [_mean_over(at, "valid", *what) for what in (("all", "ndcg@10"), ("cold", "hr@10"))]
-                share = spread([each.share for each in at])
+                share = f"{np.mean([each.share for each in at]):.1%}"
                 rows.append([dataset, encoder, f"{at[0].scale:g}", *chosen_by, share, over_all, cold])
                 if over_all is not None and cold is not None:
                     points[cold.mean] = over_all

@@ -239,7 +239,7 @@ def test_coldstart_shows_cold_items_more_and_less(study, trained):
     assert float(as_trained["Cold HR@10"]) == pytest.approx(float(groups[1]["Cold HR@10"]))
     assert float(as_trained["NDCG@10"]) == pytest.approx(float(rows_of(study, "ndcg@10-by-group")[1]["All NDCG@10"]))
     assert float(more["Cold HR@10"]) == float(more["Validation cold HR@10"]) == 1
-    assert [float(row["Cold places"]) for row in rows[:2]] == [0.1, 0.5]
+    assert [row["Cold places"] for row in rows[:2]] == ["10.0%", "50.0%"]
     assert float(more["NDCG@10"]) < float(as_trained["NDCG@10"])
     assert "NDCG@10 over HR@10 of cold targets, one" in [figure.title for figure in result.figures]
 
