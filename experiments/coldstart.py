@@ -8,8 +8,9 @@ from spectran_jax.studies.flags import define_study_flags, split_names, study_fr
 
 SYNOPSIS = """
 Trains every encoder and compares HR and NDCG for targets that stand in no training history, beside those that do, with
-counts. --holdout takes a share of the items out of training, so that there are enough of them. The same command again
-goes on where it stopped.
+counts. --holdout takes a share of the items out of training, so that there are enough of them. Then evaluates each
+model with such items shown more and less (--cold_scale): who fills lists with them finds more of them, at the cost of
+the others. The same command again goes on where it stopped.
 
   python -m experiments.coldstart --item_encoders=id,svd,spectran --holdout=0.05 --jobs=2 --workdir=runs/coldstart
 """

@@ -53,6 +53,15 @@ def _heads(config: Config) -> None:
     check_heads(config.encoder.dimension, config.backbone.heads)
 
 
+def _cold_scale(config: Config) -> None:
+    if config.objective.cold_scale != 1 and config.objective.loss in ("bce", "gbce"):
+        raise InputError(
+            f"--cold_scale={config.objective.cold_scale} with --loss={config.objective.loss}: its scores are logits of "
+            "small probabilities, below 0 for the most part, and a factor moves those the other way. Take another "
+            "loss, or leave the flag out."
+        )
+
+
 def _randomized(config: Config) -> None:
     if config.spectrum.decomposition == "randomized" and not config.spectrum.max_rank:
         raise InputError(
@@ -110,6 +119,7 @@ def _files(config: Config) -> None:
 
 _TOGETHER: tuple[Callable[[Config], None], ...] = (
     _heads,
+    _cold_scale,
     _randomized,
     _sparse_moments,
     _rows_ahead,

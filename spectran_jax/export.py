@@ -194,6 +194,7 @@ def _about(setup: Setup, params: Params, rows: int, new: int) -> dict[str, Any]:
         "dimension": config.encoder.dimension,
         "max_length": config.data.max_length,
         "score": config.objective.score,
+        "cold_scale": config.objective.cold_scale,
         "item_encoder": config.encoder.item_encoder,
         "backbone": config.backbone.backbone,
         "arguments": [*arguments, *(["timestamps [B, L] int32, seconds"] * _reads_time(setup))],

@@ -73,8 +73,8 @@ def define_cold_scale(flag_values: flags.FlagValues = flags.FLAGS) -> flags.Flag
     return flags.DEFINE_float(
         "cold_scale",
         None,
-        "Factor of the scores of items unseen in training: above 1 they are shown more often. As the run had it if not "
-        "given.",
+        "Factor of the scores of items unseen in training, for the same parameters: above 1 they are shown more often. "
+        "As the run had it if not given.",
         flag_values=flag_values,
     )
 

@@ -27,7 +27,10 @@ class ItemTable(NamedTuple):
         return self.vectors[ids] * self.lengths[ids][..., None]
 
     def with_scores_times(self, factor: Float[jax.Array, "N"]) -> ItemTable:
-        """The table in which item i scores `factor[i]`, above 0, times as much; the backbone reads what it did."""
+        """The table in which item i scores `factor[i]`, above 0, times as much; the backbone reads what it did.
+
+        A score below 0 falls where its factor is above 1.
+        """
         return ItemTable(self.vectors * factor[..., None], self.lengths / factor)
 
 
@@ -35,7 +38,8 @@ class Recommender(nn.Module):
     """Item encoder + backbone. The score of a state and an item is the inner product of what the methods return.
 
     With `score="cosine"` states and items come out at unit length, so that the inner product is the cosine;
-    with `"dot"` they come out as they are. Frozen arrays are read from the collection "frozen".
+    with `"dot"` they come out as they are. In `table`, items unseen in training are `cold_scale` times as long. Frozen
+    arrays are read from the collection "frozen".
     """
 
     item_encoder: nn.Module

@@ -122,6 +122,8 @@ def test_configuration_is_frozen():
         ({"dimension": 0}, "--dimension must be at least 1, got 0"),
         ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
         ({"mask_ratio": 1.0}, "--mask_ratio must be at least 0 and below 1, got 1.0"),
+        ({"cold_scale": 0.0}, "--cold_scale must be between 0.01 and 100, got 0.0"),
+        ({"cold_scale": 1.2, "loss": "bce"}, "--cold_scale=1.2 with --loss=bce: its scores are logits"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"rtol": 2.0}, "--rtol must be between 0 and 1"),
         ({"gbce_t": 1.5}, "--gbce_t must be between 0 and 1, got 1.5"),

@@ -67,7 +67,7 @@ def test_cold_items_score_a_factor_more(write, run, monkeypatch):
         for item, score in before.items():
             factor = 1.5 if item in ("item-38", "item-39") else 1  # those that no history holds
             assert after[item] == pytest.approx(factor * score, abs=1e-6)
-    with pytest.raises(InputError, match=r"--cold_scale must be above 0, got 0\.0"):
+    with pytest.raises(InputError, match=r"--cold_scale must be between 0\.01 and 100, got 0\.0"):
         write(cold_scale=0.0)
 
 

@@ -150,7 +150,8 @@ def make_plan(
     slot_supervised, slot_last_only = slot_length, None
     if mask_ratio is not None:
         slot_last_only = np.empty(len(users), bool)
-        slot_last_only[slots_by_length] = cloze.last_only(len(users), taught, mask_ratio)  # as many of every length
+        # The same share of every length.
+        slot_last_only[slots_by_length] = cloze.last_only(len(users), taught, mask_ratio)
         hidden = cloze.hidden_counts(slot_length, mask_ratio)
         slot_supervised = np.where(slot_last_only, 1, hidden).astype(np.int32)
     row_positions = _row_positions(slot_supervised, row_offsets)

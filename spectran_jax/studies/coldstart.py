@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spectran_jax import item_encoders
-from spectran_jax.errors import InputError
+from spectran_jax.config import Config
+from spectran_jax.config_checks import check
+from spectran_jax.errors import InputError, RunError
 from spectran_jax.report.figures import Plot
 from spectran_jax.studies import longtail
-from spectran_jax.studies.curves import Series, lines
-from spectran_jax.studies.exposure import Exposure, exposures
+from spectran_jax.studies.curves import Series, bars, lines
+from spectran_jax.studies.exposure import SCALES, Exposure, exposures
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.publish import Result
@@ -26,19 +28,27 @@ history, the same for all encoders and seeds; they stay candidates, targets, and
 evaluated. Without it, cold targets are those that the split leaves, often few: see the counts.
 
 Whoever fills lists with cold items finds many of them, at the cost of all others. So each trained model is evaluated
-with the scores of cold items times several factors, too (--cold_scale; 1 is as trained). Compare encoders where as many
-places of the lists go to cold items, or where all targets together fare as well.
+with the scores of cold items times several factors, too (--cold_scale; 1 leaves them as they are). Compare encoders
+where as many places of the lists go to cold items, or where all targets together fare as well.
 """
 
 
 def run(study: Study, encoders: Sequence[str] = (), holdout: float = 0.0) -> Result:
     """Runs and publishes the study; `holdout` is a share of the items in training to take out of it. The first encoder
-    is the reference."""
+        is the reference.
+
+    Raises:
+      InputError: for a `cold_scale` other than 1; and as `run_grid`.
+    """
+    if any(config.objective.cold_scale != 1 for config in study.datasets.values()):
+        raise InputError("This study evaluates at several factors of its own: leave cold_scale out.")
     variants = encoder_variants(encoders, **({"holdout_items": holdout} if holdout else {}))
     reference = variants[0].name
     grid = run_grid(study, everywhere(study, variants), "Cold start")
     found = longtail.result(grid, "Cold start", ("cold", "warm", "all"), reference, TEXT, study.command)
     table, plots, missing = exposure_parts(grid)
+    if table.rows:
+        table, missing = dataclasses.replace(table, note=" ".join([table.note, *missing])), []
     counts, by_group, *others = found.tables
     by_group = dataclasses.replace(by_group, note=" ".join(filter(None, (by_group.note, *missing))))
     found = dataclasses.replace(found, tables=[counts, by_group, *others, table], figures=[*found.figures, *plots])
@@ -52,19 +62,20 @@ def exposure_parts(grid: Grid) -> tuple[Table, list[Plot], list[str]]:
     missing: list[str] = []
     plots = []
     for dataset in grid.runs:
-        series = {}
+        series: dict[str, Series] = {}
         for encoder in (e for d, e in grid.pairs() if d == dataset):
             found = _exposures(grid, dataset, encoder, missing)
-            points: dict[float, Spread] = {}
+            points: list[tuple[Spread, Spread]] = []
             for at in zip(*found, strict=True):  # one factor, all seeds
                 over_all, cold = (_mean_over(at, "test", *what) for what in (("all", "ndcg@10"), ("cold", "hr@10")))
                 chosen_by = [_mean_over(at, "valid", *what) for what in (("all", "ndcg@10"), ("cold", "hr@10"))]
-                share = f"{np.mean([each.share for each in at]):.1%}"
+                share = f"{100 * np.mean([each.share for each in at]):.1f} %"
                 rows.append([dataset, encoder, f"{at[0].scale:g}", *chosen_by, share, over_all, cold])
                 if over_all is not None and cold is not None:
-                    points[cold.mean] = over_all
+                    points.append((cold, over_all))
             if points:
-                series[encoder] = Series.over_seeds(points)
+                x, y = zip(*points, strict=True)
+                series[encoder] = Series([each.mean for each in x], [each.mean for each in y], bars(y))
         if series:
             plots.append(exposure_plot(dataset, series))
     columns = ["Data set", "Encoder", "Factor", "Validation NDCG@10", "Validation cold HR@10", "Cold places"]
@@ -74,17 +85,18 @@ def exposure_parts(grid: Grid) -> tuple[Table, list[Plot], list[str]]:
 
 
 def _exposures(grid: Grid, dataset: str, encoder: str, missing: list[str]) -> list[list[Exposure]]:
-    """Of each seed whose model can still be had, the reason told in `missing` otherwise; none of an encoder for which
-    cold items have no vector."""
+    """Of each seed that can be evaluated anew, the reason told in `missing` otherwise; none of an encoder for which all
+    cold items are alike."""
     found = []
     for outcome in grid.ok(dataset, encoder).values():
         assert outcome.metrics is not None
-        name = outcome.metrics["config"]["encoder"]["item_encoder"]
+        config = outcome.metrics["config"]
         try:
-            if item_encoders.lookup(name).knows_cold_items():
+            check(Config.from_dict(config).replace(cold_scale=SCALES[0]))
+            if item_encoders.lookup(config["encoder"]["item_encoder"]).knows_cold_items():
                 found.append(exposures(outcome.folder, outcome.metrics["digest"]))
-        except InputError as error:
-            missing.append(f"{outcome.name} has no rows: {error}")
+        except (InputError, RunError) as error:
+            missing.append(f"{outcome.name} at no other factor: {error}")
     return found
 
 

@@ -52,7 +52,7 @@ def exposures(folder: Path, digest: str) -> list[Exposure]:
     Raises:
       InputError: as `model_of`.
     """
-    found = kept(folder / FILE, digest, "test_ranks", lambda: _of_best(folder, digest))
+    found = kept(folder / FILE, f"{digest} {SCALES}", "test_ranks", lambda: _of_best(folder, digest))
 
     def ranks(split: str, at: int) -> Ranks:
         user, item, each, history = (found[f"{split}_{name}"] for name in ("user", "item", "ranks", "history"))

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from spectran_jax import item_encoders
 from spectran_jax.digest import params_digest
+from spectran_jax.errors import InputError
 from spectran_jax.recommend import user_states
 from spectran_jax.studies.exposure import PLACES, SCALES, exposures
 from spectran_jax.training.checkpoints import Checkpoints
@@ -12,9 +14,11 @@ from spectran_jax.training.setup import prepare
 from spectran_jax.writing import write_json
 
 
-@pytest.mark.parametrize("cold_scale", [1.0, 0.7])
-def test_ranks_and_places_of_every_factor(tiny_config, tmp_path, cold_scale):
-    config = tiny_config.replace(item_encoder="svd", semantic_scale=1.0, holdout_items=0.3, cold_scale=cold_scale)
+@pytest.mark.parametrize(
+    "options", [{"item_encoder": "svd"}, {"item_encoder": "svd", "cold_scale": 0.7, "filter_seen": True}]
+)
+def test_ranks_and_places_of_every_factor(tiny_config, tmp_path, options):
+    config = tiny_config.replace(semantic_scale=1.0, holdout_items=0.3, **options)
     setup = prepare(config)
     params = build_programs(setup, 1).init().params
     write_json(tmp_path / "config.json", config.to_dict())
@@ -32,12 +36,16 @@ def test_ranks_and_places_of_every_factor(tiny_config, tmp_path, cold_scale):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     for split, targets in (("valid", setup.split.valid), ("test", setup.split.test)):
         scores = user_states(plain, params, targets.history, table=table) @ vectors.T
+        users = np.arange(len(scores))
+        seen = np.zeros(scores.shape, bool)
+        if config.training.filter_seen:
+            seen[np.repeat(users, targets.history.lengths), targets.history.items] = True
         for each in found:
-            factors = np.where(cold, each.scale, 1)
-            scaled = scores * factors
-            own = scaled[np.arange(len(scaled)), targets.target]
+            scaled = scores * np.where(cold, each.scale, 1)
+            own = scaled[users, targets.target]
+            scaled[seen] = -9
             better = (scaled > own[:, None] + 1e-6).sum(axis=1)
-            tied = (np.abs(scaled - own[:, None]) <= 1e-6).sum(axis=1) - 1
+            tied = (np.abs(scaled - own[:, None]) <= 1e-6).sum(axis=1) - ~seen[users, targets.target]
             ranks = getattr(each, split)
             assert ((better <= ranks.rank) & (ranks.rank <= better + tied)).all()
             np.testing.assert_array_equal(ranks.item, targets.target)
@@ -47,3 +55,12 @@ def test_ranks_and_places_of_every_factor(tiny_config, tmp_path, cold_scale):
     shares = [each.share for each in found]
     assert shares == sorted(shares)
     assert shares[0] < shares[-1]
+
+
+def test_an_encoder_that_does_not_say_what_is_trained_takes_no_factor(tiny_config, monkeypatch):
+    monkeypatch.setattr(item_encoders.lookup("svd"), "item_arrays", ("u",))
+    prepare(tiny_config.replace(item_encoder="svd"))
+    with pytest.raises(
+        InputError, match=r"--cold_scale=1\.2 needs to know which items training sees.*leave the flag out"
+    ):
+        prepare(tiny_config.replace(item_encoder="svd", cold_scale=1.2))

@@ -41,8 +41,8 @@ OTHER = {
 }  # fmt: skip
 OF_THE_OPTIMIZER = ("spectral_lr_multiplier", "spectral_epochs", "adapter_lr_multiplier")
 """How fast some parameters learn: no encoder is built otherwise."""
-OF_WHAT_IS_NEEDED = ("embeddings", "text_encoder", "text_columns", "spectrum_memory", "pad_rank")
-"""Where text comes from and lies, and whether a spectrum may be short: the same items make the same encoder."""
+OF_WHAT_IS_NEEDED = ("embeddings", "text_encoder", "text_columns", "spectrum_memory", "pad_rank", "cold_scale")
+"""Where text comes from and lies, whether a spectrum may be short, how vectors are scored: the encoder is the same."""
 TEXT = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
 
 
@@ -79,6 +79,7 @@ def test_an_encoder_needs_what_it_is_said_to(name):
     for field in ("embeddings", "text_encoder", "text_columns"):
         assert (name in ENCODERS[field]) == (made_by.needs_spectrum or made_by.needs_text)
     assert (name in ENCODERS["spectrum_memory"]) == bool(made_by.wide_arrays)
+    assert (name in ENCODERS["cold_scale"]) == made_by.knows_cold_items()
     short = BASE.replace(item_encoder=name, max_rank=D - 1, pad_rank=False)
     if name in ENCODERS["pad_rank"]:
         with pytest.raises(InputError, match="--pad_rank"):

@@ -71,7 +71,15 @@ def write_run(folder, config):
     shown = np.where(counts[item] == 0, 0, np.where(rank + np.arange(USERS) % 3, ITEMS - 1, 0))
     sets = {f"{split}_{name}": values for split in ("valid", "test") for name, values in columns.items()}
     each = {f"{split}_ranks": np.stack([rank, shown]) for split in ("valid", "test")}
-    np.savez(folder / exposure.FILE, digest="d", scales=[1, 1.5], shares=[0.1, 0.5], item_counts=counts, **sets, **each)
+    np.savez(
+        folder / exposure.FILE,
+        digest=f"d {exposure.SCALES}",
+        scales=[1, 1.5],
+        shares=[0.1, 0.5],
+        item_counts=counts,
+        **sets,
+        **each,
+    )
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
@@ -239,9 +247,23 @@ def test_coldstart_shows_cold_items_more_and_less(study, trained):
     assert float(as_trained["Cold HR@10"]) == pytest.approx(float(groups[1]["Cold HR@10"]))
     assert float(as_trained["NDCG@10"]) == pytest.approx(float(rows_of(study, "ndcg@10-by-group")[1]["All NDCG@10"]))
     assert float(more["Cold HR@10"]) == float(more["Validation cold HR@10"]) == 1
-    assert [row["Cold places"] for row in rows[:2]] == ["10.0%", "50.0%"]
+    assert [row["Cold places"] for row in rows[:2]] == ["10.0 %", "50.0 %"]
     assert float(more["NDCG@10"]) < float(as_trained["NDCG@10"])
     assert "NDCG@10 over HR@10 of cold targets, one" in [figure.title for figure in result.figures]
+
+
+def test_coldstart_takes_no_factor_from_the_command_line(study, trained):
+    datasets = {name: config.replace(cold_scale=1.2) for name, config in study.datasets.items()}
+    with pytest.raises(InputError, match="leave cold_scale out"):
+        coldstart.run(dataclasses.replace(study, datasets=datasets), ["spectran"])
+    assert not trained
+
+
+def test_losses_of_scores_below_zero_have_no_factors(study, trained):
+    datasets = {name: config.replace(loss="gbce") for name, config in study.datasets.items()}
+    result = coldstart.run(dataclasses.replace(study, datasets=datasets), ["spectran"])
+    (table,) = (table for table in result.tables if table.title == "NDCG@10 by group")
+    assert "--loss=gbce: its scores are logits" in table.note
 
 
 def test_coldstart_says_whose_model_is_gone(study, trained, monkeypatch):
@@ -253,7 +275,7 @@ def test_coldstart_says_whose_model_is_gone(study, trained, monkeypatch):
     result = coldstart.run(study, ["spectran"])
     assert "Cold items shown more and less" not in [table.title for table in result.tables]
     (table,) = (table for table in result.tables if table.title == "NDCG@10 by group")
-    assert table.note.count("has no rows: ") == 2 * 2
+    assert table.note.count("at no other factor: ") == 2 * 2
 
 
 def test_spectrum_shows_reach_and_maps(study, trained):

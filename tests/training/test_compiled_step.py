@@ -14,6 +14,7 @@ from spectran_jax.training.programs import build_programs
 OPTIONS = {
     "rank": 48,
     "users": 100,
+    "blocks": 1,
     "lengths": (3, 9),
     "repeated": True,
     "history_negatives": True,

@@ -147,7 +147,7 @@ def test_several_steps_a_dispatch_make_the_same_run(tiny_config, tmp_path, monke
 
 
 def test_a_profile_is_a_trace_that_perfetto_and_xprof_open(tiny_config, tmp_path, capsys, no_report):
-    train_and_report(tiny_config.replace(epochs=2, profile=2), tmp_path)
+    train_and_report(tiny_config.replace(epochs=2, eval_every=2, profile=2), tmp_path)
     (folder,) = (tmp_path / "profile" / "plugins" / "profile").iterdir()
     assert list(folder.glob("*.xplane.pb"))
     (trace,) = folder.glob("perfetto_trace.json.gz")

@@ -27,8 +27,7 @@ OTHER = {"packing": False, "mask_negatives": "history", "loss": "sampled_softmax
     ("encoder", "options"),
     [
         ("spectran", {}),
-        ("spectran", OTHER),
-        ("rlmrec", {"alignment": "generative"}),
+        ("rlmrec", {"alignment": "generative", **OTHER}),
         ("llmesr", {}),
     ],
 )
