@@ -273,10 +273,10 @@ class ObjectiveConfig:
     )
     cold_scale: float = _field(
         1.0,
-        "Factor of the scores that items unseen in training have in rankings and lists. Scores at the top are above 0 "
-        "(refused with bce and gbce, where they are not): above 1 such items are shown more often, and found more often, "
-        "at the cost of all others; experiments.coldstart says how much. No update reads it, but validations do, which "
-        "choose the parameters.",
+        "Factor of the scores that items unseen in training have in rankings and lists. Scores at the top of a list are "
+        "above 0 as a rule (refused with bce and gbce, where they are not), so that above 1 such items are shown and found "
+        "more often, at the cost of all others; experiments.coldstart says how much. No update reads it, but validations "
+        "do, which choose the parameters.",
         low=0.01,
         high=100,
     )

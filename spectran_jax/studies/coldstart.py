@@ -34,8 +34,12 @@ where as many places of the lists go to cold items, or where all targets togethe
 
 
 def run(study: Study, encoders: Sequence[str] = (), holdout: float = 0.0) -> Result:
-    """Runs and publishes the study; `holdout` is a share of the items in training to take out of it. The first encoder
-        is the reference.
+    """Runs and publishes the study; the first encoder is the reference.
+
+    Args:
+      study: data sets, seeds, and where.
+      encoders: by name; all if empty.
+      holdout: share of the items in training to take out of it.
 
     Raises:
       InputError: for a `cold_scale` other than 1; and as `run_grid`.
@@ -92,8 +96,8 @@ def _exposures(grid: Grid, dataset: str, encoder: str, missing: list[str]) -> li
         assert outcome.metrics is not None
         config = outcome.metrics["config"]
         try:
-            check(Config.from_dict(config).replace(cold_scale=SCALES[0]))
             if item_encoders.lookup(config["encoder"]["item_encoder"]).knows_cold_items():
+                check(Config.from_dict(config).replace(cold_scale=SCALES[0]))
                 found.append(exposures(outcome.folder, outcome.metrics["digest"]))
         except (InputError, RunError) as error:
             missing.append(f"{outcome.name} at no other factor: {error}")
