@@ -275,8 +275,8 @@ class ObjectiveConfig:
         1.0,
         "Factor of the scores that items unseen in training have in rankings and lists. Scores at the top of a list are "
         "above 0 as a rule (refused with bce and gbce, where they are not), so that above 1 such items are shown and found "
-        "more often, at the cost of all others; experiments.coldstart says how much. No update reads it, but validations "
-        "do, which choose the parameters.",
+        "more often, at the cost of all others; experiments.coldstart says how much. It changes no update, but "
+        "validations, and so which parameters are kept.",
         low=0.01,
         high=100,
     )

@@ -53,8 +53,12 @@ def _heads(config: Config) -> None:
     check_heads(config.encoder.dimension, config.backbone.heads)
 
 
+SCORES_BELOW_ZERO = ("bce", "gbce")
+"""Losses whose scores are below 0 for the most part, the best of a list too: logits of small probabilities."""
+
+
 def _cold_scale(config: Config) -> None:
-    if config.objective.cold_scale != 1 and config.objective.loss in ("bce", "gbce"):
+    if config.objective.cold_scale != 1 and config.objective.loss in SCORES_BELOW_ZERO:
         raise InputError(
             f"--cold_scale={config.objective.cold_scale} with --loss={config.objective.loss}: its scores are logits of "
             "small probabilities, below 0 for the most part, and a factor moves those the other way. Take another "

@@ -74,7 +74,7 @@ def define_cold_scale(flag_values: flags.FlagValues = flags.FLAGS) -> flags.Flag
         "cold_scale",
         None,
         "Factor of the scores of items unseen in training, for the same parameters: above 1 they are shown more often. "
-        "As the run had it if not given.",
+        "As the run had it if not given; not for runs with bce or gbce.",
         flag_values=flag_values,
     )
 

@@ -179,6 +179,7 @@ def test_new_items_have_the_vectors_of_cold_items_with_their_text(export, loaded
     assert vectors.shape == (80, 16)
     counts = np.r_[np.asarray(loaded[0].split.item_counts), np.zeros(40)]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.where(counts > 0, 1, cold_scale or 1), rtol=1e-5)
+    assert json.loads((folder / "export.json").read_text())["cold_scale"] == (cold_scale or 1)
     cold = np.flatnonzero(~loaded[0].frozen.item_encoder["trained"])
     assert len(cold) >= 2
     np.testing.assert_allclose(vectors[40 + cold], vectors[cold], atol=1e-5)

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spectran_jax import item_encoders
-from spectran_jax.config import Config
-from spectran_jax.config_checks import check
+from spectran_jax.config_checks import SCORES_BELOW_ZERO
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.report.figures import Plot
 from spectran_jax.studies import longtail
 from spectran_jax.studies.curves import Series, bars, lines
-from spectran_jax.studies.exposure import SCALES, Exposure, exposures
+from spectran_jax.studies.exposure import Exposure, exposures
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.publish import Result
@@ -91,13 +90,16 @@ def exposure_parts(grid: Grid) -> tuple[Table, list[Plot], list[str]]:
 def _exposures(grid: Grid, dataset: str, encoder: str, missing: list[str]) -> list[list[Exposure]]:
     """Of each seed that can be evaluated anew, the reason told in `missing` otherwise; none of an encoder for which all
     cold items are alike."""
-    found = []
+    found: list[list[Exposure]] = []
     for outcome in grid.ok(dataset, encoder).values():
         assert outcome.metrics is not None
         config = outcome.metrics["config"]
+        if (loss := config["objective"]["loss"]) in SCORES_BELOW_ZERO:
+            note = f"{dataset} at no other factor: scores of {loss} are below 0 for the most part."
+            missing += [note] * (note not in missing)
+            continue
         try:
             if item_encoders.lookup(config["encoder"]["item_encoder"]).knows_cold_items():
-                check(Config.from_dict(config).replace(cold_scale=SCALES[0]))
                 found.append(exposures(outcome.folder, outcome.metrics["digest"]))
         except (InputError, RunError) as error:
             missing.append(f"{outcome.name} at no other factor: {error}")

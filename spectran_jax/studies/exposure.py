@@ -47,12 +47,13 @@ def exposures(folder: Path, digest: str) -> list[Exposure]:
 
     Args:
       folder: of the run.
-      digest: of its best parameters, from metrics.json; what was kept of others, before the run went on, is made again.
+      digest: of its best parameters, from metrics.json; what was kept of others, before the run went on, or for other
+        factors, is made again.
 
     Raises:
       InputError: as `model_of`.
     """
-    found = kept(folder / FILE, f"{digest} {SCALES}", "test_ranks", lambda: _of_best(folder, digest))
+    found = kept(folder / FILE, f"{digest} {SCALES} {PLACES}", "test_ranks", lambda: _of_best(folder, digest))
 
     def ranks(split: str, at: int) -> Ranks:
         user, item, each, history = (found[f"{split}_{name}"] for name in ("user", "item", "ranks", "history"))

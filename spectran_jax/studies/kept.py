@@ -23,7 +23,8 @@ def kept(path: Path, digest: str, required: str, make: Callable[[], Mapping[str,
 
     Args:
       path: .npz, in the folder of the run.
-      digest: of the run's best parameters, from metrics.json: a run that goes on may find others.
+      digest: of the run's best parameters, from metrics.json, as a run that goes on may find others; and of whatever
+        else the arrays follow from.
       required: the array without which a file is no such file.
       make: takes them from the checkpoint.
     """

@@ -23,8 +23,8 @@ _OF_THE_TEXT_ITSELF = ("mlp", "moe", "whiten")
 _OF_THE_SPECTRUM = ("svd", "llminit", "alphafuse", "rlmrec", "llmesr", "spectran")
 _OF_TEXT = (*_OF_THE_TEXT_ITSELF, *_OF_THE_SPECTRUM)
 _WITH_A_PART_OF_TEXT = ("svd", "mlp", "moe", "whiten", "spectran")
-_OF_TEXT_ALONE = tuple(name for name in _OF_TEXT if name != "rlmrec")
-"""They give an item that has nothing but text a vector."""
+_WITH_COLD_ITEMS = tuple(name for name in _OF_TEXT if name != "rlmrec")
+"""They give an item a vector that has nothing but its text."""
 _SAMPLED = ("infonce", "sampled_softmax", "bce", "gbce")
 
 ENCODERS: dict[str, Sequence[str]] = {
@@ -49,7 +49,7 @@ ENCODERS: dict[str, Sequence[str]] = {
     "spectral_lr_multiplier": ("spectran",),
     "spectral_epochs": ("spectran",),
     "adapter_lr_multiplier": (*_WITH_A_PART_OF_TEXT, "rlmrec", "llmesr"),  # svd and spectran have a gate at most
-    "cold_scale": _OF_TEXT_ALONE,
+    "cold_scale": _WITH_COLD_ITEMS,
     "adapter_width": ("mlp", "whiten", "rlmrec", "llmesr"),
     "experts": ("moe",),
     "whiten_groups": ("whiten",),

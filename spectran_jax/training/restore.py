@@ -63,7 +63,7 @@ def load_run(
 
     Raises:
       InputError: where the folder holds no trained run, its data can no longer be read or has changed, or for a factor
-        out of range.
+        that its encoder, its loss or the range does not allow.
     """
     # The mesh is that of the machine at hand, whatever the run was trained on.
     config = read_run(workdir, files).replace(mesh="auto")

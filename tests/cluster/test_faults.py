@@ -41,12 +41,12 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def launched_and_killed(flags, *, processes, victim):
-    """SIGKILL to one of the processes that launch/local.sh started, and started again once, when there is a checkpoint
-    more: its exit status, and what all of them told."""
+def launched_and_told(flags, number, *, processes, victim, restarts=0):
+    """A signal to one of the processes that launch/local.sh started, when there is a checkpoint more: its exit status,
+    and what all of them told."""
     workdir = flags["workdir"]
     before = latest_step(workdir)
-    settings = {"PYTHON": sys.executable, "PROCESSES": str(processes), "DEVICES": "1", "RESTARTS": "1"}
+    settings = {"PYTHON": sys.executable, "PROCESSES": str(processes), "DEVICES": "1", "RESTARTS": str(restarts)}
     launcher = subprocess.Popen(
         [REPO / "launch" / "local.sh", *(f"--{name}={value}" for name, value in flags.items())],
         env={**os.environ, **settings},
@@ -63,13 +63,19 @@ def launched_and_killed(flags, *, processes, victim):
         each = working_in(workdir)
         assert len(each) == processes, each
         (pid,) = [pid for pid, line in each.items() if f"--process_id={victim} " in f"{line} "]
-        os.kill(pid, signal.SIGKILL)
+        time.sleep(random.random() * 0.2)  # wherever that is, in a save or not
+        os.kill(pid, number)
         _, told = launcher.communicate(timeout=240)
     finally:
         launcher.terminate()
         launcher.wait(timeout=150)
     assert not working_in(workdir)
     return launcher.returncode, told
+
+
+def errors_of(stderr):
+    """The last lines of processes that left; XLA may log its own end after ours."""
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
 
 
 def working_in(folder):
@@ -96,7 +102,8 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
         assert statuses.pop(2) == -signal.SIGKILL
         assert statuses == [TEMPORARY] * 3, [run.err(index)[-1000:] for index in range(4)]
         for index in (0, 1, 3):
-            assert "rocess 2 of 4" in run.last_line(index)
+            assert "rocess 2 of 4" in errors_of(run.err(index))[-1], run.err(index)
+            assert "Traceback" not in run.err(index)
             assert not run.out(index)
             if index:
                 assert len(run.err(index).splitlines()) == 1, run.err(index)
@@ -104,26 +111,24 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
     # the coordinator is killed.
     damaged = latest_step(workdir)
     cut_short(workdir)
-    status, told = launched_and_killed(flags, processes=2, victim=0)
+    status, told = launched_and_told(flags, signal.SIGKILL, processes=2, victim=0, restarts=1)
     assert status == TEMPORARY, told
-    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    errors = errors_of(told)
     first = [line for line in errors if f"{damaged} is damaged; start again." in line]
-    assert len(first) >= 2, told  # each tells it, and perhaps what it read of another one beside
-    assert [line for line in errors if line not in first] == errors[len(first) :], told
-    assert len(errors) == len(first) + 1, told
-    assert "rocess 0 of 2" in errors[-1]
+    last = [line for line in errors if "rocess 0 of 2" in line]
+    # Each tells it, and perhaps what it read of another one beside.
+    assert len(first) >= 2, told
+    assert last, told
+    assert first + last == errors, told
     assert "Traceback" not in told
     assert told.count("saved; starting again (1 left)") == 1, told
     assert [path.name for path in (workdir / "checkpoints").glob("damaged-*")] == [f"damaged-latest-{damaged}"]
     # A preemption notice on one process: all save one step, and nobody stays behind.
-    before = latest_step(workdir)
-    with started(tmp_path / "told", 4, flags) as run:
-        run.wait_for_step(workdir, before + 1)
-        run.each[1].send_signal(signal.SIGTERM)
-        assert run.wait() == [TEMPORARY] * 4, [run.err(index)[-1000:] for index in range(4)]
-        for index in range(4):
-            assert f"SIGTERM on process 1: saved step {latest_step(workdir)};" in run.last_line(index)
-    assert not working_in(workdir)
+    status, told = launched_and_told(flags, signal.SIGTERM, processes=4, victim=1)
+    assert status == TEMPORARY, told
+    assert len(errors_of(told)) >= 4, told
+    for line in errors_of(told):
+        assert f"SIGTERM on process 1: saved step {latest_step(workdir)};" in line, told
     assert not (workdir / "metrics.json").exists()
     with started(tmp_path / "end", 1, {**flags, "mesh": "data:1,model:2"}) as run:
         assert run.wait() == [0], run.err(0)

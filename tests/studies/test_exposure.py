@@ -7,6 +7,7 @@ from spectran_jax import item_encoders
 from spectran_jax.digest import params_digest
 from spectran_jax.errors import InputError
 from spectran_jax.recommend import user_states
+from spectran_jax.studies import exposure
 from spectran_jax.studies.exposure import PLACES, SCALES, exposures
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs, build_table
@@ -17,7 +18,7 @@ from spectran_jax.writing import write_json
 @pytest.mark.parametrize(
     "options", [{"item_encoder": "svd"}, {"item_encoder": "svd", "cold_scale": 0.7, "filter_seen": True}]
 )
-def test_ranks_and_places_of_every_factor(tiny_config, tmp_path, options):
+def test_ranks_and_places_of_every_factor(tiny_config, tmp_path, monkeypatch, options):
     config = tiny_config.replace(semantic_scale=1.0, holdout_items=0.3, **options)
     setup = prepare(config)
     params = build_programs(setup, 1).init().params
@@ -52,6 +53,8 @@ def test_ranks_and_places_of_every_factor(tiny_config, tmp_path, options):
             if split == "test":
                 tops = np.argsort(-scaled, axis=1, kind="stable")[:, :PLACES]
                 assert each.share == pytest.approx(cold[tops].mean(), abs=0.01)
+    monkeypatch.setattr(exposure, "SCALES", (1.0, 1.4))
+    assert [each.scale for each in exposures(tmp_path, params_digest(params))] == [1.0, 1.4], "others were kept"
     shares = [each.share for each in found]
     assert shares == sorted(shares)
     assert shares[0] < shares[-1]

@@ -41,8 +41,9 @@ OTHER = {
 }  # fmt: skip
 OF_THE_OPTIMIZER = ("spectral_lr_multiplier", "spectral_epochs", "adapter_lr_multiplier")
 """How fast some parameters learn: no encoder is built otherwise."""
-OF_WHAT_IS_NEEDED = ("embeddings", "text_encoder", "text_columns", "spectrum_memory", "pad_rank", "cold_scale")
-"""Where text comes from and lies, whether a spectrum may be short, how vectors are scored: the encoder is the same."""
+OF_NO_ENCODER = ("embeddings", "text_encoder", "text_columns", "spectrum_memory", "pad_rank", "cold_scale")
+"""Where text comes from and lies, whether a spectrum may be short, how vectors are scored: of the same items the same
+encoder is made."""
 TEXT = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
 
 
@@ -63,7 +64,7 @@ def encoder(config):
 def test_an_encoder_reads_the_fields_that_it_is_said_to_and_no_others(name):
     base = BASE.replace(item_encoder=name)
     before = encoder(base)
-    for field in (field for field in ENCODERS if field not in (*OF_THE_OPTIMIZER, *OF_WHAT_IS_NEEDED)):
+    for field in (field for field in ENCODERS if field not in (*OF_THE_OPTIMIZER, *OF_NO_ENCODER)):
         read = name in ENCODERS[field]
         assert (unread_because(base, field) == "") == read
         if field == "fusion" and not read:

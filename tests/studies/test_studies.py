@@ -73,7 +73,7 @@ def write_run(folder, config):
     each = {f"{split}_ranks": np.stack([rank, shown]) for split in ("valid", "test")}
     np.savez(
         folder / exposure.FILE,
-        digest=f"d {exposure.SCALES}",
+        digest=f"d {exposure.SCALES} {exposure.PLACES}",
         scales=[1, 1.5],
         shares=[0.1, 0.5],
         item_counts=counts,
@@ -263,7 +263,7 @@ def test_losses_of_scores_below_zero_have_no_factors(study, trained):
     datasets = {name: config.replace(loss="gbce") for name, config in study.datasets.items()}
     result = coldstart.run(dataclasses.replace(study, datasets=datasets), ["spectran"])
     (table,) = (table for table in result.tables if table.title == "NDCG@10 by group")
-    assert "--loss=gbce: its scores are logits" in table.note
+    assert table.note.count("at no other factor: scores of gbce are below 0") == len(datasets)
 
 
 def test_coldstart_says_whose_model_is_gone(study, trained, monkeypatch):
