@@ -71,6 +71,18 @@ def test_cold_items_score_a_factor_more(write, run, monkeypatch):
         write(cold_scale=0.0)
 
 
+def test_a_factor_changes_scores_and_no_state(loaded):
+    """What a history holds is read as it was, whatever its items score."""
+    setup, params = loaded
+    table = build_table(setup)(params, setup.place())
+    factor = np.random.default_rng(0).uniform(0.5, 2, len(table.lengths)).astype(np.float32)
+    scaled = table.with_scores_times(factor)
+    known = setup.split.test.history
+    states = user_states(setup, params, known, table=table)
+    np.testing.assert_allclose(user_states(setup, params, known, table=scaled), states, atol=1e-5)
+    np.testing.assert_allclose(states @ scaled.vectors.T, (states @ table.vectors.T) * factor, atol=1e-5)
+
+
 def test_the_files_of_a_run_are_not_overwritten(run, loaded, write, tmp_path):
     (tmp_path / "h.jsonl").write_text('{"user_id": 1, "items": ["item-1"]}\n')
     for path in (loaded[0].config.data.items, tmp_path / "h.jsonl"):
