@@ -10,14 +10,16 @@ import numpy as np
 from spectran_jax import item_encoders
 from spectran_jax.config_checks import SCORES_BELOW_ZERO
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.ranks import Ranks
 from spectran_jax.report.figures import Plot
 from spectran_jax.studies import longtail
 from spectran_jax.studies.curves import Series, bars, lines
 from spectran_jax.studies.exposure import Exposure, exposures
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
+from spectran_jax.studies.popularity import group_metric
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.tables import Cell, Spread, Table, spread
+from spectran_jax.studies.tables import Cell, Spread, Table
 from spectran_jax.studies.variants import encoder_variants
 
 TEXT = """
@@ -70,8 +72,8 @@ def exposure_parts(grid: Grid) -> tuple[Table, list[Plot], list[str]]:
             found = _exposures(grid, dataset, encoder, missing)
             points: list[tuple[Spread, Spread]] = []
             for at in zip(*found, strict=True):  # one factor, all seeds
-                over_all, cold = (_mean_over(at, "test", *what) for what in (("all", "ndcg@10"), ("cold", "hr@10")))
-                chosen_by = [_mean_over(at, "valid", *what) for what in (("all", "ndcg@10"), ("cold", "hr@10"))]
+                chosen_by = _figures([each.valid for each in at])
+                over_all, cold = _figures([each.test for each in at])
                 share = f"{100 * np.mean([each.share for each in at]):.1f} %"
                 rows.append([dataset, encoder, f"{at[0].scale:g}", *chosen_by, share, over_all, cold])
                 if over_all is not None and cold is not None:
@@ -106,9 +108,9 @@ def _exposures(grid: Grid, dataset: str, encoder: str, missing: list[str]) -> li
     return found
 
 
-def _mean_over(runs: Sequence[Exposure], split: str, group: str, metric: str) -> Spread | None:
-    values = [each.metric(split, group, metric) for each in runs]
-    return spread([value for value in values if value is not None])
+def _figures(runs: Sequence[Ranks]) -> tuple[Spread | None, Spread | None]:
+    """NDCG@10 of all targets and HR@10 of cold ones, over seeds."""
+    return group_metric(runs, "all", "ndcg@10"), group_metric(runs, "cold", "hr@10")
 
 
 def exposure_plot(dataset: str, series: Mapping[str, Series]) -> Plot:

@@ -18,7 +18,6 @@ from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.ranks import Ranks
 from spectran_jax.recommender import ItemTable
 from spectran_jax.studies.kept import kept, model_of
-from spectran_jax.studies.popularity import group_metric
 
 FILE = "exposure.npz"
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
@@ -36,11 +35,6 @@ class Exposure(NamedTuple):
     valid: Ranks
     test: Ranks
 
-    def metric(self, split: str, group: str, name: str) -> float | None:
-        """A metric of a group of users (`popularity.target_groups`); None where nobody is in it."""
-        found = group_metric([getattr(self, split)], group, name)
-        return None if found is None else found.mean
-
 
 def exposures(folder: Path, digest: str) -> list[Exposure]:
     """The model of a finished run at each of `SCALES`, made from its best checkpoint the first time, and kept.
@@ -53,10 +47,10 @@ def exposures(folder: Path, digest: str) -> list[Exposure]:
     Raises:
       InputError: as `model_of`.
     """
-    found = kept(folder / FILE, f"{digest} {SCALES} {PLACES}", "test_ranks", lambda: _of_best(folder, digest))
+    found = kept(folder / FILE, f"{digest} {SCALES} {PLACES}", "test_rank", lambda: _of_best(folder, digest))
 
     def ranks(split: str, at: int) -> Ranks:
-        user, item, each, history = (found[f"{split}_{name}"] for name in ("user", "item", "ranks", "history"))
+        user, item, each, history = (found[f"{split}_{name}"] for name in ("user", "item", "rank", "history"))
         return Ranks(user, item, each[at], history, found["item_counts"])
 
     return [
@@ -68,6 +62,7 @@ def exposures(folder: Path, digest: str) -> list[Exposure]:
 def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
     from spectran_jax.recommend import recommend
     from spectran_jax.training.programs import build_programs
+    from spectran_jax.training.summary import rank_arrays
 
     factors = ", ".join(f"{scale:g}" for scale in SCALES)
     print_line(stderr_console(), f"{folder}: evaluating with the scores of cold items times {factors}.")
@@ -93,7 +88,5 @@ def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
         shares.append((counts[ids[ids >= 0]] == 0).mean())
     arrays = {"scales": np.asarray(SCALES), "shares": np.asarray(shares), "item_counts": counts.astype(np.int32)}
     for split, targets in sets.items():
-        columns = {"user": targets.user, "item": targets.target, "history": targets.history.lengths}
-        arrays |= {f"{split}_{name}": np.asarray(values, np.int32) for name, values in columns.items()}
-        arrays[f"{split}_ranks"] = np.stack(ranks[split]).astype(np.int32)
+        arrays |= rank_arrays(split, targets, np.stack(ranks[split]))  # a row of ranks a factor
     return arrays

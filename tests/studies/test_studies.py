@@ -70,7 +70,7 @@ def write_run(folder, config):
     # At the second factor all cold targets are found, and a third of the others are lost.
     shown = np.where(counts[item] == 0, 0, np.where(rank + np.arange(USERS) % 3, ITEMS - 1, 0))
     sets = {f"{split}_{name}": values for split in ("valid", "test") for name, values in columns.items()}
-    each = {f"{split}_ranks": np.stack([rank, shown]) for split in ("valid", "test")}
+    sets |= {f"{split}_rank": np.stack([rank, shown]) for split in ("valid", "test")}
     np.savez(
         folder / exposure.FILE,
         digest=f"d {exposure.SCALES} {exposure.PLACES}",
@@ -78,7 +78,6 @@ def write_run(folder, config):
         shares=[0.1, 0.5],
         item_counts=counts,
         **sets,
-        **each,
     )
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
