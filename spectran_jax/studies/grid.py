@@ -153,10 +153,12 @@ def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -
 
 
 def finish(study: Study, name: str, grid: Grid, result: Result, references: Mapping[str, str] | None = None) -> Result:
-    """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets; tables
-    without a row are left out, and result.json is given the figures of `grid` (`Grid.to_json`)."""
+    """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets; the
+    title is given their names, tables without a row are left out, and result.json is given the figures of `grid`
+    (`Grid.to_json`)."""
     result = dataclasses.replace(
         result,
+        title=f"{result.title} on {', '.join(study.datasets)}",
         tables=[table for table in result.tables if table.rows],
         data={**result.data, "variants": grid.to_json(references or {})},
     )
