@@ -7,11 +7,14 @@ states are scored as those of the other backbones, so that losses and item encod
 Left open by the paper, and decided here: positions count from the newest item, so that what is to be predicted and the
 item before it stand at the same two positions in every history, in training as in prediction. And items, positions and
 the token enter at equal length, whatever the length of item vectors: at 1/100 of an item's, positions are not seen.
+And attention starts as a mean of what it looks at (`copying`): SASRec's state begins with the newest item, which is
+likely to be like the next one, and the mask token's begins with nothing that says so.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Bool, Float, Int
 
-from spectran_jax.backbones.layers import history_mask
+from spectran_jax.backbones.layers import INIT, history_mask
 from spectran_jax.backbones.transformer import Transformer
 from spectran_jax.gather import gather_rows
 from spectran_jax.layout import SequenceLayout
@@ -30,12 +33,26 @@ UNIT = nn.initializers.normal(1.0)
 """Of the mask token and of positions, which are stored as they enter: an optimiser's step is small against them."""
 
 
+def copying(
+    key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
+) -> Float[jax.Array, "a b"]:
+    """Weights that hand on what they are given, and little noise: `INIT`, and the identity in the last columns.
+
+    Those of `[d, 3 d]` are the values, of queries, keys and values; of `[d, d]` all. With both, values leave attention
+    as they came, whatever the heads.
+    """
+    rows, columns = shape
+    identity = jnp.eye(rows, columns, k=columns - rows, dtype=dtype)
+    return INIT(key, shape, dtype, out_sharding) + identity
+
+
 class BERT4Rec(Transformer):
     """The backbone; a state depends on all items of its history that `layout.hidden` does not hide."""
 
     task: ClassVar[Literal["next", "masked"]] = "masked"
     position_name: ClassVar[str] = "newest_position_embedding"
     position_init: ClassVar[Initializer] = staticmethod(UNIT)
+    attention_init: ClassVar[Initializer] = staticmethod(copying)
 
     def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
         """The same history, both ways."""

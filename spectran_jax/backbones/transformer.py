@@ -24,6 +24,8 @@ class Block(nn.Module):
     heads: int
     ffn_multiplier: int
     dtype: Any = jnp.float32
+    attention_init: Initializer = INIT
+    """Of the matrices that attention's values pass through, and of queries and keys."""
 
     @nn.compact
     def __call__(
@@ -35,12 +37,12 @@ class Block(nn.Module):
         """
         d = x.shape[-1]
 
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
+        def dense(features: int, name: str, init: Initializer = INIT) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
-        h = dense(3 * d, "qkv")(LayerNorm(name="attention_norm")(x))
+        h = dense(3 * d, "qkv", self.attention_init)(LayerNorm(name="attention_norm")(x))
         h = attention(h, mask, heads=self.heads)
-        x = x + drop(dense(d, "attention_out")(h), site)
+        x = x + drop(dense(d, "attention_out", self.attention_init)(h), site)
         h = gelu(dense(self.ffn_multiplier * d, "ffn_in")(LayerNorm(name="ffn_norm")(x)))
         return x + drop(dense(d, "ffn_out")(h), site + 1)
 
@@ -61,6 +63,7 @@ class Transformer(nn.Module):
     position_name: ClassVar[str] = "position_embedding"
     """The parameter of position embeddings, named for where positions count from, so that none is read as another."""
     position_init: ClassVar[Initializer] = staticmethod(INIT)
+    attention_init: ClassVar[Initializer] = staticmethod(INIT)
 
     def visible(self, layout: SequenceLayout) -> Bool[jax.Array, "B 1 L L"]:
         """True where a query (third axis) may attend to a key (fourth)."""
@@ -87,5 +90,6 @@ class Transformer(nn.Module):
         x = self.inputs(item_vectors.astype(self.dtype), positions, layout)
         x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
         for index in range(self.blocks):
-            x = Block(self.heads, self.ffn_multiplier, self.dtype, name=f"block_{index}")(x, mask, drop, 2 * index + 1)
+            block = Block(self.heads, self.ffn_multiplier, self.dtype, type(self).attention_init, name=f"block_{index}")
+            x = block(x, mask, drop, 2 * index + 1)
         return LayerNorm(name="output_norm")(x).reshape(item_vectors.shape)

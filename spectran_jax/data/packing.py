@@ -102,7 +102,7 @@ def make_plan(
 
     A history of n items gives a sequence of `min(n - 1, max_length)` positions (input: all items but the last,
     target: all but the first), none if n < 2; for a masked backbone the same items, inputs and last target, in
-    `max_length + 1` positions at most, and beginnings of the history are sequences, too. Rows are spread over the steps
+    `max_length + 1` positions at most, and beginnings of these are sequences, too. Rows are spread over the steps
     as evenly as can be, so no step is empty; each batch is filled up with empty rows at its end.
 
     Args:
@@ -128,8 +128,10 @@ def make_plan(
     taught = int((lengths >= 2).sum())
     if not taught:
         raise InputError("No user has two training items, so there is nothing to learn from; give longer histories.")
+    # What both tasks read. Beginnings are of that, so that no item which counts as cold stands in one.
+    lengths = np.minimum(lengths, max_length + 1)
     users, behind = cloze.prefixes(lengths, prefixes if masked else 1)
-    positions = np.minimum(lengths[users] - behind - (not masked), row_length).astype(np.int32)
+    positions = (lengths[users] - behind - (not masked)).astype(np.int32)
     by_length = np.argsort(positions, kind="stable")
     users, behind = users[by_length], behind[by_length]
     counts = np.bincount(positions, minlength=row_length + 1)

@@ -124,3 +124,21 @@ def test_older_items_leave_those_that_follow_at_their_positions():
     assert from_newest(layout([[], [8]], L))[0].max() == 0
     # A full row, and the next one's first history of the same number.
     np.testing.assert_array_equal(from_newest(layout([[8], [2]], L)), [list(range(7, -1, -1)), [1, 0] + [0] * 6])
+
+
+def test_before_training_the_state_of_a_hidden_place_is_near_what_is_shown():
+    """Attention hands items on from the start, so that the items in view are the first that are likely."""
+    d = 64
+    module = backbones.build(BackboneConfig(backbone="bert4rec", blocks=2, heads=2), dimension=d, max_length=L)
+    x = jax.random.normal(jax.random.PRNGKey(0), (2, L + 1, d))
+    lay = hidden_layout([[2], [2]], np.eye(1, L + 1, 1, dtype=bool).repeat(2, 0))
+    params = module.init(jax.random.PRNGKey(1), x, lay, train=False)["params"]
+    for block in ("block_0", "block_1"):
+        passed = params[block]["qkv"]["kernel"][:, 2 * d :] @ params[block]["attention_out"]["kernel"]
+        np.testing.assert_allclose(passed, np.eye(d), atol=0.2)
+        assert abs(params[block]["qkv"]["kernel"][:, : 2 * d]).max() < 0.2
+    states = np.asarray(module.apply({"params": params}, x, lay, train=False))[:, 1]
+    cosine = lambda a, b: float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))  # noqa: E731
+    seen = np.asarray(x[:, 0])
+    # The token and the positions are all that the two states share.
+    assert cosine(states[0] - states[1], seen[0] - seen[1]) > 0.8

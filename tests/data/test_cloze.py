@@ -65,7 +65,8 @@ def test_an_epoch_holds_every_sequence_with_its_number_of_items_hidden(histories
         assert sum(len(items) for items, _, _ in here) <= plan.step_items
         np.testing.assert_array_equal(batch.items, batch.targets)
     users = [user for user in range(len(histories)) if LENGTHS[user] >= 2]
-    kept = [histories[user][:end][-L - 1 :] for user in users for end in ends(int(LENGTHS[user]), prefixes)]
+    read = {user: histories[user][-L - 1 :] for user in users}
+    kept = [read[user][:end] for user in users for end in ends(len(read[user]), prefixes)]
     assert Counter(items for items, _, _ in found) == Counter(tuple(items.tolist()) for items in kept)
     assert sum(sum(hidden) for _, hidden, _ in found) == plan.positions
     assert all(times[0] == 0 for _, _, times in found)
