@@ -284,8 +284,9 @@ def test_encoders_without_text_have_no_new_items(loaded, tmp_path):
 def test_only_an_export_is_replaced(export, run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match="is there already and no export"):
-        export(tmp_path / "mine")
+    for output in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(InputError, match="is there already and no export"):
+            export(output)
     with pytest.raises(InputError, match="is the run itself"):
         export(run)
     for name in ("report.html", "tensorboard", "checkpoints/export"):
@@ -294,6 +295,18 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "no" / "where")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_what_was_put_into_an_export_is_not_deleted_with_it(export, tmp_path):
+    folder = export()
+    export()  # an export alone gives way
+    today = folder / "today.jsonl"
+    today.write_text('{"item_id": "x"}\n')
+    (folder / "zoo").mkdir()
+    with pytest.raises(InputError, match=r"holds 'today\.jsonl' beside an export"):
+        export(items=today)
+    assert today.read_text() == '{"item_id": "x"}\n'
+    assert (folder / "vectors.npy").is_file()
 
 
 def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
