@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from spectran_jax.data import text_files
 from spectran_jax.data.interactions import OriginalId
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 
 _DATED = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}")
 """How ISO 8601 times begin."""
@@ -172,6 +172,31 @@ class Table:
                 other="is a written time in a column of numbers; the two can't be mixed",
             )
 
+    def entries(self, name: str) -> list[Any]:
+        """The entries of a column as Python has them, None where there is none; times as `Written`.
+
+        Python has no times as fine, as far or of such zones as Arrow's.
+
+        Raises:
+          InputError: for a list or an object that holds such a time.
+        """
+        column = self.columns[name]
+        kind = _value_type(column)
+        if not pa.types.is_temporal(kind):
+            try:
+                return column.to_pylist()
+            except (ValueError, OverflowError, LookupError) as error:
+                raise InputError(
+                    f"{self.path}: column {name!r} holds a time within {kind} that can't be read "
+                    f"({first_line(error, 200)}); write it as text, or leave the column out."
+                ) from None
+        plain = column.cast(kind)
+        try:
+            written = plain.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            written = plain.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.string())
+        return [None if entry is None else Written(entry) for entry in written.to_pylist()]
+
     def blame(
         self,
         name: str,
@@ -192,7 +217,7 @@ class Table:
         """
         where, cells = "line", self._lines_of(name)
         if cells is None:
-            where, cells = "row", enumerate(entries(self.columns[name]), 1)
+            where, cells = "row", enumerate(self.entries(name), 1)
         for number, entry in cells:
             cell = "" if entry is None else str(entry)
             if not is_good(cell):
@@ -214,22 +239,6 @@ class Table:
 
 class Written(str):
     """A time, a date or a duration as it is written."""
-
-
-def entries(column: pa.ChunkedArray) -> list[Any]:
-    """The entries of a column as Python has them, None where there is none; times as `Written`.
-
-    Python has no times as fine, as far or of such zones as Arrow's.
-    """
-    kind = _value_type(column)
-    if not pa.types.is_temporal(kind):
-        return column.to_pylist()
-    plain = column.cast(kind)
-    try:
-        written = plain.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        written = plain.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.string())
-    return [None if entry is None else Written(entry) for entry in written.to_pylist()]
 
 
 def _value_type(column: pa.ChunkedArray) -> pa.DataType:

@@ -35,6 +35,19 @@ def test_times_of_items_are_no_text_and_need_no_pandas(tmp_path, name):
     assert all(type(entry) is str for entry in items.columns["at"])
 
 
+@pytest.mark.parametrize("name", ["nanoseconds", "far", "nowhere", "durations"])
+@pytest.mark.parametrize("kind", ["list", "struct"])
+def test_a_time_within_an_entry_that_python_has_none_of_is_named(tmp_path, name, kind):
+    times = TIMES[name]
+    nested = {
+        "list": pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), times),
+        "struct": pa.StructArray.from_arrays([times], ["t"]),
+    }
+    path = parquet(tmp_path / "i.parquet", item_id=["a", "b"], at=nested[kind])
+    with pytest.raises(InputError, match=rf"i\.parquet: column 'at' holds a time within {kind}<.*; write it as text"):
+        files.read_items(path)
+
+
 def test_a_missing_nanosecond_is_blamed_on_its_row(tmp_path):
     path = parquet(tmp_path / "c.parquet", user_id=["u", "u"], item_id=["a", "b"], timestamp=TIMES["nanoseconds"])
     with pytest.raises(InputError, match=r"c\.parquet, row 2: timestamp is empty"):
