@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_help_shows_every_flag():
     text = help_text("What it does.", values)
     for _, field in fields():
         assert f"--{field.name}" in text or f"--[no]{field.name}" in text
+
+
+def test_help_shows_every_default_that_is_something_and_choices_once():
+    values = flags.FlagValues()
+    define_config_flags(values)
+    flags.DEFINE_integer("none", 0, "How many.", flag_values=values)
+    text = " ".join(help_text("What it does.", values).split())
+    assert "--none=INT How many. (default 0)" in text
+    for _, field in fields():
+        default = {"": "", "False": "", "True": "true"}.get(str(field.default), str(field.default))
+        told = f"{field.metadata['help']} (default {default})" if default else field.metadata["help"]
+        assert re.search(rf"--(\[no\])?{field.name}(=\S+)? {re.escape(told)}( |$)", text)
 
 
 def test_config_file_round_trip_and_overrides(tmp_path):
