@@ -218,6 +218,16 @@ def test_chunks_of_new_items_are_as_one(loaded, tmp_path, monkeypatch, tiny_agai
     np.testing.assert_allclose(parts.lengths, whole.lengths, rtol=1e-5)
 
 
+@pytest.mark.parametrize("item_encoder", ["spectran", "mlp", "whiten"])
+def test_new_items_may_all_lack_text(tiny_config, tmp_path, item_encoder):
+    setup = prepare(tiny_config.replace(item_encoder=item_encoder))
+    params = build_programs(setup, 1).init().params
+    (tmp_path / "new.jsonl").write_text('{"item_id": "x"}\n{"item_id": "y"}\n')
+    np.save(tmp_path / "new.npy", np.zeros((2, 24), np.float32))
+    found = new_items.new_items(setup, params, tmp_path / "new.jsonl", tmp_path / "new.npy")
+    assert not found.vectors.any()
+
+
 def test_new_histories_may_hold_new_items(export, tmp_path):
     (tmp_path / "new.jsonl").write_text('{"item_id": "x"}\n')
     np.save(tmp_path / "new.npy", np.ones((1, 24), np.float32) * np.arange(24))
@@ -239,6 +249,8 @@ def test_text_of_new_items_is_encoded_as_the_run_did(tiny_config, tmp_path):
     vectors = build_table(setup)(params, setup.place()).vectors
     np.testing.assert_allclose(found.vectors[0], vectors[38], atol=1e-5)
     assert not found.vectors[1].any(), "no text, no interactions: nothing is known of it"
+    (tmp_path / "new.csv").write_text("item_id,title\nbare,\nbarer,\n")
+    assert not new_items.new_items(setup, params, tmp_path / "new.csv").vectors.any(), "and so of all of them"
     for name, told in (("name", r"name\.$"), ("Titel", r"Titel\. Rename 'Titel' to 'title'\?")):
         (tmp_path / "new.jsonl").write_text(f'{{"item_id": "new", "{name}": "Thing"}}\n')
         with pytest.raises(InputError, match=rf"no column title, and the run made.*columns found: {told}"):
