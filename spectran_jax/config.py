@@ -166,7 +166,9 @@ class EncoderConfig:
         False, "Let training change the semantic scale of spectran, svd, mlp, moe and whiten; others have a fixed one."
     )
     spectral_power: float = _field(
-        0.5, "Weight components by sigma to this power: 0 is whitened (all count alike), 1 is PCA (as in the text)."
+        0.5,
+        "Weight components by sigma to this power: 0 is whitened (all count alike), 1 is PCA (as in the text).",
+        low=0,
     )
     attention: str = _field("softshrink", "Spectral attention of spectran.", choices=("softshrink", "softmax", "none"))
     position_encoding: bool = _field(
