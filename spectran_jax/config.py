@@ -337,9 +337,9 @@ class OptimizerConfig:
     )
     table_adam: str = _field(
         "decayed",
-        "Adam on sparse item rows. decayed: second moments decay with every step, as in dense Adam; lazy: both moments "
-        "rest while a row is not touched (PyTorch's SparseAdam); counted: they rest, and the bias is corrected by the "
-        "row's own count.",
+        "Adam on sparse item rows, of which a step touches some. decayed: moments decay at the others, too, the second "
+        "as in dense Adam, the first by the root of that; lazy: both rest there (PyTorch's SparseAdam); counted: they "
+        "rest, and the bias is corrected by the row's own count.",
         choices=("decayed", "lazy", "counted"),
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.", low=0)
