@@ -15,7 +15,9 @@ With --new_items, items that came after the run are given vectors from their tex
 """
 
 _WORKDIR = define_path("workdir", "Folder of a trained run.")
-_OUTPUT = define_path("output", "Folder to write; an earlier export there is replaced. export/ in --workdir if empty.")
+_OUTPUT = define_path(
+    "output", "Folder to write; an export there, with nothing else, is replaced. export/ in --workdir if empty."
+)
 _NEW_ITEMS = define_path(
     "new_items", "Items beyond the catalogue: JSONL, CSV or Parquet with item_id and the text columns of the run."
 )

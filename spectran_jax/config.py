@@ -166,7 +166,9 @@ class EncoderConfig:
         False, "Let training change the semantic scale of spectran, svd, mlp, moe and whiten; others have a fixed one."
     )
     spectral_power: float = _field(
-        0.5, "Weight components by sigma to this power: 0 is whitened (all count alike), 1 is PCA (as in the text)."
+        0.5,
+        "Weight components by sigma to this power: 0 is whitened (all count alike), 1 is PCA (as in the text).",
+        low=0,
     )
     attention: str = _field("softshrink", "Spectral attention of spectran.", choices=("softshrink", "softmax", "none"))
     position_encoding: bool = _field(
@@ -335,9 +337,9 @@ class OptimizerConfig:
     )
     table_adam: str = _field(
         "decayed",
-        "Adam on sparse item rows. decayed: second moments decay with every step, as in dense Adam; lazy: both moments "
-        "rest while a row is not touched (PyTorch's SparseAdam); counted: they rest, and the bias is corrected by the "
-        "row's own count.",
+        "Adam on sparse item rows, of which a step touches some. decayed: moments decay at the others, too, the second "
+        "as in dense Adam, the first by the root of that; lazy: both rest there (PyTorch's SparseAdam); counted: they "
+        "rest, and the bias is corrected by the row's own count.",
         choices=("decayed", "lazy", "counted"),
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.", low=0)

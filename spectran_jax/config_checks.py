@@ -67,10 +67,7 @@ def _cold_scale(config: Config) -> None:
 
 
 def _randomized(config: Config) -> None:
-    if config.spectrum.decomposition == "randomized" and not config.spectrum.max_rank:
-        raise InputError(
-            "--decomposition=randomized finds the leading components only: give their number with --max_rank."
-        )
+    check_rank(config.spectrum.decomposition, config.spectrum.max_rank)
 
 
 def _sparse_moments(config: Config) -> None:
@@ -139,4 +136,12 @@ def check_heads(dimension: int, heads: int) -> None:
         raise InputError(
             f"--dimension={dimension} is not divisible by --heads={heads}; "
             f"take one of {', '.join(str(h) for h in range(1, dimension + 1) if dimension % h == 0)} heads."
+        )
+
+
+def check_rank(decomposition: str, max_rank: int) -> None:
+    """Raises an `InputError` for the route that finds as many components as it is told, and is told none."""
+    if decomposition == "randomized" and not max_rank:
+        raise InputError(
+            "--decomposition=randomized finds the leading components only: give their number with --max_rank."
         )

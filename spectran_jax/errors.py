@@ -31,6 +31,9 @@ _REFUSED = frozenset(
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says where a disk or a quota has no room left, or a file may not grow."""
 
+_BROKEN = frozenset({errno.EIO, errno.ESTALE})
+"""What the system says of an open file whose disk is broken, or whose server has lost it."""
+
 _OF_MEMORY = re.compile("memory|alloc|hbm", re.IGNORECASE)
 """What XLA's compilers and allocators say where a device's memory is used up."""
 
@@ -108,9 +111,11 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.exit_status, "Stopped by SIGINT; start the same command again."
     if isinstance(error, OSError):
-        if error.filename is None:
-            return None
-        return refusal(error).exit_status, f"{error.filename}: {error.strerror}."
+        if error.filename is not None:
+            return refusal(error).exit_status, f"{error.filename}: {error.strerror}."
+        if error.errno in DISK_FULL | _BROKEN:  # of a file that was open
+            return RunError.exit_status, f"Can't go on writing or reading: {error.strerror}."
+        return None
     # JAX's own class has no name that stays, and importing it takes a second.
     exhausted = "RESOURCE_EXHAUSTED" in str(error)
     if isinstance(error, MemoryError) or (exhausted and _OF_MEMORY.search(str(error))):
@@ -127,27 +132,33 @@ def exit_with_message(main: Callable[[], None]) -> None:
     """Runs `main`; turns an error for people into one line on stderr and its exit status."""
     try:
         main()
+        sys.stdout.flush()
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         told = outcome(error)
-        if told is None and isinstance(error, BrokenPipeError) and _nobody_reads():
-            sys.exit(RunError.exit_status)
-        if told is None:
+        if told is None and not (isinstance(error, BrokenPipeError) and _nobody_reads()):
             raise
+        _drop_unwritten()
+        if told is None:
+            sys.exit(RunError.exit_status)
         leave(*told)
 
 
 def _nobody_reads() -> bool:
-    """Whether stdout is a pipe that its reader has left, as `head` does; from then on nothing more is written there."""
+    """Whether stdout is a pipe that its reader has left, as `head` does."""
     try:
-        stdout = sys.stdout.fileno()
         asked = select.poll()
-        asked.register(stdout, select.POLLOUT)
-        gone = any(event & select.POLLERR for _, event in asked.poll(0))
+        asked.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in asked.poll(0))
     except (OSError, ValueError):  # it is no file
         return False
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # what is left in the buffer goes there
-    return gone
+
+
+def _drop_unwritten() -> None:
+    """Lets go of what stdout does not take; Python would fail at it once more in the end, with a status of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(status: int, message: str) -> NoReturn:

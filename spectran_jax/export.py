@@ -41,6 +41,9 @@ _FILES = {
     "user_states": "user_states.stablehlo: jax.export.deserialize(bytes).call(*arguments)",
 }
 
+_NAMES = frozenset({"vectors.npy", "lengths.npy", "item_ids.jsonl", "user_states.stablehlo", "export.json"})
+"""What an export holds, and nothing else."""
+
 
 def export_run(
     workdir: Path,
@@ -205,12 +208,19 @@ def _about(setup: Setup, params: Params, rows: int, new: int) -> dict[str, Any]:
 
 
 def _check_output(output: Path, workdir: Path) -> None:
-    """Refuses a folder that is anything but free or an earlier export."""
+    """Refuses a folder that is anything but free or an earlier export and nothing else."""
     if not output.resolve().parent.is_dir():
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.resolve() == workdir.resolve():
         raise InputError(f"--output={output} is the run itself; name a folder of its own.")
     refuse_own(workdir, output)
-    if output.exists() and not (output.is_dir() and ((output / "export.json").is_file() or not any(output.iterdir()))):
-        raise InputError(f"--output={output} is there already and no export; name a folder that is free.")
+    if output.exists():
+        names = {path.name for path in output.iterdir()} if output.is_dir() else {""}
+        if names and "export.json" not in names:
+            raise InputError(f"--output={output} is there already and no export; name a folder that is free.")
+        if foreign := sorted(names - _NAMES):
+            raise InputError(
+                f"--output={output} holds {foreign[0]!r} beside an export, and would be replaced as a whole; move it "
+                "away, or name a folder that is free."
+            )
     require_writable(output)

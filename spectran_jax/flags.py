@@ -126,14 +126,13 @@ def help_text(synopsis: str, flag_values: flags.FlagValues = flags.FLAGS) -> str
         value = flag.default
         if isinstance(value, list):
             kind, value = "STRING" if isinstance(flag, flags.MultiFlag) else "A,B,...", ",".join(value)
-        default = "" if value in (None, "", False) else f" (default {value})"
-        head = f"--[no]{name}" if flag.boolean else f"--{name}={kind}"
-        if flag.boolean and flag.default:
-            default = " (default true)"
+        told = (flag.help or "").removeprefix(f"<{kind}>: ")  # absl puts the choices there, too
+        if flag.boolean:
+            head, default = f"--[no]{name}", " (default true)" if value else ""
+        else:
+            head, default = f"--{name}={kind}", "" if value is None or value == "" else f" (default {value})"
         lines.append(f"  {head}")
-        lines.extend(
-            textwrap.wrap((flag.help or "") + default, 96, initial_indent="      ", subsequent_indent="      ")
-        )
+        lines.extend(textwrap.wrap(told + default, 96, initial_indent="      ", subsequent_indent="      "))
 
     configured = {field.name for _, field in fields()} if "config" in flag_values else set()
     if own := [name for name in _defined(flag_values) if name not in configured]:

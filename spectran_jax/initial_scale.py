@@ -84,7 +84,8 @@ def initial_scale(
 
     the right side being the share `energy` of the diagonal's energy at p = 1. Where rows rest on the attention
     alone (no diagonal, or d > r) at least eight entries a row are expected to live, and without a diagonal the
-    attention's rows have unit energy. For softmax the spread gives the same energy, within (1/r, 1/2).
+    attention's rows have unit energy. For softmax the spread gives the same energy, within (1/r, 1/2); without a
+    diagonal it is `energy` there, as rows of unit energy would be one-hot.
 
     Args:
       dimension: d.

@@ -127,6 +127,7 @@ def _embeddings(setup: Setup, found: files.Items, embeddings: Path | None) -> te
             items_row=np.arange(len(found.ids), dtype=np.int32),
             items_file_rows=len(found.ids),
             cache_dir=data_dir(config),
+            require_text=False,
             progress=progress,
         )
     assert setup.embeddings is not None

@@ -155,7 +155,7 @@ def gain_interval(
     """Percentile bootstrap of the relative gain mean(ours) / mean(theirs) - 1, users drawn with replacement.
 
     Both means are those of the users drawn, as both are estimates. An end is not finite where so many draws hold no
-    user whom the other serves.
+    user whom the other serves; all is NaN where neither method serves anybody.
 
     Raises:
       InputError: no users.
@@ -183,7 +183,7 @@ def _means_of_draws(values: Float[np.ndarray, "U c"], draws: int, seed: int) -> 
 
 
 def _percentiles(mean: float, drawn: Float[np.ndarray, "draws"], level: float) -> Interval:
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2]) if len(drawn) else (np.nan, np.nan)
     return Interval(mean, float(low), float(high))
 
 

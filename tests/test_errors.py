@@ -36,6 +36,20 @@ def test_what_the_system_says_of_a_file(capsys):
         exit_with_message(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe")))
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
+def test_what_the_system_says_of_an_open_file(capsys, number):
+    status, err = ended(capsys, OSError(number, "It has had enough"))
+    assert (status, err) == (1, "error: Can't go on writing or reading: It has had enough.\n")
+
+
+def test_a_stdout_that_is_full_ends_in_one_line():
+    """Also where only the end of the command writes what was printed."""
+    program = "from spectran_jax.errors import exit_with_message\nexit_with_message(lambda: print('x'))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: Can't go on writing or reading: No space left on device.\n")
+
+
 def test_memory_that_is_used_up(capsys):
     class JaxRuntimeError(RuntimeError):
         """As JAX names it."""

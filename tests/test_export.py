@@ -218,6 +218,16 @@ def test_chunks_of_new_items_are_as_one(loaded, tmp_path, monkeypatch, tiny_agai
     np.testing.assert_allclose(parts.lengths, whole.lengths, rtol=1e-5)
 
 
+@pytest.mark.parametrize("item_encoder", ["spectran", "mlp", "whiten"])
+def test_new_items_may_all_lack_text(tiny_config, tmp_path, item_encoder):
+    setup = prepare(tiny_config.replace(item_encoder=item_encoder))
+    params = build_programs(setup, 1).init().params
+    (tmp_path / "new.jsonl").write_text('{"item_id": "x"}\n{"item_id": "y"}\n')
+    np.save(tmp_path / "new.npy", np.zeros((2, 24), np.float32))
+    found = new_items.new_items(setup, params, tmp_path / "new.jsonl", tmp_path / "new.npy")
+    assert not found.vectors.any()
+
+
 def test_new_histories_may_hold_new_items(export, tmp_path):
     (tmp_path / "new.jsonl").write_text('{"item_id": "x"}\n')
     np.save(tmp_path / "new.npy", np.ones((1, 24), np.float32) * np.arange(24))
@@ -239,6 +249,8 @@ def test_text_of_new_items_is_encoded_as_the_run_did(tiny_config, tmp_path):
     vectors = build_table(setup)(params, setup.place()).vectors
     np.testing.assert_allclose(found.vectors[0], vectors[38], atol=1e-5)
     assert not found.vectors[1].any(), "no text, no interactions: nothing is known of it"
+    (tmp_path / "new.csv").write_text("item_id,title\nbare,\nbarer,\n")
+    assert not new_items.new_items(setup, params, tmp_path / "new.csv").vectors.any(), "and so of all of them"
     for name, told in (("name", r"name\.$"), ("Titel", r"Titel\. Rename 'Titel' to 'title'\?")):
         (tmp_path / "new.jsonl").write_text(f'{{"item_id": "new", "{name}": "Thing"}}\n')
         with pytest.raises(InputError, match=rf"no column title, and the run made.*columns found: {told}"):
@@ -284,8 +296,9 @@ def test_encoders_without_text_have_no_new_items(loaded, tmp_path):
 def test_only_an_export_is_replaced(export, run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match="is there already and no export"):
-        export(tmp_path / "mine")
+    for output in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(InputError, match="is there already and no export"):
+            export(output)
     with pytest.raises(InputError, match="is the run itself"):
         export(run)
     for name in ("report.html", "tensorboard", "checkpoints/export"):
@@ -294,6 +307,18 @@ def test_only_an_export_is_replaced(export, run, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "no" / "where")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_what_was_put_into_an_export_is_not_deleted_with_it(export, tmp_path):
+    folder = export()
+    export()  # an export alone gives way
+    today = folder / "today.jsonl"
+    today.write_text('{"item_id": "x"}\n')
+    (folder / "zoo").mkdir()
+    with pytest.raises(InputError, match=r"holds 'today\.jsonl' beside an export"):
+        export(items=today)
+    assert today.read_text() == '{"item_id": "x"}\n'
+    assert (folder / "vectors.npy").is_file()
 
 
 def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):

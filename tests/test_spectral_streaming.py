@@ -1,13 +1,14 @@
 """Decompositions that go to disk as they are computed: the same numbers, two passes, little memory."""
 
+import errno
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, RunError
 from spectran_jax.npy import open_array
-from spectran_jax.spectral import DTYPES, coordinates, decompose, decompose_to, routes, rows
+from spectran_jax.spectral import DTYPES, coordinates, decompose, decompose_shared, decompose_to, routes, rows
 from spectran_jax.text.digests import checksum
 
 
@@ -143,3 +144,12 @@ def test_bad_rows_are_named_whatever_the_chunk(tmp_path, monkeypatch):
         decompose_to(tmp_path / "none" / "u.npy", text_like(9, 4))
     with pytest.raises(InputError, match="dtype must be one of float32, bfloat16, int8, got 'float16'"):
         decompose_to(tmp_path / "u.npy", text_like(9, 4), dtype="float16")
+
+
+def test_a_full_disk_is_told_for_what_lies_beside_the_coordinates_too(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(RunError, match="The disk is full: "):
+        decompose_shared(tmp_path / "u.npy", text_like(40, 6))

@@ -144,6 +144,12 @@ def test_a_rival_that_serves_hardly_anybody_has_no_upper_end(served):
     assert not math.isfinite(found.high)
 
 
+def test_two_methods_that_serve_nobody_have_no_gain():
+    assert np.isnan(statistics.gain_interval(np.zeros(9), np.zeros(9))).all()
+    with pytest.raises(InputError, match="no user to draw"):
+        statistics.gain_interval(np.zeros(0), np.zeros(0))
+
+
 def test_mean_ranks_share_ties_and_leave_out_gaps():
     scores = np.array([[0.3, 0.2, 0.1], [0.1, 0.2, 0.2], [np.nan, 1.0, 2.0]])
     assert statistics.mean_ranks(scores).tolist() == [2.0, 1.75, 2.25]

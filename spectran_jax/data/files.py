@@ -118,7 +118,7 @@ def _read_item_table(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]]
     table = table_files.read_table(path, required=("item_id",))
     encoded = table.ids("item_id")
     originals = encoded.originals()
-    columns = {name: tables.entries(column) for name, column in table.columns.items() if name != "item_id"}
+    columns = {name: table.entries(name) for name in table.columns if name != "item_id"}
     return [originals[code] for code in encoded.codes], columns
 
 

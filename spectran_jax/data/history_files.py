@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +58,12 @@ def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
     users: list[Any] = []
     rows: list[list[Any]] = []
     lines: dict[Any, int] = {}
-    for number, line in text_files.text_lines(path):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            user, items = entry["user_id"], entry["items"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            user = items = None
+    for number, record in text_files.json_objects(path):
+        user, items = record.get("user_id"), record.get("items", [])
         if not (user is None or text_files.is_id(user)) or text_files.HALF_CHARACTER.search(str(user)):
             raise InputError(f"{path}, line {number}: user_id must be an integer or a string of whole characters.")
-        if not isinstance(items, list) or not items or not all(isinstance(item, str | int | float) for item in items):
+        listed = isinstance(items, list) and all(isinstance(item, str | int | float) for item in items)
+        if "user_id" not in record or not listed or not items:
             raise InputError(
                 f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with an item or more.'
             )

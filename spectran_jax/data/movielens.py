@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import http.client
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -183,9 +183,10 @@ def _fetch_archive(folder: Path) -> Path:
     path = folder / ARCHIVE_NAME
     try:
         with urllib.request.urlopen(ARCHIVE_URL, timeout=_URL_SECONDS) as answer:
-            path.write_bytes(answer.read())
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        raise _FetchError(f"{ARCHIVE_URL} can't be reached ({error})") from error
+            content = answer.read()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _FetchError(f"{ARCHIVE_URL} can't be fetched ({error})") from error
+    path.write_bytes(content)
     return path
 
 

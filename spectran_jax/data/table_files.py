@@ -148,6 +148,11 @@ def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[s
         found = _types_at_the_head(path)
         if wanted is None or not {*required} <= {*found}:
             return _read_mixed_json_lines(path, required, wanted)
+        for name in required:
+            # Arrow takes long whole numbers for fractions, and strings like dates for times; strings these all are, or
+            # it refuses them.
+            if name.endswith("_id") and not pa.types.is_integer(found[name]):
+                found[name] = pa.string()
         # Arrow makes a column of every key, as long as the file; so it is told which, and to pass over the others.
         schema = pa.schema([(name, found.get(name, pa.null())) for name in wanted])
         with _stream(path) as stream:

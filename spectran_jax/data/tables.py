@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from spectran_jax.data import text_files
 from spectran_jax.data.interactions import OriginalId
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, first_line
 
 _DATED = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}")
 """How ISO 8601 times begin."""
@@ -118,18 +118,13 @@ class Table:
     def _dates(self, name: str) -> pa.ChunkedArray:
         """A column of ISO 8601 times as Arrow's."""
         column = pc.utf8_trim_whitespace(self.columns[name].cast(pa.string()))
-        for kind in (pa.timestamp("ns"), pa.timestamp("ns", tz="UTC")):
-            try:
-                return column.cast(kind)
-            except pa.ArrowInvalid:
-                continue
-        self.blame(
-            name,
-            _is_date,
-            "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none",
-            is_other=_is_number,
-            other="is a number in a column of written times; the two can't be mixed",
-        )
+        for unit in ("ns", "us"):  # nanoseconds end in 2262
+            for zone in (None, "UTC"):
+                try:
+                    return column.cast(pa.timestamp(unit, zone))
+                except pa.ArrowInvalid:
+                    continue
+        self.blame(name, _is_date, _why_no_date)
 
     def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
         """A column of numbers, of times in seconds: the whole part, rounded down, and the rest in 1e-9, both int64; no
@@ -137,6 +132,8 @@ class Table:
         column = self.columns[name].cast(_value_type(self.columns[name]))
         parts = 1
         try:
+            if pa.types.is_boolean(column.type):
+                raise pa.ArrowInvalid("boolean")  # which a cast would take for 0 and 1
             if pa.types.is_timestamp(column.type):
                 parts = _PARTS[column.type.unit]
                 column = column.cast(pa.int64())
@@ -164,42 +161,52 @@ class Table:
             rest = np.minimum(np.rint((values - whole) * _PARTS["ns"]), _PARTS["ns"] - 1)
             return whole.astype(np.int64), rest.astype(np.int64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            self.blame(
-                name,
-                _is_number,
-                "is not a number; times are Unix seconds, positions whole numbers",
-                is_other=_is_date,
-                other="is a written time in a column of numbers; the two can't be mixed",
-            )
+            self.blame(name, _is_number, _why_no_number)
 
-    def blame(
-        self,
-        name: str,
-        is_good: Callable[[str], bool],
-        complaint: str,
-        *,
-        is_other: Callable[[str], bool] = lambda cell: False,
-        other: str = "",
-    ) -> NoReturn:
+    def entries(self, name: str) -> list[Any]:
+        """The entries of a column as Python has them, None where there is none; times as `Written`.
+
+        Python has no times as fine, as far or of such zones as Arrow's.
+
+        Raises:
+          InputError: for a list or an object that holds such a time.
+        """
+        column = self.columns[name]
+        kind = _value_type(column)
+        if not pa.types.is_temporal(kind):
+            try:
+                return column.to_pylist()
+            except (ValueError, OverflowError, LookupError) as error:
+                raise InputError(
+                    f"{self.path}: column {name!r} holds a time within {kind} that can't be read "
+                    f"({first_line(error, 200)}); write it as text, or leave the column out."
+                ) from None
+        plain = column.cast(kind)
+        try:
+            written = plain.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            written = plain.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.string())
+        return [None if entry is None else Written(entry) for entry in written.to_pylist()]
+
+    def blame(self, name: str, is_good: Callable[[str], bool], complaint: str | Callable[[str], str]) -> NoReturn:
         """Raises the error for the first entry of column `name` that is not `is_good`, a test of its written form.
 
         Args:
           name: of the column.
           is_good: whether an entry has no fault.
           complaint: what is said of one that has.
-          is_other: whether a faulty entry is better told by `other`.
-          other: what is said of such a one.
         """
+        say = (lambda cell: complaint) if isinstance(complaint, str) else complaint
         where, cells = "line", self._lines_of(name)
         if cells is None:
-            where, cells = "row", enumerate(entries(self.columns[name]), 1)
+            where, cells = "row", enumerate(self.entries(name), 1)
         for number, entry in cells:
             cell = "" if entry is None else str(entry)
             if not is_good(cell):
                 shown = f" {cell!r}" if cell else ""
-                told = complaint if cell.strip() else _EMPTY
-                raise InputError(f"{self.path}, {where} {number}: {name}{shown} {other if is_other(cell) else told}.")
-        raise InputError(f"{self.path}: an entry of column {name!r} {complaint}.")
+                told = say(cell) if cell.strip() else _EMPTY
+                raise InputError(f"{self.path}, {where} {number}: {name}{shown} {told}.")
+        raise InputError(f"{self.path}: an entry of column {name!r} {say('')}.")
 
     def _lines_of(self, name: str) -> Iterator[tuple[int, Any]] | None:
         """The entries of a column as the file has them, with their lines; None for a file without lines."""
@@ -214,22 +221,6 @@ class Table:
 
 class Written(str):
     """A time, a date or a duration as it is written."""
-
-
-def entries(column: pa.ChunkedArray) -> list[Any]:
-    """The entries of a column as Python has them, None where there is none; times as `Written`.
-
-    Python has no times as fine, as far or of such zones as Arrow's.
-    """
-    kind = _value_type(column)
-    if not pa.types.is_temporal(kind):
-        return column.to_pylist()
-    plain = column.cast(kind)
-    try:
-        written = plain.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        written = plain.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.string())
-    return [None if entry is None else Written(entry) for entry in written.to_pylist()]
 
 
 def _value_type(column: pa.ChunkedArray) -> pa.DataType:
@@ -251,6 +242,19 @@ def _is_date(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _why_no_date(cell: str) -> str:
+    if _is_number(cell):
+        return "is a number in a column of written times; the two can't be mixed"
+    return "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none"
+
+
+def _why_no_number(cell: str) -> str:
+    if _is_date(cell):
+        return "is a written time in a column of numbers; the two can't be mixed"
+    fault = "is too large" if _NUMBER.fullmatch(cell) else "is not a number"
+    return f"{fault}; times are Unix seconds, positions whole numbers"
 
 
 def _written_as_integers(values: pa.Array) -> bool:

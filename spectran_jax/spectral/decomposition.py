@@ -20,6 +20,7 @@ from spectran_jax.spectral.routes import Options, Solution
 from spectran_jax.spectral.rows import Survey, as_mask, as_matrix
 from spectran_jax.spectral.spectrum import Spectrum
 from spectran_jax.spectral.storage import DTYPES
+from spectran_jax.writing import write_errors
 
 Array = jax.Array | np.ndarray
 
@@ -247,7 +248,8 @@ def _by_first(path: Path, matrix: np.ndarray, part: np.ndarray, options: Options
     def run() -> None:
         found, sha256 = _decompose(matrix, part, options, path)
         rest = {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "u"}
-        np.savez(beside, sha256=sha256, **{name: value for name, value in rest.items() if value is not None})
+        with write_errors(beside.parent):
+            np.savez(beside, sha256=sha256, **{name: value for name, value in rest.items() if value is not None})
 
     processes.by_first(run)
 

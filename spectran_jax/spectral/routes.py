@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Bool, Float
 
+from spectran_jax.config_checks import check_rank
 from spectran_jax.errors import InputError
 from spectran_jax.spectral.coordinates import Block
 from spectran_jax.spectral.rows import Survey, SurveyedRows, provisional_mean, survey
@@ -46,10 +47,7 @@ class Options:
             raise InputError(
                 f"rtol must lie in [0, 1) and max_rank be at least 0, got {self.rtol} and {self.max_rank}."
             )
-        if self.method == "randomized" and not self.max_rank:
-            raise InputError(
-                "--decomposition=randomized finds the leading components only: give their number with --max_rank."
-            )
+        check_rank(self.method, self.max_rank)
 
     def chosen(self, n: int, m: int) -> Options:
         """With the method that "auto" stands for, and the precision that it offers and `rtol` that it can keep."""

@@ -53,6 +53,7 @@ def item_embeddings(
     items_row: Int[np.ndarray, "N"],
     cache_dir: Path,
     items_file_rows: int | None = None,
+    require_text: bool = True,
     progress: Progress | None = None,
 ) -> TextEmbeddings:
     """The text embeddings of a catalogue: `config.text.embeddings`, or `config.text.text_encoder` over its text.
@@ -70,6 +71,7 @@ def item_embeddings(
       cache_dir: folder of caches; made if absent.
       items_file_rows: rows of the items file. Where it is not given, precomputed embeddings must have N rows,
         or, where `config.data.k_core` may have left items out, at least as many as `items_row` names.
+      require_text: whether items that all have no text are refused, as nothing can be learned of them.
       progress: called with (done, total) while text is encoded; with several processes, as if all were as far.
 
     Raises:
@@ -94,7 +96,7 @@ def item_embeddings(
             cache_dir=cache_dir,
             items_file=config.data.items or "the items file",
         )
-        if not has_text.any():
+        if require_text and not has_text.any():
             raise InputError(
                 f"{config.text.embeddings}: all {len(item_ids)} rows are zero, which says that no item has text; "
                 "at least two rows must hold a text embedding."
@@ -102,7 +104,7 @@ def item_embeddings(
         result = TextEmbeddings(matrix, has_text, digest, "precomputed")
     else:
         encoder = processes.together(lambda: encoders.build(config.text.text_encoder))
-        if not any(text.strip() for text in item_text):
+        if require_text and not any(text.strip() for text in item_text):
             raise InputError(
                 f"None of the {len(item_ids)} items has text to encode; give --items with text columns, or "
                 "--embeddings, or choose --item_encoder=id."

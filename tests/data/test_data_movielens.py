@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import http.client
 import subprocess
 import urllib.error
 import zipfile
@@ -7,7 +9,7 @@ import pytest
 
 from spectran_jax.data import movielens
 from spectran_jax.data.content import assemble
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, RunError
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t3\t5\n2\t11\t4\t3\n1\t11\t5\t5\n"
 ITEM = (
@@ -134,6 +136,38 @@ def test_nothing_can_be_had(tmp_path, monkeypatch):
     for words in ("pip download recbole==1.2.1 failed (ERROR: no route)", "name not known", "--movielens=PATH"):
         assert words in str(caught.value)
     assert not list((tmp_path / "downloads").iterdir())
+
+
+class CutShort:
+    """An answer of the net that ends too early."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def read(self):
+        raise http.client.IncompleteRead(b"abc", 7)
+
+
+def test_a_download_that_is_cut_short_is_a_failed_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", pip(None, []))
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", lambda url, timeout: CutShort())
+    with pytest.raises(InputError, match=r"ml-100k\.zip can't be fetched \(IncompleteRead\(3 bytes read, 7 more"):
+        movielens.find("", tmp_path / "downloads")
+
+
+def test_a_full_disk_is_not_taken_for_the_net(archives, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(subprocess, "run", pip(None, []))
+    archive = archives / movielens.ARCHIVE_NAME
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", lambda url, timeout: archive.open("rb"))
+    monkeypatch.setattr(movielens.Path, "write_bytes", full)
+    with pytest.raises(RunError, match=r"The disk is full: .*downloads could not be written"):
+        movielens.find("", tmp_path / "downloads")
 
 
 def test_downloads_that_have_no_place(tmp_path):

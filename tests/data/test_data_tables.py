@@ -35,10 +35,44 @@ def test_times_of_items_are_no_text_and_need_no_pandas(tmp_path, name):
     assert all(type(entry) is str for entry in items.columns["at"])
 
 
+@pytest.mark.parametrize("name", ["nanoseconds", "far", "nowhere", "durations"])
+@pytest.mark.parametrize("kind", ["list", "struct"])
+def test_a_time_within_an_entry_that_python_has_none_of_is_named(tmp_path, name, kind):
+    times = TIMES[name]
+    nested = {
+        "list": pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), times),
+        "struct": pa.StructArray.from_arrays([times], ["t"]),
+    }
+    path = parquet(tmp_path / "i.parquet", item_id=["a", "b"], at=nested[kind])
+    with pytest.raises(InputError, match=rf"i\.parquet: column 'at' holds a time within {kind}<.*; write it as text"):
+        files.read_items(path)
+
+
 def test_a_missing_nanosecond_is_blamed_on_its_row(tmp_path):
     path = parquet(tmp_path / "c.parquet", user_id=["u", "u"], item_id=["a", "b"], timestamp=TIMES["nanoseconds"])
     with pytest.raises(InputError, match=r"c\.parquet, row 2: timestamp is empty"):
         files.read_interactions(path)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (pa.array([1, 2**64 - 1], pa.uint64()), "row 2: timestamp '18446744073709551615' is too large"),
+        (pa.array([True, False]), "row 1: timestamp 'True' is not a number"),
+    ],
+)
+def test_numbers_that_are_no_times_are_told_as_what_they_are(tmp_path, times, message):
+    path = parquet(tmp_path / "c.parquet", user_id=["u", "u"], item_id=["a", "b"], timestamp=times)
+    with pytest.raises(InputError, match=message):
+        files.read_interactions(path)
+
+
+@pytest.mark.parametrize("zone", ["", "Z"])
+def test_written_times_may_lie_beyond_what_nanoseconds_reach(write, zone):
+    lines = [f"u,a,9999-12-31T00:00:00{zone}", f"u,b,0001-01-01T00:00:00.25{zone}"]
+    found = files.read_interactions(write("c.csv", "\n".join(["user_id,item_id,timestamp", *lines])))
+    assert found.timestamps.tolist() == [253_402_214_400, -62_135_596_800]
+    assert found.nanoseconds.tolist() == [0, 250_000_000]
 
 
 @pytest.mark.parametrize("column", ["item_id", "title"])
@@ -54,6 +88,8 @@ def test_text_that_is_no_utf8_is_named(tmp_path, column):
     [
         ("-1700000000000", "line 3: timestamp '-1700000000000' looks like milliseconds"),
         ("-9223372036854775808", "line 3: timestamp .* looks like milliseconds"),
+        ("1e30", "line 3: timestamp '1e30' is too large"),
+        ("18446744073709551615", "line 3: timestamp '18446744073709551615' is too large"),
         ("0x10", "line 3: timestamp '0x10' is not a number"),
         ("0x18BCFE56800", "line 3: timestamp '0x18BCFE56800' is not a number"),
         ("\u0661\u0662", "line 3: timestamp '\u0661\u0662' is not a number"),

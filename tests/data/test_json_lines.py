@@ -34,6 +34,14 @@ def test_json_may_mix_ids_and_other_keys_anything(write):
     ]
 
 
+@pytest.mark.parametrize("item", ["2024-01-01", "2024-01-01T00:00:00Z", 12345678901234567890, 2**63, 2**64 - 1])
+def test_ids_that_look_like_something_else_are_ids(write, item):
+    lines = mixed(item, item, 1) + mixed(item, item, 2)
+    found = read_interactions(write("i.jsonl", lines))
+    assert [*map(str, found.users.originals())] == [*map(str, found.items.originals())] == [str(item)]
+    assert found.timestamps.tolist() == [1, 2]
+
+
 def test_other_keys_of_json_interactions_take_no_memory(write):
     """A file of N lines with K different keys would be N x K entries, were each a column."""
     lines = [json.dumps({"user_id": i // 10, "item_id": i % 50, "timestamp": i, f"key{i}": "x"}) for i in range(9000)]
@@ -85,8 +93,11 @@ def test_items_whose_keys_are_values_are_refused(write):
         ),
         (
             '{"user_id": "a", "item_id": [1], "timestamp": 3}',
-            "column 'item_id' has type list<item: int64>; ids must be",
+            "line 1: item_id [1] must be an integer or a string",
         ),
+        (mixed("a", 1.0, 3), "line 1: item_id 1.0 must be an integer or a string, not empty; write 1."),
+        (mixed("a", True, 3), "line 1: item_id True must be an integer or a string"),
+        (mixed(None, 1, 3), "line 1: user_id is empty"),
         ('[{"user_id": "a"}]', "line 1: each line must be one JSON object, got list"),
         ('{"user_id": "a"', "line 1: malformed JSON"),
         ('{"user_id": "a"}\n{"user_id": 3}', "no column item_id; columns found: user_id"),
@@ -102,7 +113,9 @@ def test_items_whose_keys_are_values_are_refused(write):
         ),
         (mixed("u7", "a", 1) + mixed(3, "a", "\ud83d"), r"line 2: timestamp '\ud83d' is not a number"),
         (mixed("u7", "a", 1) + mixed(3, "a", None), "line 2: timestamp is empty"),
-        (mixed("u7", "a", 1) + mixed(3, "a", 2**70), "line 2: timestamp '1180591620717411303424' is not a number"),
+        (mixed("u7", "a", 1) + mixed(3, "a", 2**70), "line 2: timestamp '1180591620717411303424' is too large"),
+        (mixed("a", 1, 1e30), "line 1: timestamp '1e+30' is too large"),
+        (mixed("a", 1, True), "line 1: timestamp 'True' is not a number"),
         ("\n\n", "has no rows"),
         ("{}\n{}\n", "no column user_id and no column item_id; columns found: none."),
     ],
