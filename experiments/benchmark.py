@@ -15,8 +15,9 @@ misses its bar. Sides of a ratio run in turn, and the ratio is the median over t
   python -m experiments.benchmark --workdir=runs/benchmark --rows=ranking,softmax_memory --again
 
 Rows that need --data, a peer or a GPU say so where there is none, and don't count as missed. The same command again
-goes on where it stopped: rows that are there for the same flags and machine are not measured again. An idle machine
-gives the figures their meaning.
+goes on where it stopped: rows that are there for this machine, and for the same values of the flags that they read, are
+not measured again, and a row without what it needs now stays as it was measured. An idle machine gives the figures
+their meaning.
 
 Rows: rectools_beauty, rectools_office, torch_beauty, torch_office (training speed against peers, and quality),
 packing_fill, packing_speed, utilisation, loop, scaling_1m, softmax_memory, softmax_gradient, decomposition,

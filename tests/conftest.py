@@ -5,10 +5,12 @@ import contextlib
 import gc
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from compilation import compile_quickly
@@ -127,6 +129,14 @@ def without_report():
 def no_report():
     with without_report():
         yield
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """For faults at moments of chance; what a test that fails prints repeats them."""
+    seed = int(os.environ.get("SPECTRAN_TEST_SEED", time.time_ns()))
+    print(f"SPECTRAN_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")

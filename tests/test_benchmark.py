@@ -91,6 +91,7 @@ def test_choice_of_rows():
 def counting(calls, name, ratio=2.0):
     def measure(settings):
         calls.append(name)
+        assert settings.repeats
         return Measured(ratio, 4.0, 2.0, (1.5, 2.5), "note | with a bar", curves=CURVE)
 
     return measure
@@ -123,6 +124,46 @@ def test_results_are_written_and_not_measured_again(settings):
     report.benchmark(settings, ["a"], again=True, registry=registry)
     assert calls == ["a", "b", "a"]
     report.benchmark(dataclasses.replace(settings, repeats=7), ["b"], registry=registry)
+    assert calls == ["a", "b", "a", "b"]
+
+
+def test_a_row_that_cannot_run_now_takes_the_place_of_none_that_did(settings):
+    calls = []
+
+    def measure(settings):
+        settings.dataset("beauty")
+        return counting(calls, "a")(settings)
+
+    (settings.workdir.parent / "beauty").mkdir()
+    (settings.workdir.parent / "beauty" / "interactions.tsv").touch()
+    with_data, registry = (
+        dataclasses.replace(settings, data=settings.workdir.parent),
+        registry_of(stub_bar("a", measure)),
+    )
+    measured = report.benchmark(with_data, registry=registry)
+    assert report.benchmark(settings, registry=registry) == measured
+    assert report.benchmark(settings, again=True, registry=registry) == measured
+    assert report.read(settings.workdir / "benchmark.json") == measured
+    assert report.benchmark(with_data, registry=registry) == measured
+    assert calls == ["a"]
+    # One that fails is told.
+    (failed,) = report.benchmark(settings, registry=registry_of(stub_bar("a", raising(RunError("broken")))))
+    assert failed.met is False
+
+
+def test_a_row_is_measured_again_for_other_values_of_what_it_reads_alone(settings):
+    calls = []
+    registry = registry_of(
+        stub_bar("a", lambda settings: counting(calls, "a")(settings)),
+        stub_bar("b", lambda settings: calls.append("b") or Measured(1.0 + settings.full)),
+    )
+    (a, b) = report.benchmark(settings, registry=registry)
+    assert (a.settings, b.settings) == ({"repeats": 5}, {"full": False})
+    report.benchmark(dataclasses.replace(settings, peers=REPO, peer_python="python"), registry=registry)
+    assert calls == ["a", "b"]
+    report.benchmark(dataclasses.replace(settings, repeats=7), registry=registry)
+    assert calls == ["a", "b", "a"]
+    report.benchmark(dataclasses.replace(settings, repeats=7, full=True), registry=registry)
     assert calls == ["a", "b", "a", "b"]
 
 
@@ -403,7 +444,7 @@ def test_the_best_mode_is_the_fastest_that_runs(with_peer):
     assert "default 10/s; --sparse 30/s; --compile failed" in note
 
 
-def test_quality_of_a_peer_is_remembered_until_its_script_changes(with_peer):
+def test_quality_of_a_peer_is_remembered_until_its_script_or_its_data_changes(with_peer, tmp_path):
     body = "import json; print(json.dumps({{'examples_per_second': 1, 'ndcg@10': {}}}))"
     count = with_peer("").workdir.parent / "count"
     script = f"open({str(count)!r}, 'a').write('x')\n" + body
@@ -412,3 +453,8 @@ def test_quality_of_a_peer_is_remembered_until_its_script_changes(with_peer):
         assert peers.remembered(settings, "peer.py")["ndcg@10"] == 0.1
     assert count.read_text() == "x"
     assert peers.remembered(with_peer(script.format(0.2)), "peer.py")["ndcg@10"] == 0.2
+    data = tmp_path / "data"
+    for content, runs in (("one", 3), ("one", 3), ("two", 4)):
+        data.write_text(content)
+        peers.remembered(settings, "peer.py", files=[data])
+        assert len(count.read_text()) == runs

@@ -87,7 +87,7 @@ def test_a_server_without_this_library_has_the_states_of_the_run(run, loaded, ex
     folder, histories = export(), setup.dataset.histories
     np.savez(tmp_path / "given.npz", **padded(histories, TINY_MODEL["max_length"]))
     script = [sys.executable, "-c", SERVER, str(folder), *(str(tmp_path / name) for name in ("given.npz", "out.npy"))]
-    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     states = np.load(tmp_path / "out.npy")
     np.testing.assert_allclose(states, user_states(setup, params, histories), atol=1e-5)

@@ -211,7 +211,9 @@ def test_long_commands_are_folded_so_that_a_shell_reads_the_same():
     shown = "".join(Page(re.search(r"<pre>.*?</pre>", source, re.DOTALL).group()).texts)
     assert shown.count("\n") == 9
     echoed = [
-        subprocess.run(["sh", "-c", c.replace("python", "printf '%s\\n'", 1)], capture_output=True, text=True).stdout
+        subprocess.run(
+            ["sh", "-c", c.replace("python", "printf '%s\\n'", 1)], capture_output=True, text=True, timeout=120
+        ).stdout
         for c in (command, shown)
     ]
     assert echoed[0] == echoed[1]

@@ -106,5 +106,5 @@ def test_names_and_durations_in_words():
 
 def test_importing_draws_nothing_in():
     code = "import sys, spectran_jax.report, spectran_jax.progress; print('matplotlib' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
     assert out == "False\n"

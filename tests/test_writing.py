@@ -25,7 +25,7 @@ def test_a_link_is_followed(tmp_path):
 def test_a_pipe_gets_the_content(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     got = []
-    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()), daemon=True)
     reader.start()
     write_bytes(tmp_path / "pipe", b"content")
     reader.join(10)

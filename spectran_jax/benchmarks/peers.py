@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Sequence
@@ -52,9 +53,11 @@ def run(settings: Settings, script: str, *arguments: str) -> dict[str, Any]:
     return parse(done.stdout)
 
 
-def remembered(settings: Settings, script: str, *arguments: str) -> dict[str, Any]:
-    """`run`, or what it gave before for the same script and arguments: for what does not depend on time."""
-    key = json_digest([settings.peer(script).read_text(encoding="utf-8"), settings.peer_python, list(arguments)])
+def remembered(settings: Settings, script: str, *arguments: str, files: Sequence[Path] = ()) -> dict[str, Any]:
+    """`run`, or what it gave before for the same script, arguments and content of the files that it reads: for what
+    does not depend on time."""
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (settings.peer(script), *files)]
+    key = json_digest([contents, settings.peer_python, list(arguments)])
     path = settings.workdir / "peers" / f"{Path(script).stem}-{key[:16]}.json"
     if path.is_file():
         return parse(json.dumps(json.loads(path.read_text(encoding="utf-8"))))

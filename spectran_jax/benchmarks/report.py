@@ -41,7 +41,8 @@ def benchmark(
     Args:
       settings: what the flags say.
       names: of the bars; all quick ones if empty, all with `settings.full`.
-      again: measure also what benchmark.json holds for the same settings and machine.
+      again: measure also what benchmark.json holds for the same machine and for the same settings of those that a bar
+        reads. A row that can't be measured now takes the place of none that was.
       registry: the bars to choose from; those of this package by default.
 
     Returns:
@@ -66,8 +67,12 @@ def benchmark(
             if held is not None and not again and held.stands_for(bars.pending(bar, settings, machine)):
                 continue
             print_line(console, f"{bar.name}: {bar.what}")
-            found[bar.name] = row = bars.measure(bar, settings, machine)
+            row = bars.measure(bar, settings, machine)
             print_line(console, f"{bar.name}: {number(row.ratio)} ({row.bar}): {row.verdict}. {row.note}")
+            if row.met is None and held is not None and held.ratio is not None:
+                print_line(console, f"{bar.name}: stays as it was measured before.")
+                continue
+            found[bar.name] = row
             order = [name for name in registry if name in found] + [name for name in found if name not in registry]
             found = {name: found[name] for name in order}
             write_json(path, {"machine": machine, "rows": [dataclasses.asdict(row) for row in found.values()]})

@@ -52,9 +52,28 @@ class Settings:
         return self.peers / script
 
     def to_dict(self) -> dict[str, Any]:
-        """What a row's figures depend on, as JSON values: a row of other settings is measured again."""
+        """What a row's figures may depend on, as JSON values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "workdir"}
         return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+class ReadSettings(Settings):
+    """Settings that know which of them were read, so that a row depends on no others."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})
+        object.__setattr__(self, "names", set())
+
+    def __getattribute__(self, name: str) -> Any:
+        values = super().__getattribute__("__dict__")
+        if "names" in values:
+            values["names"].add(name)
+        return super().__getattribute__(name)
+
+    def read(self) -> dict[str, Any]:
+        """Those of `to_dict` that were read before."""
+        names = frozenset(self.__dict__["names"])
+        return {name: value for name, value in self.to_dict().items() if name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +123,7 @@ class Row:
     spread: list[float] | None
     note: str
     settings: dict[str, Any]
+    """Those that the figures depend on."""
     machine: dict[str, Any]
     curves: Curves = dataclasses.field(default_factory=dict)
 
@@ -119,8 +139,9 @@ class Row:
 
     def stands_for(self, other: Row) -> bool:
         """Whether this row, measured before, need not be measured again; one without a figure always is."""
-        fields = ("name", "settings", "machine", "limit", "at_least")
-        return self.ratio is not None and all(getattr(self, f) == getattr(other, f) for f in fields)
+        fields = ("name", "machine", "limit", "at_least")
+        same = all(getattr(self, f) == getattr(other, f) for f in fields)
+        return self.ratio is not None and same and self.settings.items() <= other.settings.items()
 
 
 REGISTRY: dict[str, Bar] = {}
@@ -174,7 +195,7 @@ def pending(bar: Bar, settings: Settings, machine: dict[str, Any]) -> Row:
 
 def measure(bar: Bar, settings: Settings, machine: dict[str, Any]) -> Row:
     """Measures a bar. One that fails misses its limit, says so in its note, and stops no other."""
-    row = pending(bar, settings, machine)
+    row, settings = pending(bar, settings, machine), ReadSettings(settings)
     try:
         found = bar.measure(settings)
     except Unavailable as reason:
@@ -195,5 +216,6 @@ def measure(bar: Bar, settings: Settings, machine: dict[str, Any]) -> Row:
         met=bool(kept and found.holds),
         spread=None if found.spread is None else list(found.spread),
         note=found.note,
+        settings=settings.read(),
         curves=found.curves,
     )

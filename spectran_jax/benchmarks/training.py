@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,7 +42,9 @@ def against_peer(
     )
     del ours
     gc.collect()
-    theirs = peers.remembered(settings, script, *data_flag, *arguments, "--epochs", str(QUALITY_EPOCHS))["ndcg@10"]
+    data = [Path(path) for path in (config.data.interactions, config.data.items, config.text.embeddings)]
+    whole = [*data_flag, *arguments, "--epochs", str(QUALITY_EPOCHS)]
+    theirs = peers.remembered(settings, script, *whole, files=data)["ndcg@10"]
     trained = Epochs(prepare(config), QUALITY_EPOCHS)
     for _ in range(QUALITY_EPOCHS):
         trained()

@@ -1,4 +1,4 @@
-"""The account of a job on a slice: what each chip holds, computes and sends, as plain data for tables and JSON."""
+"""The account of a job on a slice: what each device holds, computes and sends, as plain data for tables and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from spectran_jax.errors import InputError, first_line
 from spectran_jax.planning import compiler, hlo, schedule
 from spectran_jax.planning.groups import mesh_axes
-from spectran_jax.planning.job import Job
+from spectran_jax.planning.job import BEFORE_TRAINING, Job
 from spectran_jax.planning.roofline import Roofline, times
 from spectran_jax.training import memory
 from spectran_jax.training.catalogue import has_item_rows
@@ -33,7 +33,7 @@ _SMALLER = {
 def account(
     job: Job, roofline: Roofline, *, everything: bool = True, announce: Callable[[str], None] = lambda name: None
 ) -> Account:
-    """Compiles the programs of a job and reads them.
+    """Compiles the programs of a job and reads them; all figures are of a device, of which tpu7x has two a chip.
 
     Args:
       job: see `job.build`.
@@ -51,12 +51,16 @@ def account(
     arrays = {name: size for name, size in memory.needed(setup, state).items() if size}
     usable = topology.chip.hbm_bytes // topology.chip.devices
     # An evaluation has its table beside all that training holds.
-    resident, step = sum(arrays.values()), programs[_STEP]
-    above = step["bytes"].get("temporaries", 0) + step["bytes"].get("code", 0)
-    peak = max(resident + above, *(each["peak_bytes"] for each in programs.values()))
+    above = max(
+        each["bytes"].get("temporaries", 0) + each["bytes"].get("code", 0)
+        for name, each in programs.items()
+        if not name.startswith(BEFORE_TRAINING)
+    )
+    peak = max(sum(arrays.values()) + above, *(each["peak_bytes"] for each in programs.values()))
     return {
         "topology": topology.name,
         "chips": topology.chips,
+        "devices": topology.chips * topology.chip.devices,
         "mesh": dict(setup.mesh.shape),
         "num_items": setup.dataset.num_items,
         "batch_size": setup.config.training.batch_size,
@@ -73,6 +77,8 @@ def account(
 
 def program(lower: Callable[[], Any], roofline: Roofline, mesh: Mapping[str, int]) -> Account:
     """The account of one program: bytes, FLOPs, exchanges and seconds of a device.
+
+    Bytes sent, FLOPs and seconds are without its `open_loops`, whose length data decides: it takes at least so much.
 
     Raises:
       InputError: where the compiler refuses it for another reason than memory, or JAX can't read what it made.
@@ -107,6 +113,7 @@ def program(lower: Callable[[], Any], roofline: Roofline, mesh: Mapping[str, int
     ]
     return {
         "refused": False,
+        "open_loops": len(list(schedule.open_loops(events))),
         "bytes": parts,
         "peak_bytes": sum(parts.values()),
         "flops": work.flops,
@@ -128,7 +135,7 @@ def program(lower: Callable[[], Any], roofline: Roofline, mesh: Mapping[str, int
 
 def _refused(peak: int) -> Account:
     none: Account = {"refused": True, "bytes": {}, "peak_bytes": peak, "collectives": [], "collective_bytes": 0}
-    return none | {"flops": 0.0, "hbm_bytes": 0.0, "seconds": {}, "efficiency": {}}
+    return none | {"open_loops": 0, "flops": 0.0, "hbm_bytes": 0.0, "seconds": {}, "efficiency": {}}
 
 
 def leaves(job: Job) -> list[Account]:

@@ -30,6 +30,9 @@ from spectran_jax.training import partitioning
 from spectran_jax.training.programs import Programs, build_programs
 from spectran_jax.training.setup import Setup, assemble
 
+BEFORE_TRAINING = ("decomposition", "projection")
+"""How the names of the programs begin that run while the arrays of training are not there."""
+
 _REAL_ITEMS = 1024
 """Of the catalogue that the model is built from, before its rows are broadcast."""
 

@@ -22,25 +22,33 @@ def tables(plan: Account) -> list[Table]:
 def sentences(plan: Account) -> list[str]:
     """What the tables come to, in words."""
     free = plan["hbm_bytes"] - plan["peak_bytes"]
-    verdict = f"{plan['peak_bytes'] / GIB:.2f} GiB of {plan['hbm_bytes'] / GIB:.2f} GiB on each chip"
+    unit = _unit(plan)
+    verdict = f"{plan['peak_bytes'] / GIB:.2f} GiB of {plan['hbm_bytes'] / GIB:.2f} GiB on each {unit}"
+    if unit != "chip":
+        verdict += f", {plan['devices'] // plan['chips']} of which are a chip"
     lines = [f"{plan['topology']}: {verdict}; {'it fits' if plan['fits'] else 'it does not fit'}."]
     if not plan["fits"] or free < plan["hbm_bytes"] / 16:
         lines += ["What makes it smaller, beside more chips:", *(f"  {line}" for line in plan["advice"])]
     pay, step = plan["payload"], plan["programs"]["train step"]
+    least = _at_least(step)
     if pay["needed"] and not step["refused"]:
         lines.append(
-            f"A step exchanges {pay['exchanged'] / 1e6:.2f} MB a chip, {pay['ratio']:.2f} times what it can't but: "
-            f"{pay['touched_rows']:,} rows there and back over all chips, {pay['rows_bytes'] / 1e6:.2f} MB a chip, and "
+            f"A step exchanges {least}{pay['exchanged'] / 1e6:.2f} MB a {unit}, {pay['ratio']:.2f} times what it "
+            f"can't but: {pay['touched_rows']:,} rows there and back over all {unit}s, "
+            f"{pay['rows_bytes'] / 1e6:.2f} MB a {unit}, and "
             f"{pay['replicated_gradients'] / 1e6:.2f} MB of gradients of what all hold."
         )
     if step["seconds"]:
-        seconds = {name: 1e3 * value for name, value in step["seconds"].items()}
+        seconds = {name: f"{least}{1e3 * value:.3f} ms" for name, value in step["seconds"].items()}
         share = step["efficiency"]
         lines.append(
-            f"Step: {seconds['compute']:.3f} ms computing + {seconds['network']:.3f} ms exchanging = "
-            f"{seconds['without_overlap']:.3f} ms, {share['without_overlap']:.1%} computing; "
-            f"{seconds['with_overlap']:.3f} ms with the overlap of the schedule, {share['with_overlap']:.1%}."
+            f"Step: {seconds['compute']} computing + {seconds['network']} exchanging = "
+            f"{seconds['without_overlap']}, {share['without_overlap']:.1%} computing; "
+            f"{seconds['with_overlap']} with the overlap of the schedule, {share['with_overlap']:.1%}."
         )
+    for name, each in plan["programs"].items():
+        if count := each["open_loops"]:
+            lines.append(f"≥ in {name}: without {count} loop{'s' * (count > 1)} that data ends.")
     return lines
 
 
@@ -56,6 +64,7 @@ def weak_scaling(plans: Sequence[Account]) -> list[Account]:
         {
             "topology": plan["topology"],
             "chips": plan["chips"],
+            "open_loops": step["open_loops"],
             **step["seconds"],
             "efficiency": step["efficiency"],
             "weak": {name: steps[0][1]["seconds"][name] / step["seconds"][name] for name in TARGET},
@@ -71,13 +80,13 @@ def scaling_table(rows: Sequence[Account]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("Against the smallest", justify="right")
     for row in rows:
-        own = row["efficiency"]
+        own, least = row["efficiency"], _at_least(row)
         table.add_row(
             row["topology"],
             f"{row['chips']:,}",
-            *(f"{1e3 * row[name]:.3f}" for name in ("compute", "network", "without_overlap")),
+            *(f"{least}{1e3 * row[name]:.3f}" for name in ("compute", "network", "without_overlap")),
             f"{own['without_overlap']:.1%}",
-            f"{1e3 * row['with_overlap']:.3f}",
+            f"{least}{1e3 * row['with_overlap']:.3f}",
             f"{own['with_overlap']:.1%}",
             f"{row['weak']['without_overlap']:.1%}, {row['weak']['with_overlap']:.1%}",
         )
@@ -107,8 +116,18 @@ def plot(rows: Sequence[Account]) -> Any:
     return figure
 
 
+def _unit(plan: Account) -> str:
+    """What the figures of a plan are of."""
+    return "chip" if plan["devices"] == plan["chips"] else "device"
+
+
+def _at_least(program: Account) -> str:
+    """What stands before the figures of a program of which something is not counted."""
+    return "≥ " if program["open_loops"] else ""
+
+
 def _memory(plan: Account) -> Table:
-    table = _table(f"Memory of a chip: {plan['topology']}, {plan['num_items']:,} items", "Array")
+    table = _table(f"Memory of a {_unit(plan)}: {plan['topology']}, {plan['num_items']:,} items", "Array")
     table.add_column("GiB", justify="right")
     for name, size in sorted(plan["arrays"].items(), key=lambda item: -item[1]):
         table.add_row(name, f"{size / GIB:.3f}")
@@ -121,17 +140,17 @@ def _memory(plan: Account) -> Table:
 
 
 def _programs(plan: Account) -> Table:
-    table = _table("Programs, per chip", "Program")
+    table = _table(f"Programs, per {_unit(plan)}", "Program")
     for name in ("Peak GiB", "TFLOP", "HBM, GB", "Sent, MB", "Compute, ms", "Network, ms", "Overlapped, ms"):
         table.add_column(name, justify="right")
     for name, each in plan["programs"].items():
-        seconds = each["seconds"]
+        seconds, least = each["seconds"], _at_least(each)
         figures = (
             (
-                f"{each['flops'] / 1e12:.4f}",
-                f"{each['hbm_bytes'] / 1e9:.3f}",
-                f"{each['collective_bytes'] / 1e6:.3f}",
-                *(f"{1e3 * seconds[part]:.3f}" for part in ("compute", "network", "with_overlap")),
+                f"{least}{each['flops'] / 1e12:.4f}",
+                f"{least}{each['hbm_bytes'] / 1e9:.3f}",
+                f"{least}{each['collective_bytes'] / 1e6:.3f}",
+                *(f"{least}{1e3 * seconds[part]:.3f}" for part in ("compute", "network", "with_overlap")),
             )
             if seconds
             else ("does not fit",)
@@ -141,7 +160,7 @@ def _programs(plan: Account) -> Table:
 
 
 def _exchanges(plan: Account) -> Table:
-    table = _table("Exchanges of the train step, per chip", "Kind")
+    table = _table(f"Exchanges of the train step, per {_unit(plan)}", "Kind")
     for name in ("Axes", "Bytes", "Runs", "ms each"):
         table.add_column(name, justify="right")
     table.add_column("From", overflow="fold")

@@ -74,7 +74,8 @@ Event = Compute | Issue | Await | Loop
 
 
 def schedule(module: Module, devices: int) -> tuple[Event, ...]:
-    """The events of a program for so many devices; of a branch, those of its costliest side."""
+    """The events of a program for so many devices; of a branch, those of its costliest side, and the loops of
+    the others whose length data decides."""
     return _Reader(module, devices).read(module.entry)
 
 
@@ -88,6 +89,13 @@ def collectives(events: tuple[Event, ...], times: int = 1) -> Iterator[tuple[Col
                 yield from ((collective, None) for collective, _ in collectives(event.events))
             else:
                 yield from collectives(event.events, times * event.trips)
+
+
+def open_loops(events: tuple[Event, ...]) -> Iterator[Loop]:
+    """The loops whose length data decides, which no total counts; one within another goes with it."""
+    for event in events:
+        if isinstance(event, Loop):
+            yield from (event,) if event.trips is None else open_loops(event.events)
 
 
 def total(events: tuple[Event, ...]) -> Cost:
@@ -123,7 +131,12 @@ class _Reader:
                 *instruction.called("false_computation"),
             )
             branches = [self.read(self.module.computations[name]) for name in names]
-            yield from max(branches, key=_weight, default=())
+            costliest = max(branches, key=_weight, default=())
+            yield from costliest
+            # Nobody knows what such a loop costs: a side that has one may be the costliest.
+            for other in branches:
+                if other is not costliest:
+                    yield from open_loops(other)
         elif opcode == "call":
             yield from self.read(self.module.computations[instruction.called("to_apply")[0]])
         elif base in KINDS:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from spectran_jax.errors import Interrupted
 from spectran_jax.training.run import train_and_report
 
 FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 3, "patience": 0, "item_encoder": "svd", "dropout": 0.1}
+ENDLESS = {"epochs": 500}  # until a signal comes, however fast the machine is
 TEMPORARY = Interrupted.exit_status
 
 
@@ -28,10 +28,8 @@ def flags(tiny_flags):
     return {**tiny_flags, **FLAGS}
 
 
-@pytest.fixture(scope="module")
-def alone(flags, tmp_path_factory):
-    """Left alone, on the one device of this process."""
-    folder = tmp_path_factory.mktemp("alone")
+def left_alone(flags, folder):
+    """The folder of a run on the one device of this process."""
     with without_report():
         train_and_report(Config().replace(**{**flags, "checkpoint_every": 1000}), folder)
     return folder
@@ -41,9 +39,9 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def launched_and_told(flags, number, *, processes, victim, restarts=0):
-    """A signal to one of the processes that launch/local.sh started, when there is a checkpoint more: its exit status,
-    and what all of them told."""
+def launched_and_told(flags, number, *, processes, victim, delay, restarts=0):
+    """A signal to one of the processes that launch/local.sh started, some seconds after there is a checkpoint more: its
+    exit status, and what all of them told."""
     workdir = flags["workdir"]
     before = latest_step(workdir)
     settings = {"PYTHON": sys.executable, "PROCESSES": str(processes), "DEVICES": "1", "RESTARTS": str(restarts)}
@@ -63,7 +61,7 @@ def launched_and_told(flags, number, *, processes, victim, restarts=0):
         each = working_in(workdir)
         assert len(each) == processes, each
         (pid,) = [pid for pid, line in each.items() if f"--process_id={victim} " in f"{line} "]
-        time.sleep(random.random() * 0.2)  # wherever that is, in a save or not
+        time.sleep(delay)  # wherever that is, in a save or not
         os.kill(pid, number)
         _, told = launcher.communicate(timeout=240)
     finally:
@@ -90,11 +88,11 @@ def working_in(folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path):
-    workdir, rng = tmp_path / "run", random.Random(time.time_ns())
-    flags = {**flags, "workdir": workdir}
+def test_killed_stopped_and_restarted_on_fewer_processes(rng, flags, tmp_path):
+    workdir = tmp_path / "run"
+    endless = {**flags, **ENDLESS, "workdir": workdir}
     # One of many is killed: the others notice, say so and ask to be started again.
-    with started(tmp_path / "killed", 4, flags) as run:
+    with started(tmp_path / "killed", 4, endless) as run:
         run.wait_for_step(workdir, 4)  # the second checkpoint: the newest is damaged below
         time.sleep(rng.random() * 0.3)  # wherever that is, in a save or not
         run.each[2].kill()
@@ -111,7 +109,9 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
     # the coordinator is killed.
     damaged = latest_step(workdir)
     cut_short(workdir)
-    status, told = launched_and_told(flags, signal.SIGKILL, processes=2, victim=0, restarts=1)
+    status, told = launched_and_told(
+        endless, signal.SIGKILL, processes=2, victim=0, delay=rng.random() * 0.2, restarts=1
+    )
     assert status == TEMPORARY, told
     errors = errors_of(told)
     first = [line for line in errors if f"{damaged} is damaged; start again." in line]
@@ -124,24 +124,29 @@ def test_killed_stopped_and_restarted_on_fewer_processes(alone, flags, tmp_path)
     assert told.count("saved; starting again (1 left)") == 1, told
     assert [path.name for path in (workdir / "checkpoints").glob("damaged-*")] == [f"damaged-latest-{damaged}"]
     # A preemption notice on one process: all save one step, and nobody stays behind.
-    status, told = launched_and_told(flags, signal.SIGTERM, processes=4, victim=1)
+    status, told = launched_and_told(endless, signal.SIGTERM, processes=4, victim=1, delay=rng.random() * 0.2)
     assert status == TEMPORARY, told
     assert len(errors_of(told)) >= 4, told
     for line in errors_of(told):
         assert f"SIGTERM on process 1: saved step {latest_step(workdir)};" in line, told
     assert not (workdir / "metrics.json").exists()
-    with started(tmp_path / "end", 1, {**flags, "mesh": "data:1,model:2"}) as run:
+    whole = left_alone(flags, tmp_path / "alone")
+    steps = lines(whole)[-1]["step"]
+    if (reached := latest_step(workdir)) >= steps:
+        flags = {**flags, "epochs": reached * flags["epochs"] // steps + 1}
+        whole = left_alone(flags, tmp_path / "longer")
+    with started(tmp_path / "end", 1, {**flags, "workdir": workdir, "mesh": "data:1,model:2"}) as run:
         assert run.wait() == [0], run.err(0)
         assert "is damaged" not in run.err(0)
     assert len(list((workdir / "checkpoints").glob("damaged-*"))) == 1
 
-    mine, theirs = lines(workdir), lines(alone)
+    mine, theirs = lines(workdir), lines(whole)
     assert [(line["kind"], line["step"]) for line in mine] == [(line["kind"], line["step"]) for line in theirs]
     for name in ("loss", "ndcg@20"):
         np.testing.assert_allclose(
             [line[name] for line in mine if name in line], [line[name] for line in theirs if name in line], rtol=1e-4
         )
-    mine, theirs = (json.loads((path / "metrics.json").read_text()) for path in (workdir, alone))
+    mine, theirs = (json.loads((path / "metrics.json").read_text()) for path in (workdir, whole))
     assert mine["protocol"] == theirs["protocol"]
     for name, value in theirs["test"].items():
         np.testing.assert_allclose(mine["test"][name], value, rtol=1e-3, err_msg=name)

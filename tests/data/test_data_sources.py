@@ -277,5 +277,5 @@ def test_importing_is_cheap_and_reading_needs_no_tensorflow(config):
         "assert 'grain' not in sys.modules and 'jax' not in sys.modules\n"
     )
     for _ in ("prepares", "reads"):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
         assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")

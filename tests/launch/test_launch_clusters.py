@@ -106,7 +106,7 @@ def test_a_slice_is_queued_for_used_and_deleted(stand_in):
     (command,) = [word for word in ssh if word.startswith("--command=")]
     assert r"host/p/i:tpu --workdir=/mnt/spectran/a\ b" in command
     assert "--label made=" in command
-    subprocess.run(["bash", "-n", "-c", command.removeprefix("--command=")], check=True)
+    subprocess.run(["bash", "-n", "-c", command.removeprefix("--command=")], check=True, timeout=120)
 
 
 SUDO = """#!/bin/bash

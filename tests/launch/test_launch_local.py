@@ -195,6 +195,7 @@ def test_paths_are_those_of_the_folder_that_it_is_started_in(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
     )
     assert done.stderr.split() == [str(tmp_path), str(REPO)]
 

@@ -120,6 +120,28 @@ def test_a_loop_that_data_ends_is_not_guessed(module):
         runs for each, runs in schedule.collectives(schedule.schedule(open_ended, 8)) if each.kind == "all-reduce"
     ]
     assert counted == [None]
+    assert len(list(schedule.open_loops(schedule.schedule(open_ended, 8)))) == 1
+    assert not list(schedule.open_loops(schedule.schedule(module, 8)))
+
+
+def test_a_loop_that_data_ends_is_not_lost_beside_a_costlier_branch():
+    text = MODULE.replace("%n = s32[] constant(7)", "%n = s32[] bitcast(%i)").replace("ENTRY %main", "%one")
+    branches = """
+%two (x: f32[8,4]) -> f32[1000,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  ROOT %r = f32[999999,4]{1,0} all-reduce(%x), channel_id=9, replica_groups={}, to_apply=%sum
+}
+
+ENTRY %main (p: pred[], x: f32[8,4], y: f32[900000,4]) -> f32[1000,4] {
+  %p = pred[] parameter(0)
+  %x = f32[8,4]{1,0} parameter(1)
+  ROOT %c = f32[1000,4] conditional(%p, %x, %x), branch_computations={%one, %two}
+}
+"""
+    events = schedule.schedule(hlo.parse(text + branches.replace("%x = f32[8,4]", "%x = f32[900000,4]", 1)), 8)
+    found = [(each.bytes, runs) for each, runs in schedule.collectives(events)]
+    assert found == [(900000 * 4 * 4, 1), (8 * 4 * 4, None)]
+    assert len(list(schedule.open_loops(events))) == 1
 
 
 def test_a_product_with_batch_axes_counts_real_numbers_alone():

@@ -108,7 +108,8 @@ def test_weak_scaling_is_against_the_smallest_slice():
         seconds = {"compute": compute, "network": network}
         seconds |= {"without_overlap": compute + network, "with_overlap": overlapped}
         share = {"without_overlap": compute / (compute + network), "with_overlap": compute / overlapped}
-        return {"topology": name, "chips": chips, "programs": {"train step": {"seconds": seconds, "efficiency": share}}}
+        step = {"open_loops": 0, "seconds": seconds, "efficiency": share}
+        return {"topology": name, "chips": chips, "programs": {"train step": step}}
 
     small, large = weak_scaling([plan("b", 256, 4.0, 4.0, 5.0), plan("a", 4, 4.0, 1.0, 4.0)])
     assert (small["topology"], small["weak"]) == ("a", {"without_overlap": 1.0, "with_overlap": 1.0})

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import time
@@ -11,12 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import REPO, command, cut_short, without_report
 
+from spectran_jax.benchmarks.local_run import latest_step
 from spectran_jax.config import Config
 from spectran_jax.errors import Interrupted
 from spectran_jax.training.consensus import StopVote
 from spectran_jax.training.run import train_and_report
 
 FLAGS = {"epochs": 12, "eval_every": 3, "checkpoint_every": 3, "patience": 0, "semantic_scale": 0.3}
+ENDLESS = {"epochs": 500}  # until a signal comes, however fast the machine is
 VOLATILE = {"examples_per_second", "seconds"}
 
 
@@ -35,9 +36,8 @@ def wait_for_checkpoint(process: subprocess.Popen, workdir: Path, after: int) ->
     """Returns once a checkpoint of a later step than `after` is there."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        steps = [int(p.name) for p in (workdir / "checkpoints" / "latest").glob("[0-9]*") if p.name.isdigit()]
-        if steps and max(steps) > after:
-            return max(steps)
+        if (step := latest_step(workdir)) > after:
+            return step
         if process.poll() is not None:
             raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()}")
         time.sleep(0.005)
@@ -70,16 +70,18 @@ def uninterrupted(flags, tmp_path_factory):
     return outcome(workdir)
 
 
-def test_killed_told_to_stop_and_damaged(flags, uninterrupted, tmp_path, caplog, capsys):
+def test_killed_told_to_stop_and_damaged(rng, flags, uninterrupted, tmp_path, tmp_path_factory, caplog, capsys):
     """One run: killed at two random points, stopped by each signal, and its newest checkpoint damaged."""
-    rng = random.Random(time.time_ns())
     step = 0
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
-        process = start(flags, tmp_path)
-        step = wait_for_checkpoint(process, tmp_path, after=step)
-        time.sleep(rng.random() * 0.05)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        process = start(flags | ENDLESS, tmp_path)
+        try:
+            step = wait_for_checkpoint(process, tmp_path, after=step)
+            time.sleep(rng.random() * 0.05)
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
         if number == signal.SIGKILL:
             assert process.returncode == -number
         else:
@@ -87,6 +89,11 @@ def test_killed_told_to_stop_and_damaged(flags, uninterrupted, tmp_path, caplog,
             assert "Traceback" not in stderr
             assert f"{number.name}: saved step" in stderr
     assert not (tmp_path / "metrics.json").exists()
+    whole = uninterrupted["metrics"]["train"]
+    if (reached := latest_step(tmp_path)) >= whole["steps"]:
+        flags = {**flags, "epochs": reached * round(whole["epochs"]) // whole["steps"] + 1}
+        train_here(flags, other := tmp_path_factory.mktemp("longer"))
+        uninterrupted = outcome(other)
     cut_short(tmp_path)
     train_here(flags, tmp_path)
     assert "is damaged and is skipped" in caplog.text
