@@ -12,7 +12,7 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.report import words
 from spectran_jax.studies import results_md
-from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
+from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
 from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study, refuse_in_tables
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
@@ -144,7 +144,7 @@ def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -
     """Raises `InputError` where runs on one data set would measure different things."""
     for dataset, some in variants.items():
         configs = [study.datasets[dataset].replace(**variant.values) for variant in some]
-        for name in OF_THE_PROTOCOL:
+        for name in of_the_protocol(configs[0]):
             if len({config.get(name) for config in configs}) > 1:
                 raise InputError(
                     f"{name} decides what is measured, so that runs of different values have no common table: make a "

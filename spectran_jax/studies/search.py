@@ -17,7 +17,7 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report.words import count
-from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
+from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
 from spectran_jax.studies.space import Range, design
 from spectran_jax.studies.tables import Spread, spread
@@ -231,7 +231,7 @@ def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, floa
     for field in method.space:
         if field.name in SET_BY_STUDIES:
             raise InputError(f"{field.name} is no field to search: a study sets it run by run.")
-        if field.name in OF_THE_PROTOCOL:
+        if field.name in of_the_protocol(method.config):
             raise InputError(f"{field.name} is no field to search: it decides what is measured, trial by trial.")
     check(method.config)
     points = []

@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
-from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
+from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, of_the_protocol, read_datasets
 from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, refuse_in_tables, study_from_flags
 from spectran_jax.studies.ownership import claimed, refuse_another_study
+from spectran_jax.training.summary import protocol
 
 TOML = """
 [beauty]
@@ -123,6 +125,20 @@ def test_bad_names_and_files(toml, names, text, message):
     toml.write_text(text)
     with pytest.raises(InputError, match=message):
         dataset_configs(names, toml)
+
+
+@pytest.mark.parametrize("base", [Config(), Config().replace(split="temporal"), Config().replace(holdout_items=0.1)])
+def test_what_is_measured_is_what_the_protocol_of_runs_holds(base):
+    other = {
+        "split": "temporal" if base.data.split == "leave_one_out" else "leave_one_out", "filter_seen": True,
+        "holdout_items": 0.2, "max_length": 7, "dropout": 0.4, "item_encoder": "id",
+    }  # fmt: skip
+
+    def made(config):
+        return protocol(SimpleNamespace(config=config, dataset=SimpleNamespace(digest="d")))
+
+    moving = {name for name, value in other.items() if made(base.replace(**{name: value})) != made(base)}
+    assert moving == other.keys() & set(of_the_protocol(base))
 
 
 def test_a_missing_file(tmp_path):

@@ -150,7 +150,12 @@ def test_a_variant_that_can_not_run_is_refused_before_any_runs(study, trained):
 def test_a_field_of_the_protocol_is_refused_before_anything_runs(study, trained):
     with pytest.raises(InputError, match=r"filter_seen decides what is measured.* no common table"):
         sensitivity.run(study, "filter_seen=false:true")
+    held = {name: config.replace(holdout_items=0.1) for name, config in study.datasets.items()}
+    with pytest.raises(InputError, match=r"max_length decides what is measured.* no common table"):
+        sensitivity.run(dataclasses.replace(study, datasets=held), "max_length=10:20")
     assert not trained
+    sensitivity.run(study, "max_length=10:20")
+    assert {job.config.data.max_length for job in trained} == {10, 20, Config().data.max_length}
 
 
 def test_what_is_tried_by_default_is_in_range():

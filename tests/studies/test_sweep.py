@@ -284,6 +284,10 @@ def test_bad_search(text, message):
         ({"methods": {"a": Method(Config(), parse_space("dropout=0.5:1.5"))}, "trials": 2}, "--dropout must be"),
         ({"methods": {"a": Method(Config(), parse_space("seed=0:5"))}}, "seed is no field to search"),
         ({"methods": {"a": Method(Config(), parse_space("k_core=0:5"))}}, "k_core is no field to search: it decides"),
+        (
+            {"methods": {"a": Method(Config().replace(holdout_items=0.1), parse_space("max_length=5:9"))}},
+            "max_length is no field to search: it decides",
+        ),
     ],
 )
 def test_bad_sizes_start_nothing(tmp_path, options, message):
