@@ -16,9 +16,9 @@ from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
 from spectran_jax.studies.differences import INTERVALS, difference
 from spectran_jax.studies.flags import Study, refuse_in_tables
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
+from spectran_jax.studies.outcomes import made_otherwise, made_with, shared_protocol, some_came_to_an_end, why_failed
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, why_failed
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells, spread
 from spectran_jax.studies.variants import Variant
 
@@ -50,7 +50,8 @@ class Grid:
 
     def to_json(self, references: Mapping[str, str]) -> list[dict[str, Any]]:
         """For result.json: each variant's seeds, means and standard deviations of the test metrics, what its NDCG@10
-        has over its reference's (None without one), and why runs failed, by seed; on each data set."""
+        has over its reference's (None without one), why runs failed, by seed, and what the others were made with, that
+        of equals once; on each data set."""
         rows = []
         for dataset, variants in self.runs.items():
             for variant, outcomes in variants.items():
@@ -68,14 +69,15 @@ class Grid:
                         "reference": None if other == variant else other,
                         "difference": None if over is None else over._asdict(),
                         "failures": {str(s): o.failure for s, o in outcomes.items() if not o.ok},
+                        "made_with": made_with(ok.values()),
                     }
                 )
         return rows
 
-    def failures(self) -> str:
-        """One sentence a run that failed; empty where none did."""
+    def note(self) -> str:
+        """For a table: one sentence a run that failed, and one where runs were not all made alike."""
         every = [o for variants in self.runs.values() for seeds in variants.values() for o in seeds.values()]
-        return why_failed(every)
+        return " ".join(filter(None, (why_failed(every), made_otherwise(every))))
 
 
 def everywhere(study: Study, variants: Sequence[Variant]) -> dict[str, Sequence[Variant]]:
@@ -202,7 +204,7 @@ def comparison(
         f"that both have, with its 95 % interval. {INTERVALS}"
     )
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
-    return Table(title, columns, rows, note=" ".join(filter(None, (told, note, grid.failures()))), bold=bold)
+    return Table(title, columns, rows, note=" ".join(filter(None, (told, note, grid.note()))), bold=bold)
 
 
 def _folder(name: str) -> str:

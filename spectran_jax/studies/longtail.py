@@ -74,7 +74,7 @@ def group_table(grid: Grid, groups: Sequence[str], metric: str) -> Table:
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(groups)))
     name = words.label(metric)
     columns = ["Data set", "Encoder", *(f"{g.capitalize()} {name}" for g in groups)]
-    return Table(f"{name} by group", columns, rows, note=grid.failures(), bold=bold)
+    return Table(f"{name} by group", columns, rows, note=grid.note(), bold=bold)
 
 
 def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table:

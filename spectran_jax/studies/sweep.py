@@ -12,6 +12,7 @@ from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.outcomes import made_otherwise
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.reads import refuse_unread
@@ -97,11 +98,12 @@ def _metrics_table(name: str, found: Found) -> Table:
         rows.append(["mean ± s.d.", *(found.spread(metric) for metric in METRICS)])
     chosen = f" of {describe(found.chosen)}" if found.chosen else ""
     failed = len(found.runs) - len(found.done)
+    lost = f"{failed} of {words.count(len(found.runs), 'seed')} failed." if failed else ""
     return Table(
         f"Test metrics on {name}{chosen}",
         ["Seed", *map(words.label, METRICS)],
         rows,
-        note=f"{failed} of {words.count(len(found.runs), 'seed')} failed." if failed else "",
+        note=" ".join(filter(None, (lost, made_otherwise(found.outcomes)))),
     )
 
 

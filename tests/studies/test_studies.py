@@ -82,6 +82,7 @@ def write_run(folder, config):
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
+    metrics["made_with"] = {"code": "c", "jax": "1"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metrics
 
@@ -425,6 +426,27 @@ def test_result_json_holds_the_figures_of_every_variant(study, monkeypatch):
     assert (lost["difference"]["seeds"], lost["difference"]["low"]) == (2, None)
     assert svd["difference"]["mean"] == pytest.approx(svd["means"]["ndcg@10"] - spectran["means"]["ndcg@10"])
     assert svd["difference"]["low"] < svd["difference"]["mean"] < svd["difference"]["high"]
+
+
+def test_runs_that_were_made_otherwise_are_told_below_each_table_of_metrics(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            metrics = write_run(folder := workdir / "runs" / job.name, job.config)
+            metrics["made_with"]["jax"] = "2" if job.name == newer else "1"
+            made[job.name] = Outcome(job.name, folder, metrics)
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    for newer in ("", "two/spectran/seed-3"):
+        shown = [ablation.run(study, "attention=none"), longtail.run(study, ["id", "spectran"])]
+        shown += [collapse.run(study, ["spectran"]), spectrum.run(study)]
+        notes = [table.note for result in shown for table in result.tables if "NDCG@10" in "".join(table.columns)]
+        assert len(notes) >= len(shown)
+        assert all(("The runs were not all made alike (jax: 1, 2)." in note) == bool(newer) for note in notes)
+    held = json.loads((study.workdir / "result.json").read_text())["variants"]
+    one, two = {"code": "c", "jax": "1"}, {"code": "c", "jax": "2"}
+    assert [row["made_with"] for row in held] == [[one], [one, two]]
 
 
 def test_a_study_that_is_stopped_has_claimed_its_folder(study, monkeypatch):

@@ -175,6 +175,13 @@ def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
     assert "1 of 2 trials failed. ml, trial 1: The loss became nan" in markdown(result)
 
 
+def test_trials_and_seeds_of_a_sweep_that_were_made_otherwise_are_told(tmp_path):
+    options = {"space": SPACE, "trials": 1, "seeds": [0]}
+    for behaviours, told in (({}, ""), ({"ml/trial-00": "newer"}, "The runs were not all made alike (jax: 1, 2).")):
+        result = sweep({"ml": Config()}, tmp_path / str(bool(told)), **options, runner=Runner(behaviours))
+        assert result.tables[0].note == told
+
+
 @pytest.mark.parametrize("trials", [1, 5, 8])
 def test_the_design_is_in_range_and_repeats(trials):
     values = design(SPACE, trials, seed=0)
