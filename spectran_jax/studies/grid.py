@@ -14,7 +14,7 @@ from spectran_jax.report import words
 from spectran_jax.studies import results_md
 from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
 from spectran_jax.studies.differences import INTERVALS, difference
-from spectran_jax.studies.flags import Study, refuse_in_tables
+from spectran_jax.studies.flags import Study, refuse_set_by_study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.outcomes import made_otherwise, made_with, shared_protocol, some_came_to_an_end, why_failed
 from spectran_jax.studies.ownership import claimed
@@ -109,11 +109,9 @@ def run_grid(
         if name in changed:
             raise InputError(f"{name} is no field to change: a study sets it run by run; for seeds there is --seeds.")
     # A field that some variants leave alone has the command line's value in those.
-    always = set.intersection(*(set(variant.values) for some in variants.values() for variant in some))
-    clash = sorted(always & set(study.given))
-    if clash:
-        raise InputError(f"This study sets --{clash[0]} itself, run by run; leave the flag out.")
-    refuse_in_tables(study, always)
+    refuse_set_by_study(
+        study, set.intersection(*(set(variant.values) for some in variants.values() for variant in some))
+    )
     jobs = {
         (dataset, variant.name, seed): Job(
             f"{dataset}/{_folder(variant.name)}/seed-{seed}",

@@ -10,7 +10,13 @@ from absl import flags
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, of_the_protocol, read_datasets
-from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, refuse_in_tables, study_from_flags
+from spectran_jax.studies.flags import (
+    command_line,
+    define_study_flags,
+    parse_seeds,
+    refuse_set_by_study,
+    study_from_flags,
+)
 from spectran_jax.studies.ownership import claimed, refuse_another_study
 from spectran_jax.training.summary import protocol
 
@@ -179,9 +185,9 @@ def test_common_flags(toml):
 def test_a_field_that_a_study_sets_is_refused_in_a_table(toml):
     toml.write_text(TOML + "\nitem_encoder = 'svd'\n")  # of the last table, movielens_100k
     names = f"--datasets={toml}", "--workdir=w"
-    refuse_in_tables(study(*names, "--dataset=ml-temporal"), ["item_encoder"])
+    refuse_set_by_study(study(*names, "--dataset=ml-temporal"), ["item_encoder"])
     with pytest.raises(InputError, match="data set movielens_100k: this study sets item_encoder itself, run by run"):
-        refuse_in_tables(study(*names, "--dataset=ml-temporal,movielens_100k"), ["item_encoder"])
+        refuse_set_by_study(study(*names, "--dataset=ml-temporal,movielens_100k"), ["item_encoder"])
 
 
 def test_a_file_of_data_sets_alone_means_all_of_them(toml):

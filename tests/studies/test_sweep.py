@@ -10,11 +10,12 @@ from test_jobs import fake
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted, RunError
 from spectran_jax.studies.compare import compare
+from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.results_md import markdown
 from spectran_jax.studies.search import Method, one_protocol, search, to_json
 from spectran_jax.studies.space import OWN, Range, describe, design, parse_space, space_of
-from spectran_jax.studies.sweep import sweep
+from spectran_jax.studies.sweep import run, sweep
 from spectran_jax.studies.tables import spread
 
 SPACE = parse_space("learning_rate=log:1e-4:1e-2,dropout=0.1:0.5")
@@ -157,6 +158,16 @@ def test_a_sweep_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="There is nothing to search: name a field"):
         sweep({"ml": Config()}, tmp_path, space=parse_space(" , "), trials=8, seeds=[0], runner=runner)
     assert not runner.jobs
+
+
+@pytest.mark.parametrize(
+    ("searched", "message"),
+    [("", "Name what to search: --search="), ("dropout=0.1:0.5", "--search and --dropout both set dropout; leave one")],
+)
+def test_a_search_of_no_field_or_of_one_that_is_fixed_is_refused(tmp_path, searched, message):
+    study = Study({"ml": Config()}, (0,), 1, tmp_path, None, "", {"dropout": 0.2})
+    with pytest.raises(InputError, match=message):
+        run(study, searched, 1)
 
 
 def test_a_field_that_nothing_reads_is_not_searched(tmp_path):
