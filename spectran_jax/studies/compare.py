@@ -125,8 +125,9 @@ def compare(
     if budget:
         tables.append(trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
     others = "" if backbone_names == [Config().backbone.backbone] else f" with {', '.join(backbone_names)}"
+    searched = "" if any(each.trials for each in found.values()) else ", nothing searched"
     return Result(
-        f"Item encoders compared on {', '.join(datasets)}{others}",
+        f"Item encoders compared on {', '.join(datasets)}{others}{searched}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
         text=_text(

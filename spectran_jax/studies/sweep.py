@@ -97,7 +97,7 @@ def sweep(
     for name, each in found.items():
         one_protocol({name: each}, name)
         tables += [_metrics_table(name, each), trials_table(f"Trials on {name}", {(name,): each}, ("Data set",))]
-    encoders = ", ".join(sorted({f"{c.encoder.item_encoder} on {c.backbone.backbone}" for c in datasets.values()}))
+    encoders = ", ".join(sorted({f"{c.encoder.item_encoder} with {c.backbone.backbone}" for c in datasets.values()}))
     tried, chosen = (
         f"{trials} points of a Sobol sequence were tried",
         f"the one of best {words.label(SELECTION_METRIC)}",
@@ -105,7 +105,7 @@ def sweep(
     if trials == 1:
         tried, chosen = "One point was tried", "it"
     return Result(
-        f"Search for {encoders}",
+        f"Search for {encoders} on {', '.join(datasets)}",
         tables,
         text=(
             f"{tried} on the validation set with seed {seeds[0]}; {chosen} was run with "
