@@ -13,7 +13,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.report import words
 from spectran_jax.studies import results_md
 from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
-from spectran_jax.studies.differences import INTERVALS, difference
+from spectran_jax.studies.differences import INTERVALS, Difference, difference
 from spectran_jax.studies.flags import Study, refuse_set_by_study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
 from spectran_jax.studies.outcomes import made_otherwise, made_with, shared_protocol, some_came_to_an_end, why_failed
@@ -31,18 +31,33 @@ class Grid:
     """The outcomes of a study, by data set, variant and seed."""
 
     runs: Mapping[str, Mapping[str, Mapping[int, Outcome]]]
+    _over: dict[tuple[str, str, str], Difference | None] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def ok(self, dataset: str, variant: str) -> dict[int, Outcome]:
         """The runs that came to their end, by seed."""
         return {seed: outcome for seed, outcome in self.runs[dataset].get(variant, {}).items() if outcome.ok}
 
+    def shown(self, dataset: str) -> list[str]:
+        """The variants of a data set that have a run to show."""
+        return [variant for variant in self.runs[dataset] if self.ok(dataset, variant)]
+
     def pairs(self) -> list[tuple[str, str]]:
         """Every data set with every variant of it that has a run to show."""
-        return [(d, v) for d, variants in self.runs.items() for v in variants if self.ok(d, v)]
+        return [(dataset, variant) for dataset in self.runs for variant in self.shown(dataset)]
 
     def metric(self, dataset: str, variant: str, name: str) -> Spread | None:
         """A metric of the test set over the seeds; None where no run has it."""
         return spread([o.metrics["test"][name] for o in self.ok(dataset, variant).values() if o.metrics])
+
+    def over(self, dataset: str, variant: str, reference: str) -> Difference | None:
+        """What a variant's NDCG@10 has over its reference's (`difference`), computed once: the bootstrap takes a while.
+        None without one, and of the reference itself."""
+        key = dataset, variant, reference
+        if variant != reference and key not in self._over:
+            self._over[key] = difference(self.ok(dataset, variant), self.ok(dataset, reference))
+        return self._over.get(key)
 
     def against(self, reference: str) -> dict[str, str]:
         """The same reference for every variant."""
@@ -57,7 +72,7 @@ class Grid:
             for variant, outcomes in variants.items():
                 ok = self.ok(dataset, variant)
                 other = references.get(variant, variant)
-                over = None if other == variant else difference(ok, self.ok(dataset, other))
+                over = self.over(dataset, variant, other)
                 found = {name: self.metric(dataset, variant, name) for name in METRICS}
                 rows.append(
                     {
@@ -191,10 +206,10 @@ def comparison(
     bold: set[tuple[int, int]] = set()
     for dataset in grid.runs:
         start = len(rows)
-        for variant in (v for d, v in grid.pairs() if d == dataset):
+        for variant in grid.shown(dataset):
             values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
             other = reference if references is None else references[variant]
-            over = None if variant == other else difference(grid.ok(dataset, variant), grid.ok(dataset, other))
+            over = grid.over(dataset, variant, other)
             rows.append([dataset, variant, *values, None if over is None else str(over)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
     told = (

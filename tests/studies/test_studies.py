@@ -511,6 +511,16 @@ def test_a_difference_of_too_few_seeds_has_no_interval(study, trained):
         assert "one needs 3 seeds" in table.note
 
 
+def test_a_difference_is_computed_once(study, trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(grid, "difference", lambda *runs: asked.append(runs) or difference(*runs))
+    result = ablation.run(study, "attention=none:softmax")
+    assert [row[-1] is None for row in result.tables[0].rows] == [True, False, False] * 2
+    assert len(asked) == 2 * 2
+    longtail.run(study, ["id", "spectran"])
+    assert len(asked) == 2 * 2 + 2
+
+
 def test_runs_of_two_protocols_share_no_table(study, monkeypatch):
     def run_jobs(jobs, workdir, **_):
         return {job.name: Outcome(job.name, workdir, {"protocol": str(job.config.training.seed)}) for job in jobs}
