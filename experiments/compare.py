@@ -2,9 +2,8 @@
 
 from absl import flags
 
-from spectran_jax.errors import InputError
 from spectran_jax.flags import run
-from spectran_jax.studies.flags import define_study_flags, refuse_in_tables, split_names, study_from_flags
+from spectran_jax.studies.flags import define_study_flags, split_names, study_from_flags
 
 SYNOPSIS = """
 Compares item encoders (--item_encoders) on every backbone (--backbones) and data set (--dataset). Each is searched
@@ -40,28 +39,10 @@ define_study_flags()
 def main() -> None:
     """Runs the experiment that the flags describe."""
     study = study_from_flags()
-    for name in ("item_encoder", "backbone"):
-        if name in study.given:
-            raise InputError(f"A comparison takes several: give --{name}s=NAME,NAME instead of --{name}.")
-    refuse_in_tables(study, ("item_encoder", "backbone"))
-    from spectran_jax.backbones import BACKBONES
-    from spectran_jax.studies.compare import compare
-    from spectran_jax.studies.results_md import publish_study
+    from spectran_jax.studies import compare
 
-    backbones = split_names(_BACKBONES.value)
-    result = compare(
-        study.datasets,
-        study.workdir,
-        encoders=split_names(_ENCODERS.value),
-        backbone_names=backbones,
-        budget=_BUDGET.value,
-        seeds=study.seeds,
-        target=_TARGET.value,
-        given=tuple(study.given),
-        parallel=study.parallel,
-        command=study.command,
-    )
-    publish_study(study, "compare", result, backbones=backbones or list(BACKBONES))
+    encoders, backbones = split_names(_ENCODERS.value), split_names(_BACKBONES.value)
+    compare.run(study, encoders, backbones, budget=_BUDGET.value, target=_TARGET.value)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from absl import flags
 
-from spectran_jax.errors import InputError
 from spectran_jax.flags import run
 from spectran_jax.studies.flags import define_study_flags, study_from_flags
 
@@ -21,27 +20,10 @@ define_study_flags(seeds=(0, 1, 2))
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    if not _SEARCH.value:
-        raise InputError("Name what to search: --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5. See --help.")
     study = study_from_flags()
-    from spectran_jax.studies.results_md import publish_study
-    from spectran_jax.studies.space import parse_space
-    from spectran_jax.studies.sweep import sweep
+    from spectran_jax.studies import sweep
 
-    space = parse_space(_SEARCH.value)
-    if fixed := [each.name for each in space if each.name in study.given]:
-        raise InputError(f"--search and --{fixed[0]} both set {fixed[0]}; leave one out.")
-    result = sweep(
-        study.datasets,
-        study.workdir,
-        space=space,
-        trials=_TRIALS.value,
-        seeds=study.seeds,
-        parallel=study.parallel,
-        command=study.command,
-    )
-    encoders = sorted({config.encoder.item_encoder for config in study.datasets.values()})
-    publish_study(study, "sweep", result, encoders=encoders)
+    sweep.run(study, _SEARCH.value, _TRIALS.value)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from spectran_jax.report.stylesheet import CSS
+
 if TYPE_CHECKING:
     from spectran_jax.report.figures import Plot
 
@@ -16,6 +18,24 @@ def text(value: object) -> str:
     """Any value as text that stands in an element or an attribute; control characters are left out."""
     clean = str(value).translate(_CONTROL).encode("utf-8", "replace").decode("utf-8")
     return html.escape(clean, quote=True)
+
+
+def document(title: str, main: str, *, lead: str = "", navigation: str = "", footer: str = "") -> str:
+    """A whole page that needs no other file; `title` is plain text, all else HTML. `lead` stands below the title."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{text(title)}</title>",
+        f"<style>{CSS}</style></head><body>",
+        f'<div class="wrap"><header><h1 dir="auto">{text(title)}</h1>',
+        f"{lead}</header></div>",
+        navigation,
+        f'<main class="wrap">{main}</main>',
+        footer,
+        "</body></html>\n",
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def table(

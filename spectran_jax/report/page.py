@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from spectran_jax.report import appendix, sections
+from spectran_jax.report import appendix, html, sections
 from spectran_jax.report.data import ReportData
-from spectran_jax.report.html import text
-from spectran_jax.report.stylesheet import CSS
 from spectran_jax.writing import write_text
 
 SECTIONS = (
@@ -28,21 +26,12 @@ def render(data: ReportData) -> str:
     body = [section(data) for section in SECTIONS]
     names = re.findall(r'<section id="([a-z]+)"', "".join(body))
     links = "".join(f'<li><a href="#{name}">{name.capitalize()}</a></li>' for name in names)
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{text(data.title)}</title>",
-            f"<style>{CSS}</style></head><body>",
-            f'<div class="wrap"><header><h1 dir="auto">{text(data.title)}</h1>',
-            f'<p class="lead">{sections.lead(data)}</p>',
-            f"{sections.headline(data)}</header></div>",
-            f'<nav aria-label="Sections"><ul class="wrap">{links}</ul></nav>',
-            f'<main class="wrap">{"".join(body)}</main>',
-            f'<footer class="wrap">{appendix.footer(data)}</footer>',
-            "</body></html>\n",
-        ]
+    return html.document(
+        data.title,
+        "".join(body),
+        lead=f'<p class="lead">{sections.lead(data)}</p>\n{sections.headline(data)}',
+        navigation=f'<nav aria-label="Sections"><ul class="wrap">{links}</ul></nav>',
+        footer=f'<footer class="wrap">{appendix.footer(data)}</footer>',
     )
 
 

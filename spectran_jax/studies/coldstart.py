@@ -68,7 +68,7 @@ def exposure_parts(grid: Grid) -> tuple[Table, list[Plot], list[str]]:
     plots = []
     for dataset in grid.runs:
         series: dict[str, Series] = {}
-        for encoder in (e for d, e in grid.pairs() if d == dataset):
+        for encoder in grid.shown(dataset):
             found = _exposures(grid, dataset, encoder, missing)
             points: list[tuple[Spread, Spread]] = []
             for at in zip(*found, strict=True):  # one factor, all seeds

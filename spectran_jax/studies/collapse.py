@@ -60,7 +60,7 @@ def result(grid: Grid, command: str) -> Result:
         rows.append([dataset, encoder, grid.metric(dataset, encoder, "ndcg@10"), spread(starts), *at_best, *of_text])
     columns = ["Data set", "Encoder", "NDCG@10", "Rank at start", "Effective rank", "Abundance", "Top direction"]
     columns += ["Text rank", "Text abundance"]
-    note = " ".join(filter(None, (grid.failures(), *missing)))
+    note = " ".join(filter(None, (grid.note(), *missing)))
     table = Table("Collapse of item vectors", columns, rows, note=note)
     plots = []
     for dataset in grid.runs:

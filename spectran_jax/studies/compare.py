@@ -12,10 +12,11 @@ from spectran_jax.errors import InputError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies import comparison_plots, comparison_tables
-from spectran_jax.studies.flags import check_names
+from spectran_jax.studies.flags import Study, check_names, refuse_set_by_study
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
+from spectran_jax.studies.results_md import publish_study
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, against_rivals
 from spectran_jax.studies.search import (
     Method,
@@ -27,6 +28,32 @@ from spectran_jax.studies.search import (
 )
 from spectran_jax.studies.space import space_of
 from spectran_jax.studies.sweep import trials_table
+
+
+def run(
+    study: Study, encoders: Sequence[str] = (), backbone_names: Sequence[str] = (), *, budget: int, target: str = ""
+) -> Result:
+    """Runs and publishes a comparison; see `compare`.
+
+    Raises:
+      InputError: a single item encoder or backbone on the command line or in a table of `--datasets`; and as `compare`.
+      RunError: as `compare`.
+    """
+    refuse_set_by_study(study, ("item_encoder", "backbone"), "A comparison takes several")
+    result = compare(
+        study.datasets,
+        study.workdir,
+        encoders=encoders,
+        backbone_names=backbone_names,
+        budget=budget,
+        seeds=study.seeds,
+        target=target,
+        given=tuple(study.given),
+        parallel=study.parallel,
+        command=study.command,
+    )
+    publish_study(study, "compare", result, backbones=backbone_names or list(backbones.BACKBONES))
+    return result
 
 
 def compare(
@@ -98,8 +125,9 @@ def compare(
     if budget:
         tables.append(trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
     others = "" if backbone_names == [Config().backbone.backbone] else f" with {', '.join(backbone_names)}"
+    searched = "" if any(each.trials for each in found.values()) else ", nothing searched"
     return Result(
-        f"Item encoders compared on {', '.join(datasets)}{others}",
+        f"Item encoders compared on {', '.join(datasets)}{others}{searched}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
         text=_text(

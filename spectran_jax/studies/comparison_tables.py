@@ -10,9 +10,10 @@ from spectran_jax import statistics
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies.differences import INTERVALS
+from spectran_jax.studies.outcomes import made_otherwise, why_failed
 from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
-from spectran_jax.studies.search import Found, why_failed
+from spectran_jax.studies.search import Found
 from spectran_jax.studies.space import describe
 from spectran_jax.studies.tables import Cell, Table, best_cells, spread
 
@@ -158,19 +159,9 @@ def cost_table(cells: Cells) -> Table:
         )
         rows.append([*key, parameters, steps, seconds, float(search_seconds)])
     columns = [*KEYS, "Parameters", "Steps", "Seconds of training", "Seconds of its search"]
-    note = f"Runs side by side share the machine, so seconds compare methods only roughly. {_made_otherwise(cells)}"
+    otherwise = made_otherwise(outcome for each in cells.values() for outcome in each.outcomes)
+    note = f"Runs side by side share the machine, so seconds compare methods only roughly. {otherwise}"
     return Table("Cost", columns, rows, note=note.strip())
-
-
-def _made_otherwise(cells: Cells) -> str:
-    """A sentence where code, version or machine were not the same for all runs; empty where they were."""
-    outcomes = [o for each in cells.values() for o in (*(trial.outcome for trial in each.trials), *each.runs.values())]
-    made = [outcome.metrics.get("made_with", {}) for outcome in outcomes if outcome.metrics is not None]
-    told = []
-    for name in dict.fromkeys(name for each in made for name in each):
-        values = sorted({str(each.get(name, "not noted")) for each in made})
-        told += [f"{name}: {', '.join(values)}"] if len(values) > 1 else []
-    return f"The runs were not all made alike ({'; '.join(told)})." if told else ""
 
 
 def percent(share: float | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.studies.curves import dots
+from spectran_jax.studies.flags import check_names, refuse_given
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result, publish
 from spectran_jax.studies.results_md import refresh
@@ -35,7 +36,13 @@ _UNITS = {
     "evaluation_seconds": 1e-3,
 }
 
-OF_A_DECOMPOSITION = ("spectrum_dtype", "max_rank")
+OF_DATA = (
+    "dataset", "interactions", "items", "embeddings", "movielens", "k_core", "unknown_items", "duplicates",
+    "text_encoder", "text_columns", "decomposition", "decomposition_precision",
+)  # fmt: skip
+"""Fields that random data does not follow; the config.json of a run may hold some."""
+
+OF_A_SPECTRUM = ("rtol", "spectrum_dtype", "max_rank")
 """Fields that would change what an encoder costs, and that random coordinates do not follow."""
 
 TEXT = """
@@ -60,6 +67,7 @@ def run(
     width: int,
     users: int,
     repeats: int,
+    given: Collection[str] = (),
     command: str,
     results: Path | None = None,
     section: str = "",
@@ -67,27 +75,34 @@ def run(
     """Measures, unless the folder holds the figures of these very settings, code and machine, and publishes; also to
     `results`, a RESULTS.md, as its section `efficiency`, or `efficiency-SECTION`.
 
+    Args:
+      config: everything but the item encoder.
+      workdir: of the experiment.
+      encoders: of the registry; all of them if empty.
+      items: as the sizes that follow, see `efficiency.measure`.
+      given: fields that the command line names.
+      command: for the page.
+
     Raises:
-      InputError: a configuration out of range, or one of another spectrum; and see `efficiency.measure`.
+      InputError: a configuration out of range, a field that is not read, an unknown encoder or one that stands twice;
+        and see `efficiency.measure`.
     """
+    refuse_given(given, ("item_encoder",), "Costs are of several")
+    _refuse_unread(config, given)
+    check(config)
+    from spectran_jax.item_encoders import REGISTRY
     from spectran_jax.machine import describe_machine
     from spectran_jax.studies import efficiency
     from spectran_jax.training.runtime import configure_jax
     from spectran_jax.training.workdir import locked
     from spectran_jax.writing import write_json
 
-    check(config)
-    for name in OF_A_DECOMPOSITION:
-        if config.get(name) != Config().get(name):
-            raise InputError(
-                f"Costs are measured on random coordinates in float32, all that the sizes allow: --{name}="
-                f"{config.get(name)} is not read; leave it out."
-            )
+    encoders = check_names("item_encoders", "item encoder", encoders, REGISTRY)
     configure_jax(config)
     settings = {
         "machine": describe_machine(),
         "config": config.to_dict(),
-        "encoders": list(encoders),
+        "encoders": encoders,
         "items": items,
         "width": width,
         "users": users,
@@ -111,6 +126,18 @@ def run(
     if results is not None:
         refresh(results, f"efficiency-{section}" if section else "efficiency", found)
     return found
+
+
+def _refuse_unread(config: Config, given: Collection[str]) -> None:
+    """Raises `InputError` for a field that nothing here reads."""
+    if named := [name for name in OF_DATA if name in given]:
+        raise InputError(f"Costs are measured on random data: --{named[0]} is not read; leave it out.")
+    for name in OF_A_SPECTRUM:
+        if config.get(name) != Config().get(name):
+            raise InputError(
+                f"Costs are measured on random coordinates in float32, all that the sizes allow: --{name}="
+                f"{config.get(name)} is not read; leave it out."
+            )
 
 
 def title(config: Config, items: int, width: int) -> str:

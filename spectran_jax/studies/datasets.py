@@ -36,11 +36,16 @@ FLAGS_OWN = "files"
 SET_BY_STUDIES = ("seed", "evaluate")
 """Fields that a study sets run by run: by --seeds, and by whether a run is a trial."""
 
-OF_THE_PROTOCOL = (
+_OF_THE_PROTOCOL = (
     "dataset", "interactions", "items", "movielens", "unknown_items", "k_core", "duplicates", "split", "valid_time",
     "test_time", "holdout_items", "holdout_seed", "filter_seen",
 )  # fmt: skip
-"""Fields that decide what is measured: runs that differ in one of them have no common table."""
+
+
+def of_the_protocol(config: Config) -> tuple[str, ...]:
+    """Fields that decide what is measured: runs that differ from `config` in one of them have no table in common."""
+    held = config.data.holdout_items > 0  # drawn from those in training sequences, which are as long as max_length
+    return (*_OF_THE_PROTOCOL, "max_length") if held else _OF_THE_PROTOCOL
 
 
 def dataset_configs(

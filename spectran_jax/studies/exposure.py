@@ -6,18 +6,24 @@ be compared where lists hold as many, or where the other targets fare as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from spectran_jax.progress import print_line, stderr_console
+from spectran_jax.errors import RunError
+from spectran_jax.layout import EvalBatch
+from spectran_jax.progress import print_line, stderr_console, task
 from spectran_jax.ranks import Ranks
 from spectran_jax.recommender import ItemTable
 from spectran_jax.studies.kept import kept, model_of
+
+if TYPE_CHECKING:  # it imports every module of a model
+    from spectran_jax.training.setup import Setup
 
 FILE = "exposure.npz"
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
@@ -60,33 +66,56 @@ def exposures(folder: Path, digest: str) -> list[Exposure]:
 
 
 def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
-    from spectran_jax.recommend import recommend
-    from spectran_jax.training.programs import build_programs
+    from spectran_jax import evaluation
+    from spectran_jax.training import partitioning
+    from spectran_jax.training.programs import build_table
     from spectran_jax.training.summary import rank_arrays
 
     factors = ", ".join(f"{scale:g}" for scale in SCALES)
     print_line(stderr_console(), f"{folder}: evaluating with the scores of cold items times {factors}.")
     setup, params = model_of(folder, digest)
-    programs, counts = build_programs(setup, total_steps=1), np.asarray(setup.split.item_counts)
-    table = programs.table(params, setup.place())
-    cold = np.pad(counts == 0, (0, len(table.lengths) - len(counts)))
-    places = min(PLACES, setup.dataset.num_items)
-    sets = {"valid": setup.split.valid, "test": setup.split.test}
-    ranks: dict[str, list[np.ndarray]] = {split: [] for split in sets}
-    shares = []
-
-    @jax.jit
-    def at(table: ItemTable, cold: Bool[jax.Array, "N"], factor: float) -> ItemTable:
-        return table.with_scores_times(jnp.where(cold, factor, 1.0))
-
-    for scale in SCALES:
-        scaled = at(table, cold, scale / setup.config.objective.cold_scale)
-        for split, targets in sets.items():
-            ranks[split].append(programs.rank(params, scaled, setup.eval_batches(targets)))
-        filter_seen = setup.config.training.filter_seen
-        _, ids = recommend(setup, params, sets["test"].history, places, filter_seen=filter_seen, table=scaled)
-        shares.append((counts[ids[ids >= 0]] == 0).mean())
-    arrays = {"scales": np.asarray(SCALES), "shares": np.asarray(shares), "item_counts": counts.astype(np.int32)}
-    for split, targets in sets.items():
-        arrays |= rank_arrays(split, targets, np.stack(ranks[split]))  # a row of ranks a factor
+    table, counts = build_table(setup)(params, setup.place()), np.asarray(setup.split.item_counts)
+    cold = jax.device_put(np.pad(counts == 0, (0, len(table.lengths) - len(counts))), table.lengths.sharding)
+    step = _step_of(setup)
+    arrays = {"scales": np.asarray(SCALES), "item_counts": counts.astype(np.int32)}
+    for split, targets in (("valid", setup.split.valid), ("test", setup.split.test)):
+        batches = setup.eval_batches(targets)
+        with task(f"Ranking the targets of {split}", len(batches)) as progress:
+            _, (ranks, shown, places) = evaluation.per_user(
+                lambda batch: step(params, table, cold, batch),
+                batches,
+                put=lambda batch: partitioning.put_batch(setup.mesh, batch),
+                progress=progress,
+                users=batches.users(),
+            )
+        if (ranks < 0).any():
+            raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
+        arrays |= rank_arrays(split, targets, ranks.T)  # a row of ranks a factor
+        arrays["shares"] = shown.sum(axis=0) / places.sum(axis=0)  # the test set's, as it comes last
     return arrays
+
+
+def _step_of(setup: Setup) -> Callable[..., Any]:
+    """`step(params, table, cold, batch)`, each `[B, factors]`: ranks, and of the places of each user's list those that
+    cold items have and all. States are the same at every factor, so that the backbone runs once."""
+    from spectran_jax.training.item_table import make_last_states
+    from spectran_jax.training.partitioning import replicated
+
+    access, last_states = setup.access, make_last_states(setup.model, setup.access)
+    length = min(PLACES, setup.dataset.num_items)
+    factors = np.asarray(SCALES, np.float32) / setup.config.objective.cold_scale
+
+    def step(params: Any, table: ItemTable, cold: Bool[jax.Array, "N"], batch: EvalBatch) -> Any:
+        states = last_states(params, table, batch)
+        seen = batch.seen if batch.seen.shape[1] else None
+
+        def at(factor: jax.Array) -> Any:
+            scaled = table.with_scores_times(jnp.where(cold, factor, 1.0))
+            _, ids = access.top_k(scaled, states, length, seen, None)
+            listed = ids >= 0
+            ranks = access.ranks(scaled, states, batch.targets, seen)
+            return ranks, (listed & cold[ids]).sum(axis=1), listed.sum(axis=1)
+
+        return jax.tree.map(jnp.transpose, jax.lax.map(at, jnp.asarray(factors)))
+
+    return jax.jit(step, out_shardings=replicated(setup.mesh))

@@ -87,16 +87,14 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         experiment, or a configuration out of range.
     """
     value: dict[str, Any] = {name: flag_values[name].value for name in _COMMON}
-    if not value["workdir"]:
-        raise InputError("Name a folder for the experiment: --workdir=DIR.")
+    workdir = study_folder(value["workdir"])
     if flag_values["seed"].present:
         raise InputError("An experiment runs several seeds: give --seeds=0,1,2 instead of --seed.")
     if flag_values["evaluate"].present:
         raise InputError("An experiment sets --evaluate itself, run by run; leave the flag out.")
     if value["jobs"] < 1:
         raise InputError(f"--jobs must be at least 1, got {value['jobs']}.")
-    refuse_another_study(value["workdir"], command_line())
-    given = {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
+    given = given_fields(flag_values)
     base = read_config(value["config"]) if value["config"] else None
     named = given.pop("dataset", None)
     if named is not None:
@@ -109,7 +107,7 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
         datasets=dataset_configs(names, value["datasets"], base=base, given=given),
         seeds=parse_seeds(value["seeds"]),
         parallel=value["jobs"],
-        workdir=value["workdir"],
+        workdir=workdir,
         results=results_file(value["results"]),
         command=command_line(),
         given=given,
@@ -118,13 +116,39 @@ def study_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Study:
     )
 
 
-def refuse_in_tables(study: Study, names: Collection[str]) -> None:
-    """Raises `InputError` where a table of `--datasets` names a field that the study sets itself, run by run."""
+def given_fields(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """Configuration fields that the command line names, with their values."""
+    return {f.name: flag_values[f.name].value for _, f in fields() if flag_values[f.name].present}
+
+
+def study_folder(workdir: Path | None) -> Path:
+    """What `--workdir` names; raises `InputError` where it names nothing, or a folder of another experiment."""
+    if not workdir:
+        raise InputError("Name a folder for the experiment: --workdir=DIR.")
+    refuse_another_study(workdir, command_line())
+    return workdir
+
+
+def refuse_set_by_study(study: Study, names: Collection[str], several: str = "") -> None:
+    """Raises `InputError` where the command line, or a table of `--datasets`, names a field that the study sets itself,
+    run by run; see `refuse_given`."""
+    refuse_given(study.given, names, several)
     for dataset in study.datasets:
         if clash := sorted(set(names) & set(study.tables.get(dataset, ()))):
             raise InputError(
                 f"--datasets, data set {dataset}: this study sets {clash[0]} itself, run by run; leave it out."
             )
+
+
+def refuse_given(given: Collection[str], names: Collection[str], several: str = "") -> None:
+    """Raises `InputError` for a field among those that the command line names; `several`, where a flag of its own, with
+    an s behind its name, takes more than one: `A comparison takes several`."""
+    if clash := sorted(set(names) & set(given)):
+        raise InputError(
+            f"{several}: give --{clash[0]}s=NAME,NAME instead of --{clash[0]}."
+            if several
+            else f"This study sets --{clash[0]} itself, run by run; leave the flag out."
+        )
 
 
 def define_results_flags(

@@ -12,13 +12,13 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.report import words
 from spectran_jax.studies import results_md
-from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
-from spectran_jax.studies.differences import INTERVALS, difference
-from spectran_jax.studies.flags import Study, refuse_in_tables
+from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
+from spectran_jax.studies.differences import INTERVALS, Difference, difference
+from spectran_jax.studies.flags import Study, refuse_set_by_study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
+from spectran_jax.studies.outcomes import made_otherwise, made_with, shared_protocol, some_came_to_an_end, why_failed
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.search import shared_protocol, some_came_to_an_end, why_failed
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells, spread
 from spectran_jax.studies.variants import Variant
 
@@ -31,18 +31,33 @@ class Grid:
     """The outcomes of a study, by data set, variant and seed."""
 
     runs: Mapping[str, Mapping[str, Mapping[int, Outcome]]]
+    _over: dict[tuple[str, str, str], Difference | None] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def ok(self, dataset: str, variant: str) -> dict[int, Outcome]:
         """The runs that came to their end, by seed."""
         return {seed: outcome for seed, outcome in self.runs[dataset].get(variant, {}).items() if outcome.ok}
 
+    def shown(self, dataset: str) -> list[str]:
+        """The variants of a data set that have a run to show."""
+        return [variant for variant in self.runs[dataset] if self.ok(dataset, variant)]
+
     def pairs(self) -> list[tuple[str, str]]:
         """Every data set with every variant of it that has a run to show."""
-        return [(d, v) for d, variants in self.runs.items() for v in variants if self.ok(d, v)]
+        return [(dataset, variant) for dataset in self.runs for variant in self.shown(dataset)]
 
     def metric(self, dataset: str, variant: str, name: str) -> Spread | None:
         """A metric of the test set over the seeds; None where no run has it."""
         return spread([o.metrics["test"][name] for o in self.ok(dataset, variant).values() if o.metrics])
+
+    def over(self, dataset: str, variant: str, reference: str) -> Difference | None:
+        """What a variant's NDCG@10 has over its reference's (`difference`), computed once: the bootstrap takes a while.
+        None without one, and of the reference itself."""
+        key = dataset, variant, reference
+        if variant != reference and key not in self._over:
+            self._over[key] = difference(self.ok(dataset, variant), self.ok(dataset, reference))
+        return self._over.get(key)
 
     def against(self, reference: str) -> dict[str, str]:
         """The same reference for every variant."""
@@ -50,13 +65,14 @@ class Grid:
 
     def to_json(self, references: Mapping[str, str]) -> list[dict[str, Any]]:
         """For result.json: each variant's seeds, means and standard deviations of the test metrics, what its NDCG@10
-        has over its reference's (None without one), and why runs failed, by seed; on each data set."""
+        has over its reference's (None without one), why runs failed, by seed, and what the others were made with, that
+        of equals once; on each data set."""
         rows = []
         for dataset, variants in self.runs.items():
             for variant, outcomes in variants.items():
                 ok = self.ok(dataset, variant)
                 other = references.get(variant, variant)
-                over = None if other == variant else difference(ok, self.ok(dataset, other))
+                over = self.over(dataset, variant, other)
                 found = {name: self.metric(dataset, variant, name) for name in METRICS}
                 rows.append(
                     {
@@ -68,14 +84,15 @@ class Grid:
                         "reference": None if other == variant else other,
                         "difference": None if over is None else over._asdict(),
                         "failures": {str(s): o.failure for s, o in outcomes.items() if not o.ok},
+                        "made_with": made_with(ok.values()),
                     }
                 )
         return rows
 
-    def failures(self) -> str:
-        """One sentence a run that failed; empty where none did."""
+    def note(self) -> str:
+        """For a table: one sentence a run that failed, and one where runs were not all made alike."""
         every = [o for variants in self.runs.values() for seeds in variants.values() for o in seeds.values()]
-        return why_failed(every)
+        return " ".join(filter(None, (why_failed(every), made_otherwise(every))))
 
 
 def everywhere(study: Study, variants: Sequence[Variant]) -> dict[str, Sequence[Variant]]:
@@ -107,11 +124,9 @@ def run_grid(
         if name in changed:
             raise InputError(f"{name} is no field to change: a study sets it run by run; for seeds there is --seeds.")
     # A field that some variants leave alone has the command line's value in those.
-    always = set.intersection(*(set(variant.values) for some in variants.values() for variant in some))
-    clash = sorted(always & set(study.given))
-    if clash:
-        raise InputError(f"This study sets --{clash[0]} itself, run by run; leave the flag out.")
-    refuse_in_tables(study, always)
+    refuse_set_by_study(
+        study, set.intersection(*(set(variant.values) for some in variants.values() for variant in some))
+    )
     jobs = {
         (dataset, variant.name, seed): Job(
             f"{dataset}/{_folder(variant.name)}/seed-{seed}",
@@ -144,7 +159,7 @@ def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -
     """Raises `InputError` where runs on one data set would measure different things."""
     for dataset, some in variants.items():
         configs = [study.datasets[dataset].replace(**variant.values) for variant in some]
-        for name in OF_THE_PROTOCOL:
+        for name in of_the_protocol(configs[0]):
             if len({config.get(name) for config in configs}) > 1:
                 raise InputError(
                     f"{name} decides what is measured, so that runs of different values have no common table: make a "
@@ -191,10 +206,10 @@ def comparison(
     bold: set[tuple[int, int]] = set()
     for dataset in grid.runs:
         start = len(rows)
-        for variant in (v for d, v in grid.pairs() if d == dataset):
+        for variant in grid.shown(dataset):
             values: list[Cell] = [grid.metric(dataset, variant, name) for name in metrics]
             other = reference if references is None else references[variant]
-            over = None if variant == other else difference(grid.ok(dataset, variant), grid.ok(dataset, other))
+            over = grid.over(dataset, variant, other)
             rows.append([dataset, variant, *values, None if over is None else str(over)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(metrics)))
     told = (
@@ -202,7 +217,7 @@ def comparison(
         f"that both have, with its 95 % interval. {INTERVALS}"
     )
     columns = ["Data set", "Variant", *map(words.label, metrics), "Difference [95 %]"]
-    return Table(title, columns, rows, note=" ".join(filter(None, (told, note, grid.failures()))), bold=bold)
+    return Table(title, columns, rows, note=" ".join(filter(None, (told, note, grid.note()))), bold=bold)
 
 
 def _folder(name: str) -> str:

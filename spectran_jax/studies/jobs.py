@@ -145,7 +145,7 @@ def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None
             if split in metrics:
                 read_ranks(folder / "ranks.npz", split)
         files = filter(None, map(job.config.get, FILES))
-        newest = max((Path(file).stat().st_mtime_ns for file in files), default=0)
+        newest = max((Path(file).expanduser().stat().st_mtime_ns for file in files), default=0)
         if checked:
             as_new = max(newest, time.time_ns())
             os.utime(path, ns=(as_new, as_new))

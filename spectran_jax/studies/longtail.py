@@ -48,8 +48,7 @@ def count_table(grid: Grid, groups: Sequence[str]) -> Table:
     """Test users and items by group."""
     rows: list[list[Cell]] = []
     for dataset in dict.fromkeys(dataset for dataset, _ in grid.pairs()):
-        encoder = next(e for d, e in grid.pairs() if d == dataset)
-        ranks = next(iter(grid.ok(dataset, encoder).values())).ranks()
+        ranks = next(iter(grid.ok(dataset, grid.shown(dataset)[0]).values())).ranks()
         users = groups_of(ranks)
         items = groups_of(ranks._replace(item=np.arange(len(ranks.item_counts))))
         rows.append([dataset, "users", *(int(users[name].sum()) for name in groups)])
@@ -68,13 +67,13 @@ def group_table(grid: Grid, groups: Sequence[str], metric: str) -> Table:
     bold: set[tuple[int, int]] = set()
     for dataset in grid.runs:
         start = len(rows)
-        for encoder in (e for d, e in grid.pairs() if d == dataset):
+        for encoder in grid.shown(dataset):
             runs = ranks_of(grid, dataset, encoder)
             rows.append([dataset, encoder, *(group_metric(runs, group, metric) for group in groups)])
         bold |= best_cells(rows, range(start, len(rows)), range(2, 2 + len(groups)))
     name = words.label(metric)
     columns = ["Data set", "Encoder", *(f"{g.capitalize()} {name}" for g in groups)]
-    return Table(f"{name} by group", columns, rows, note=grid.failures(), bold=bold)
+    return Table(f"{name} by group", columns, rows, note=grid.note(), bold=bold)
 
 
 def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table:
@@ -85,7 +84,10 @@ def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table
             continue
         users = groups_of(next(iter(grid.ok(dataset, encoder).values())).ranks())
         runs = grid.ok(dataset, encoder), grid.ok(dataset, reference)
-        over = [difference(*runs, users[group]) for group in groups]
+        over = [
+            grid.over(dataset, encoder, reference) if group == "all" else difference(*runs, users[group])
+            for group in groups
+        ]
         rows.append([dataset, encoder, *(None if each is None else str(each) for each in over)])
     columns = ["Data set", "Encoder", *map(str.capitalize, groups)]
     note = f"Paired by user, each user's NDCG@10 averaged over the seeds that both have, 95 % intervals. {INTERVALS}"
@@ -95,7 +97,7 @@ def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table
 def group_plot(grid: Grid, dataset: str, groups: Sequence[str]) -> Plot:
     """NDCG@10 by group, a line an encoder."""
     series, shown = {}, []
-    for encoder in (e for d, e in grid.pairs() if d == dataset):
+    for encoder in grid.shown(dataset):
         runs = ranks_of(grid, dataset, encoder)
         found = [(i, group_metric(runs, g, "ndcg@10")) for i, g in enumerate(groups)]
         kept = [(i, value) for i, value in found if value is not None]

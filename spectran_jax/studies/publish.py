@@ -12,7 +12,6 @@ from typing import Any
 
 from spectran_jax.report import html
 from spectran_jax.report.figures import HALF, Plot
-from spectran_jax.report.stylesheet import CSS
 from spectran_jax.studies import tables
 from spectran_jax.studies.tables import Table
 from spectran_jax.writing import write_json, write_text
@@ -122,18 +121,7 @@ def page(result: Result) -> str:
             html.section("appendix", "Appendix", "", *folded),
         ]
     )
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{html.text(result.title)}</title>",
-            f"<style>{CSS}</style></head><body>",
-            f'<div class="wrap"><header><h1 dir="auto">{html.text(result.title)}</h1></header></div>',
-            f'<main class="wrap">{body}</main>',
-            "</body></html>\n",
-        ]
-    )
+    return html.document(result.title, body)
 
 
 def standalone(svg: str) -> str:

@@ -88,7 +88,7 @@ UNLESS: dict[str, tuple[str, Sequence[Any]]] = {
     "id_scale": ("fusion", ("none",)),
     "decomposition_precision": ("decomposition", ("exact", "randomized")),
 }
-"""Another field, and its values with which a field is not read."""
+"""Another field, and its values with which a field is not read, where the other is read itself."""
 
 
 OF_ENCODED_TEXT = ("text_encoder", "text_columns")
@@ -106,7 +106,7 @@ def unread_because(config: Config, name: str) -> str:
     own = all(config.get(owner) in names for owner, names in OWN.items())
     if own and name in UNLESS:
         other, values = UNLESS[name]
-        if config.get(other) in values:
+        if config.get(other) in values and not unread_because(config, other):
             return f"{other}={str(config.get(other)).lower()}"
     return ""
 

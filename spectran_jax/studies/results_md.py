@@ -10,8 +10,9 @@ those of this section of RESULTS.md in results/compare-office/.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from spectran_jax.config import Config
@@ -19,7 +20,11 @@ from spectran_jax.errors import InputError, RunError
 from spectran_jax.studies import tables
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.publish import Result, publish, standalone, unique_names
+from spectran_jax.training.workdir import locked
 from spectran_jax.writing import write_text
+
+PATIENCE = 60.0
+"""Seconds to wait for another study that writes its section."""
 
 
 def section(
@@ -66,10 +71,30 @@ def refresh(path: Path, name: str, result: Result) -> None:
       result: what was found.
 
     Raises:
-      InputError: the file can't be read, or a mark of this name is missing or stands twice.
+      InputError: the file can't be read, a mark of this name is missing or stands twice, or another study goes on
+        writing to the file.
       RunError: where the disk refuses.
     """
-    folder = path.parent / path.stem.lower() / name
+    with _held(path) as figures:
+        _refresh(path, name, figures / name, result)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[Path]:
+    """Holds the file, by its folder of figures, which it gives: studies may end together, each with its section."""
+    folder = path.parent / path.stem.lower()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, patience=PATIENCE))
+        except InputError as error:
+            raise InputError(f"--results={path}: {str(error).removeprefix('--workdir=')}") from None
+        try:
+            yield folder
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)  # the folder is people's, who keep it in Git
+
+
+def _refresh(path: Path, name: str, folder: Path, result: Result) -> None:
     files = _figure_files(result)
     try:
         text = path.read_text(encoding="utf-8")

@@ -14,11 +14,12 @@ from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
-from spectran_jax.errors import InputError, RunError
+from spectran_jax.errors import InputError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report.words import count
-from spectran_jax.studies.datasets import OF_THE_PROTOCOL, SET_BY_STUDIES
+from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs
+from spectran_jax.studies.outcomes import shared_protocol, some_came_to_an_end
 from spectran_jax.studies.space import Range, design
 from spectran_jax.studies.tables import Spread, spread
 
@@ -66,9 +67,14 @@ class Found:
         return {seed: outcome for seed, outcome in self.runs.items() if outcome.ok}
 
     @property
+    def outcomes(self) -> list[Outcome]:
+        """Trials and runs."""
+        return [*(trial.outcome for trial in self.trials), *self.runs.values()]
+
+    @property
     def failures(self) -> list[Outcome]:
         """Trials and runs that failed."""
-        return [o for o in (*(trial.outcome for trial in self.trials), *self.runs.values()) if not o.ok]
+        return [outcome for outcome in self.outcomes if not outcome.ok]
 
     def values(self, metric: str, split: str = "test") -> list[float]:
         """A metric of each run that came to its end, in the order of seeds."""
@@ -174,40 +180,8 @@ def choose(trials: Sequence[Trial]) -> Trial | None:
 
 
 def one_protocol(found: Mapping[str, Found], what: str) -> str:
-    """The protocol that all runs follow; empty where none came to its end.
-
-    Raises:
-      InputError: where they follow several: their numbers can't stand in one table.
-    """
-    return shared_protocol(
-        [
-            outcome
-            for each in found.values()
-            for outcome in (*(trial.outcome for trial in each.trials), *each.runs.values())
-        ],
-        what,
-    )
-
-
-def shared_protocol(outcomes: Iterable[Outcome], what: str) -> str:
-    """As `one_protocol`, of outcomes."""
-    by_protocol: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.metrics is not None:
-            by_protocol.setdefault(outcome.metrics["protocol"], []).append(outcome)
-    if len(by_protocol) > 1:
-        fewest = min(by_protocol.values(), key=len)
-        raise InputError(
-            f"{what}: its runs follow {len(by_protocol)} protocols and can't share a table: the data, the split or "
-            f"what is ranked was another for {len(fewest)} of them, such as {fewest[0].folder}. Delete these folders "
-            "and start again, or start a new --workdir."
-        )
-    return next(iter(by_protocol), "")
-
-
-def why_failed(outcomes: Iterable[Outcome]) -> str:
-    """One sentence a run that failed; empty where none did."""
-    return " ".join(f"{outcome.name} failed: {outcome.failure}" for outcome in outcomes if not outcome.ok)
+    """`shared_protocol` of all runs of some methods."""
+    return shared_protocol((outcome for each in found.values() for outcome in each.outcomes), what)
 
 
 def to_json(found: Found) -> dict[str, Any]:
@@ -231,7 +205,7 @@ def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, floa
     for field in method.space:
         if field.name in SET_BY_STUDIES:
             raise InputError(f"{field.name} is no field to search: a study sets it run by run.")
-        if field.name in OF_THE_PROTOCOL:
+        if field.name in of_the_protocol(method.config):
             raise InputError(f"{field.name} is no field to search: it decides what is measured, trial by trial.")
     check(method.config)
     points = []
@@ -240,14 +214,3 @@ def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, floa
         check(config)
         points.append((values, config))
     return points
-
-
-def some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
-    """Raises where every run failed: an `InputError` where each was refused its input, else a `RunError`."""
-    failed = [outcome for outcome in outcomes.values() if not outcome.ok]
-    if not failed or len(failed) < len(outcomes):
-        return
-    what = "The only run failed" if len(failed) == 1 else f"All {len(failed)} runs failed, the last"
-    message = f"{what} with: {failed[-1].failure}"
-    refused = all(outcome.status == InputError.exit_status for outcome in failed)
-    raise InputError(message) if refused else RunError(message)

@@ -107,8 +107,7 @@ OWN: dict[str, str] = {
     "llmesr": "spectral_power=0:1,alignment_weight=log:1e-3:1,adapter_lr_multiplier=log:0.3:3",
     "spectran": "spectral_power=0:1,spectral_lr_multiplier=log:1:10",
 }
-"""Fields of each method's own, those that methods share first; a method that is not named here has none. Fields that
-this version's configuration does not have are passed over."""
+"""Fields of each method's own, those that methods share first; a method that is not named here has none."""
 
 
 def space_of(item_encoder: str, given: Sequence[str] = (), config: Config | None = None) -> list[Range]:
@@ -129,10 +128,8 @@ def space_of(item_encoder: str, given: Sequence[str] = (), config: Config | None
     encoder = item_encoders.lookup(item_encoder)
     reads_text = encoder.needs_spectrum or encoder.needs_text
     semantic = SEMANTIC if reads_text and item_encoder not in TEXT_ELSEWHERE else ""
-    known = {field.name for _, field in fields()}
     parts = [part for text in (COMMON, semantic, OWN.get(item_encoder, "")) for part in text.split(",") if part]
-    space = [part for part in parts if (name := part.split("=")[0]) in known and name not in given]
-    ranges = parse_space(",".join(space))
+    ranges = parse_space(",".join(part for part in parts if part.split("=")[0] not in given))
     somewhere = at_the_top(ranges, (config or Config()).replace(item_encoder=item_encoder))
     return [field for field in ranges if not unread_because(somewhere, field.name)]
 

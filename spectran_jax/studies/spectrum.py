@@ -61,7 +61,7 @@ def result(grid: Grid, command: str) -> Result:
     columns = ["Data set", "NDCG@10", "Tail at start", "Tail", "Live", "Breadth", "Half"]
     return Result(
         "SpecTran in the spectrum",
-        [Table("Reach of the adapter", columns, rows, note=grid.failures()), taylor_table(grid)],
+        [Table("Reach of the adapter", columns, rows, note=grid.note()), taylor_table(grid)],
         plots,
         TEXT,
         command,

@@ -10,11 +10,14 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
+from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
+from spectran_jax.studies.outcomes import made_otherwise
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.reads import refuse_unread
+from spectran_jax.studies.results_md import publish_study
 from spectran_jax.studies.search import (
     Found,
     Method,
@@ -24,8 +27,34 @@ from spectran_jax.studies.search import (
     to_json,
     told_of_readings,
 )
-from spectran_jax.studies.space import Range, at_the_top, describe
+from spectran_jax.studies.space import Range, at_the_top, describe, parse_space
 from spectran_jax.studies.tables import Cell, Table
+
+
+def run(study: Study, searched: str, trials: int) -> Result:
+    """Runs and publishes a search over `searched`, ranges as `space.parse_space` reads them; see `sweep`.
+
+    Raises:
+      InputError: no range, a malformed one, or one of a field that the command line fixes; and as `sweep`.
+      RunError: as `sweep`.
+    """
+    if not searched:
+        raise InputError("Name what to search: --search=learning_rate=log:3e-4:3e-3,dropout=0.1:0.5. See --help.")
+    space = parse_space(searched)
+    if fixed := [each.name for each in space if each.name in study.given]:
+        raise InputError(f"--search and --{fixed[0]} both set {fixed[0]}; leave one out.")
+    result = sweep(
+        study.datasets,
+        study.workdir,
+        space=space,
+        trials=trials,
+        seeds=study.seeds,
+        parallel=study.parallel,
+        command=study.command,
+    )
+    encoders = sorted({config.encoder.item_encoder for config in study.datasets.values()})
+    publish_study(study, "sweep", result, encoders=encoders)
+    return result
 
 
 def sweep(
@@ -68,7 +97,7 @@ def sweep(
     for name, each in found.items():
         one_protocol({name: each}, name)
         tables += [_metrics_table(name, each), trials_table(f"Trials on {name}", {(name,): each}, ("Data set",))]
-    encoders = ", ".join(sorted({f"{c.encoder.item_encoder} on {c.backbone.backbone}" for c in datasets.values()}))
+    encoders = ", ".join(sorted({f"{c.encoder.item_encoder} with {c.backbone.backbone}" for c in datasets.values()}))
     tried, chosen = (
         f"{trials} points of a Sobol sequence were tried",
         f"the one of best {words.label(SELECTION_METRIC)}",
@@ -76,7 +105,7 @@ def sweep(
     if trials == 1:
         tried, chosen = "One point was tried", "it"
     return Result(
-        f"Search for {encoders}",
+        f"Search for {encoders} on {', '.join(datasets)}",
         tables,
         text=(
             f"{tried} on the validation set with seed {seeds[0]}; {chosen} was run with "
@@ -97,11 +126,12 @@ def _metrics_table(name: str, found: Found) -> Table:
         rows.append(["mean ± s.d.", *(found.spread(metric) for metric in METRICS)])
     chosen = f" of {describe(found.chosen)}" if found.chosen else ""
     failed = len(found.runs) - len(found.done)
+    lost = f"{failed} of {words.count(len(found.runs), 'seed')} failed." if failed else ""
     return Table(
         f"Test metrics on {name}{chosen}",
         ["Seed", *map(words.label, METRICS)],
         rows,
-        note=f"{failed} of {words.count(len(found.runs), 'seed')} failed." if failed else "",
+        note=" ".join(filter(None, (lost, made_otherwise(found.outcomes)))),
     )
 
 

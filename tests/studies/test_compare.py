@@ -1,5 +1,6 @@
 """A comparison: what is run, what its tables say, what fails; and one real, tiny one by its command."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,8 +13,8 @@ from spectran_jax.config import Config
 from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
 from spectran_jax.metrics import gains
-from spectran_jax.studies.compare import compare
-from spectran_jax.studies.flags import check_names
+from spectran_jax.studies.compare import compare, run
+from spectran_jax.studies.flags import Study, check_names
 
 DATA = {"ml": Config(), "other": Config().replace(split="temporal")}
 SETTINGS = {"encoders": ["id", "svd", "spectran"], "backbone_names": ["sasrec"], "budget": 2, "seeds": [0, 1, 2]}
@@ -233,6 +234,17 @@ def test_bad_names_start_nothing(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         compare({"ml": Config()}, tmp_path, **{**SETTINGS, **changes}, runner=runner)
     assert not runner.jobs
+
+
+def test_one_encoder_or_backbone_for_all_is_refused(tmp_path):
+    study = Study(DATA, (0,), 1, tmp_path, None, "", {"backbone": "hstu"})
+    with pytest.raises(
+        InputError, match="A comparison takes several: give --backbones=NAME,NAME instead of --backbone"
+    ):
+        run(study, ["id"], budget=0)
+    tables = {"other": ["items", "item_encoder"]}
+    with pytest.raises(InputError, match="data set other: this study sets item_encoder itself, run by run"):
+        run(dataclasses.replace(study, given={}, tables=tables), ["id"], budget=0)
 
 
 def test_no_names_are_all_names():

@@ -2,15 +2,23 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
-from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, read_datasets
-from spectran_jax.studies.flags import command_line, define_study_flags, parse_seeds, refuse_in_tables, study_from_flags
+from spectran_jax.studies.datasets import BUILT_IN, dataset_configs, of_the_protocol, read_datasets
+from spectran_jax.studies.flags import (
+    command_line,
+    define_study_flags,
+    parse_seeds,
+    refuse_set_by_study,
+    study_from_flags,
+)
 from spectran_jax.studies.ownership import claimed, refuse_another_study
+from spectran_jax.training.summary import protocol
 
 TOML = """
 [beauty]
@@ -125,6 +133,20 @@ def test_bad_names_and_files(toml, names, text, message):
         dataset_configs(names, toml)
 
 
+@pytest.mark.parametrize("base", [Config(), Config().replace(split="temporal"), Config().replace(holdout_items=0.1)])
+def test_what_is_measured_is_what_the_protocol_of_runs_holds(base):
+    other = {
+        "split": "temporal" if base.data.split == "leave_one_out" else "leave_one_out", "filter_seen": True,
+        "holdout_items": 0.2, "max_length": 7, "dropout": 0.4, "item_encoder": "id",
+    }  # fmt: skip
+
+    def made(config):
+        return protocol(SimpleNamespace(config=config, dataset=SimpleNamespace(digest="d")))
+
+    moving = {name for name, value in other.items() if made(base.replace(**{name: value})) != made(base)}
+    assert moving == other.keys() & set(of_the_protocol(base))
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"--datasets=.*none\.toml: no such file"):
         dataset_configs(["a"], tmp_path / "none.toml")
@@ -163,9 +185,9 @@ def test_common_flags(toml):
 def test_a_field_that_a_study_sets_is_refused_in_a_table(toml):
     toml.write_text(TOML + "\nitem_encoder = 'svd'\n")  # of the last table, movielens_100k
     names = f"--datasets={toml}", "--workdir=w"
-    refuse_in_tables(study(*names, "--dataset=ml-temporal"), ["item_encoder"])
+    refuse_set_by_study(study(*names, "--dataset=ml-temporal"), ["item_encoder"])
     with pytest.raises(InputError, match="data set movielens_100k: this study sets item_encoder itself, run by run"):
-        refuse_in_tables(study(*names, "--dataset=ml-temporal,movielens_100k"), ["item_encoder"])
+        refuse_set_by_study(study(*names, "--dataset=ml-temporal,movielens_100k"), ["item_encoder"])
 
 
 def test_a_file_of_data_sets_alone_means_all_of_them(toml):

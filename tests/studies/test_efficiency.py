@@ -72,9 +72,24 @@ def test_figures_are_measured_once_and_written_with_their_units(tmp_path, monkey
     assert len(asked) == 4
 
 
-@pytest.mark.parametrize("unread", [{"spectrum_dtype": "int8"}, {"max_rank": 9}])
+@pytest.mark.parametrize("unread", [{"spectrum_dtype": "int8"}, {"max_rank": 9}, {"rtol": 0.1}])
 def test_a_spectrum_that_is_not_measured_is_refused(tmp_path, unread):
     """Its figures would be those of all components in float32."""
     with pytest.raises(InputError, match=f"--{next(iter(unread))}={next(iter(unread.values()))} is not read"):
         costs.run(CONFIG.replace(**unread), tmp_path, ["id"], items=N, width=M, users=40, repeats=1, command="c")
     assert not any(tmp_path.iterdir())
+
+
+def test_flags_that_random_data_does_not_follow_are_refused_and_those_of_a_runs_file_passed_over(tmp_path, monkeypatch):
+    sizes = {"items": N, "width": M, "users": 40, "repeats": 1, "command": "c"}
+    for given, message in (
+        ("k_core", "Costs are measured on random data: --k_core is not read; leave it out."),
+        ("item_encoder", "Costs are of several: give --item_encoders=NAME,NAME instead of --item_encoder."),
+    ):
+        with pytest.raises(InputError, match=message):
+            costs.run(CONFIG, tmp_path, ["id"], **sizes, given=["dropout", given])
+    with pytest.raises(InputError, match="Unknown item encoder in --item_encoders: 'spectrn'"):
+        costs.run(CONFIG, tmp_path, ["spectrn"], **sizes)
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(efficiency, "measure", lambda config, encoders, **_: {})
+    costs.run(CONFIG.replace(k_core=3), tmp_path, ["id"], **sizes, given=["dropout"])

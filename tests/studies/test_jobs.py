@@ -64,6 +64,12 @@ def test_results_older_than_their_files_do_not_count(tmp_path):
     assert starts(tmp_path, "a") == 2
 
 
+def test_a_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "embeddings.npy").write_text("")
+    assert run_jobs(jobs("a", embeddings="~/embeddings.npy"), tmp_path / "w", parallel=1, command=fake())["a"].ok
+
+
 def test_results_count_whatever_changes_no_number(tmp_path):
     run_jobs(jobs("a"), tmp_path, parallel=1, command=fake())
     others = jobs("a", data_dir="/elsewhere", eval_batch_size=7, mesh="data:1", spectrum_memory="host")

@@ -155,6 +155,13 @@ def test_a_field_that_another_switches_off_changes_neither_the_start_nor_a_loss(
     assert alike[0] == alike[1]
 
 
+@pytest.mark.parametrize("name", item_encoders.REGISTRY)
+def test_a_field_that_is_not_read_switches_no_other_off(name):
+    """`fusion=none` takes the IDs only from those that read it."""
+    base = BASE.replace(item_encoder=name, fusion="none")
+    assert unread_because(base, "id_scale") == ("fusion=none" if name in ENCODERS["fusion"] else "")
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "in_batch"])
 def test_the_power_of_popularity_is_that_of_one_sampler(sampling):
     counts = np.arange(1, N + 1, dtype=np.int32)

@@ -82,6 +82,7 @@ def write_run(folder, config):
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
+    metrics["made_with"] = {"code": "c", "jax": "1"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metrics
 
@@ -150,7 +151,12 @@ def test_a_variant_that_can_not_run_is_refused_before_any_runs(study, trained):
 def test_a_field_of_the_protocol_is_refused_before_anything_runs(study, trained):
     with pytest.raises(InputError, match=r"filter_seen decides what is measured.* no common table"):
         sensitivity.run(study, "filter_seen=false:true")
+    held = {name: config.replace(holdout_items=0.1) for name, config in study.datasets.items()}
+    with pytest.raises(InputError, match=r"max_length decides what is measured.* no common table"):
+        sensitivity.run(dataclasses.replace(study, datasets=held), "max_length=10:20")
     assert not trained
+    sensitivity.run(study, "max_length=10:20")
+    assert {job.config.data.max_length for job in trained} == {10, 20, Config().data.max_length}
 
 
 def test_what_is_tried_by_default_is_in_range():
@@ -422,6 +428,27 @@ def test_result_json_holds_the_figures_of_every_variant(study, monkeypatch):
     assert svd["difference"]["low"] < svd["difference"]["mean"] < svd["difference"]["high"]
 
 
+def test_runs_that_were_made_otherwise_are_told_below_each_table_of_metrics(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            metrics = write_run(folder := workdir / "runs" / job.name, job.config)
+            metrics["made_with"]["jax"] = "2" if job.name == newer else "1"
+            made[job.name] = Outcome(job.name, folder, metrics)
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    for newer in ("", "two/spectran/seed-3"):
+        shown = [ablation.run(study, "attention=none"), longtail.run(study, ["id", "spectran"])]
+        shown += [collapse.run(study, ["spectran"]), spectrum.run(study)]
+        notes = [table.note for result in shown for table in result.tables if "NDCG@10" in "".join(table.columns)]
+        assert len(notes) >= len(shown)
+        assert all(("The runs were not all made alike (jax: 1, 2)." in note) == bool(newer) for note in notes)
+    held = json.loads((study.workdir / "result.json").read_text())["variants"]
+    one, two = {"code": "c", "jax": "1"}, {"code": "c", "jax": "2"}
+    assert [row["made_with"] for row in held] == [[one], [one, two]]
+
+
 def test_a_study_that_is_stopped_has_claimed_its_folder(study, monkeypatch):
     monkeypatch.setattr(grid, "run_jobs", lambda *_, **__: sys.exit("Stopped."))
     with pytest.raises(SystemExit):
@@ -482,6 +509,16 @@ def test_a_difference_of_too_few_seeds_has_no_interval(study, trained):
         table = longtail.run(each, ["id", "spectran"]).tables[-1]
         assert sum("[" in row[-1] for row in table.rows) == intervals
         assert "one needs 3 seeds" in table.note
+
+
+def test_a_difference_is_computed_once(study, trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(grid, "difference", lambda *runs: asked.append(runs) or difference(*runs))
+    result = ablation.run(study, "attention=none:softmax")
+    assert [row[-1] is None for row in result.tables[0].rows] == [True, False, False] * 2
+    assert len(asked) == 2 * 2
+    longtail.run(study, ["id", "spectran"])
+    assert len(asked) == 2 * 2 + 2
 
 
 def test_runs_of_two_protocols_share_no_table(study, monkeypatch):

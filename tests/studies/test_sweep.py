@@ -10,11 +10,12 @@ from test_jobs import fake
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, Interrupted, RunError
 from spectran_jax.studies.compare import compare
+from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import run_jobs
 from spectran_jax.studies.results_md import markdown
 from spectran_jax.studies.search import Method, one_protocol, search, to_json
 from spectran_jax.studies.space import OWN, Range, describe, design, parse_space, space_of
-from spectran_jax.studies.sweep import sweep
+from spectran_jax.studies.sweep import run, sweep
 from spectran_jax.studies.tables import spread
 
 SPACE = parse_space("learning_rate=log:1e-4:1e-2,dropout=0.1:0.5")
@@ -131,6 +132,7 @@ def test_runs_of_two_protocols_share_no_table(tmp_path):
 
 def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0, 5], command="x", runner=Runner())
+    assert result.title == "Search for spectran with sasrec on ml"
     metrics, trials = result.tables
     assert metrics.columns == ["Seed", "NDCG@10", "HR@10", "NDCG@20", "HR@20", "MRR"]
     assert "dropout" in metrics.title
@@ -159,6 +161,16 @@ def test_a_sweep_of_nothing_is_refused(tmp_path):
     assert not runner.jobs
 
 
+@pytest.mark.parametrize(
+    ("searched", "message"),
+    [("", "Name what to search: --search="), ("dropout=0.1:0.5", "--search and --dropout both set dropout; leave one")],
+)
+def test_a_search_of_no_field_or_of_one_that_is_fixed_is_refused(tmp_path, searched, message):
+    study = Study({"ml": Config()}, (0,), 1, tmp_path, None, "", {"dropout": 0.2})
+    with pytest.raises(InputError, match=message):
+        run(study, searched, 1)
+
+
 def test_a_field_that_nothing_reads_is_not_searched(tmp_path):
     space, runner = parse_space("dropout=0.1:0.5,negatives=64:128"), Runner()
     with pytest.raises(InputError, match=r"--search moves negatives, which nothing reads at loss=softmax \(data set b"):
@@ -173,6 +185,13 @@ def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
     runner = Runner({"ml/trial-01": "fail"})
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0], runner=runner)
     assert "1 of 2 trials failed. ml, trial 1: The loss became nan" in markdown(result)
+
+
+def test_trials_and_seeds_of_a_sweep_that_were_made_otherwise_are_told(tmp_path):
+    options = {"space": SPACE, "trials": 1, "seeds": [0]}
+    for behaviours, told in (({}, ""), ({"ml/trial-00": "newer"}, "The runs were not all made alike (jax: 1, 2).")):
+        result = sweep({"ml": Config()}, tmp_path / str(bool(told)), **options, runner=Runner(behaviours))
+        assert result.tables[0].note == told
 
 
 @pytest.mark.parametrize("trials", [1, 5, 8])
@@ -194,7 +213,7 @@ def test_the_design_covers_every_field_evenly():
 
 
 def test_spaces_that_begin_alike_are_given_the_same_values():
-    longer = [*SPACE, *parse_space("semantic_scale=log:0.1:0.8,experts=log:2:16" if "experts" in KNOWN else "rtol=0:1")]
+    longer = [*SPACE, *parse_space("semantic_scale=log:0.1:0.8,experts=log:2:16")]
     for short, long in zip(design(SPACE, 8, seed=3), design(longer, 8, seed=3), strict=True):
         assert short.items() <= long.items()
 
@@ -230,9 +249,6 @@ def test_spaces_around_commas_do_not_matter():
     assert parse_space("dropout=0.1:0.5, blocks=1:2 ,") == parse_space("dropout=0.1:0.5,blocks=1:2")
 
 
-KNOWN = {name for section in Config().to_dict().values() for name in section}
-
-
 def test_every_method_has_a_space_that_begins_alike():
     from spectran_jax.item_encoders import REGISTRY
 
@@ -247,8 +263,8 @@ def test_every_method_has_a_space_that_begins_alike():
     assert "alignment_temperature" in [r.name for r in space_of("rlmrec", config=off)]
     assert "alignment_temperature" not in [r.name for r in space_of("rlmrec", ["alignment_weight"], off)]
     assert "alignment_temperature" in [r.name for r in space_of("rlmrec", ["alignment_weight"])]
-    for text in OWN.values():  # whatever this version knows of it, it parses
-        parse_space(",".join(part for part in text.split(",") if part.split("=")[0] in KNOWN))
+    for text in OWN.values():
+        parse_space(text)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +300,10 @@ def test_bad_search(text, message):
         ({"methods": {"a": Method(Config(), parse_space("dropout=0.5:1.5"))}, "trials": 2}, "--dropout must be"),
         ({"methods": {"a": Method(Config(), parse_space("seed=0:5"))}}, "seed is no field to search"),
         ({"methods": {"a": Method(Config(), parse_space("k_core=0:5"))}}, "k_core is no field to search: it decides"),
+        (
+            {"methods": {"a": Method(Config().replace(holdout_items=0.1), parse_space("max_length=5:9"))}},
+            "max_length is no field to search: it decides",
+        ),
     ],
 )
 def test_bad_sizes_start_nothing(tmp_path, options, message):
@@ -311,6 +331,8 @@ def test_another_choice_in_a_folder_is_told_to_have_read_the_test_set(tmp_path):
 
 def test_a_comparison_tells_of_a_choice_without_a_search(tmp_path):
     options = {"encoders": ["id"], "backbone_names": ["sasrec"], "seeds": [0]}
-    texts = [compare({"ml": Config()}, tmp_path, budget=n, **options, runner=Runner()).text for n in (0, 2, 0)]
+    made = [compare({"ml": Config()}, tmp_path, budget=n, **options, runner=Runner()) for n in (0, 2, 0)]
+    texts = [result.text for result in made]
+    assert [result.title.endswith("on ml, nothing searched") for result in made] == [True, False, True]
     assert ["read the test set once." in text for text in texts] == [True, False, False]
     assert "in this folder it has been read for 1 earlier choice, too." in texts[1]

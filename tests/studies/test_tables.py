@@ -4,20 +4,23 @@ import csv
 import io
 import json
 import re
+import threading
 
 import pytest
 from conftest import REPO
 from rich.console import Console
 
+from spectran_jax import writing
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.report import figures
 from spectran_jax.report.figures import Plot
 from spectran_jax.report.terminal import print_table
-from spectran_jax.studies import tables
+from spectran_jax.studies import results_md, tables
 from spectran_jax.studies.publish import Result, publish, unique_names
 from spectran_jax.studies.results_md import refresh, section
 from spectran_jax.studies.tables import Spread, Table
+from spectran_jax.training.workdir import locked
 
 TABLE = Table(
     "Test_metrics <b>",
@@ -227,6 +230,32 @@ def test_figures_lie_beside_the_file_and_are_those_of_the_last_result(tmp_path):
     assert sorted(p.name for p in (tmp_path / "results" / "x").iterdir()) == ["new.svg", "rank-more.svg"]
     assert "http://www.w3.org/2000/svg" in (tmp_path / "results" / "x" / "new.svg").read_text()
     assert (tmp_path / "results" / "x-2" / "old.svg").exists()
+    assert not (tmp_path / "results" / ".lock").exists()
+
+
+def test_two_studies_that_end_together_both_have_their_section(tmp_path, monkeypatch):
+    """The second begins while the first, which has read the file, is about to write it."""
+    path, others = tmp_path / "RESULTS.md", []
+
+    def write_text(file, text):
+        if file == path and not others:
+            others.append(threading.Thread(target=refresh, args=(path, "second", Result("Of the second"))))
+            others[0].start()
+            others[0].join(0.2)
+        writing.write_text(file, text)
+
+    monkeypatch.setattr(results_md, "write_text", write_text)
+    refresh(path, "first", Result("Of the first"))
+    others[0].join()
+    assert "## Of the first\n" in path.read_text()
+    assert "## Of the second\n" in path.read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["RESULTS.md"], "nothing of the lock stays"
+
+
+def test_a_file_that_another_study_goes_on_writing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_md, "PATIENCE", 0.0)
+    with locked(tmp_path / "results"), pytest.raises(InputError, match=r"--results=.*RESULTS.md: .*results is in use"):
+        refresh(tmp_path / "RESULTS.md", "x", result())
 
 
 @pytest.mark.parametrize(

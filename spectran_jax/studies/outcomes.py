@@ -1,0 +1,64 @@
+"""What a study asks of its runs together: whether any came to its end, which failed, whether they may share a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from spectran_jax.errors import InputError, RunError
+from spectran_jax.studies.jobs import Outcome
+
+
+def some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
+    """Raises where every run failed: an `InputError` where each was refused its input, else a `RunError`."""
+    failed = [outcome for outcome in outcomes.values() if not outcome.ok]
+    if not failed or len(failed) < len(outcomes):
+        return
+    what = "The only run failed" if len(failed) == 1 else f"All {len(failed)} runs failed, the last"
+    message = f"{what} with: {failed[-1].failure}"
+    refused = all(outcome.status == InputError.exit_status for outcome in failed)
+    raise InputError(message) if refused else RunError(message)
+
+
+def why_failed(outcomes: Iterable[Outcome]) -> str:
+    """One sentence a run that failed; empty where none did."""
+    return " ".join(f"{outcome.name} failed: {outcome.failure}" for outcome in outcomes if not outcome.ok)
+
+
+def shared_protocol(outcomes: Iterable[Outcome], what: str) -> str:
+    """The protocol that all runs follow; empty where none came to its end.
+
+    Raises:
+      InputError: where they follow several: their numbers can't stand in one table.
+    """
+    by_protocol: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.metrics is not None:
+            by_protocol.setdefault(outcome.metrics["protocol"], []).append(outcome)
+    if len(by_protocol) > 1:
+        fewest = min(by_protocol.values(), key=len)
+        raise InputError(
+            f"{what}: its runs follow {len(by_protocol)} protocols and can't share a table: the data, the split or "
+            f"what is ranked was another for {len(fewest)} of them, such as {fewest[0].folder}. Delete these folders "
+            "and start again, or start a new --workdir."
+        )
+    return next(iter(by_protocol), "")
+
+
+def made_with(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """Code, versions and machine (`machine.made_with`) of the runs that came to their end, those of equals once."""
+    made: list[dict[str, Any]] = []
+    for outcome in outcomes:
+        if outcome.metrics is not None and (each := outcome.metrics.get("made_with", {})) not in made:
+            made.append(each)
+    return made
+
+
+def made_otherwise(outcomes: Iterable[Outcome]) -> str:
+    """A sentence where code, version or machine were not the same for all runs; empty where they were."""
+    made = made_with(outcomes)
+    told = []
+    for name in dict.fromkeys(name for each in made for name in each):
+        values = sorted({str(each.get(name, "not noted")) for each in made})
+        told += [f"{name}: {', '.join(values)}"] if len(values) > 1 else []
+    return f"The runs were not all made alike ({'; '.join(told)})." if told else ""
