@@ -132,7 +132,7 @@ def exit_with_message(main: Callable[[], None]) -> None:
     """Runs `main`; turns an error for people into one line on stderr and its exit status."""
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)  # also where there is no stdout
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         told = outcome(error)
         if told is None and not (isinstance(error, BrokenPipeError) and _nobody_reads()):
@@ -156,7 +156,7 @@ def _nobody_reads() -> bool:
 def _drop_unwritten() -> None:
     """Lets go of what stdout does not take; Python would fail at it once more in the end, with a status of its own."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

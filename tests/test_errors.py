@@ -50,6 +50,13 @@ def test_a_stdout_that_is_full_ends_in_one_line():
     assert (done.returncode, done.stderr) == (1, "error: Can't go on writing or reading: No space left on device.\n")
 
 
+def test_no_stdout_is_no_fault(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it behind >&-
+    exit_with_message(lambda: print("x"))
+    with pytest.raises(SystemExit):
+        exit_with_message(lambda: (_ for _ in ()).throw(InputError("no")))
+
+
 def test_memory_that_is_used_up(capsys):
     class JaxRuntimeError(RuntimeError):
         """As JAX names it."""
