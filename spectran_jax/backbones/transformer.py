@@ -24,6 +24,7 @@ class Block(nn.Module):
     heads: int
     ffn_multiplier: int
     dtype: Any = jnp.float32
+    fused: bool = True
 
     @nn.compact
     def __call__(
@@ -39,7 +40,7 @@ class Block(nn.Module):
             return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
 
         h = dense(3 * d, "qkv")(LayerNorm(name="attention_norm")(x))
-        h = attention(h, mask, heads=self.heads)
+        h = attention(h, mask, heads=self.heads, fused=self.fused)
         x = x + drop(dense(d, "attention_out")(h), site)
         h = gelu(dense(self.ffn_multiplier * d, "ffn_in")(LayerNorm(name="ffn_norm")(x)))
         return x + drop(dense(d, "ffn_out")(h), site + 1)
@@ -55,6 +56,8 @@ class Transformer(nn.Module):
     dropout: float = 0.3
     ffn_multiplier: int = 4
     dtype: Any = jnp.float32
+    fused: bool = True
+    """Whether attention may be a kernel of this process's devices; see `layers.attention`."""
 
     task: ClassVar[Literal["next", "masked"]]
     reads_time: ClassVar[bool] = False
@@ -87,5 +90,6 @@ class Transformer(nn.Module):
         x = self.inputs(item_vectors.astype(self.dtype), positions, layout)
         x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
         for index in range(self.blocks):
-            x = Block(self.heads, self.ffn_multiplier, self.dtype, name=f"block_{index}")(x, mask, drop, 2 * index + 1)
+            block = Block(self.heads, self.ffn_multiplier, self.dtype, self.fused, name=f"block_{index}")
+            x = block(x, mask, drop, 2 * index + 1)
         return LayerNorm(name="output_norm")(x).reshape(item_vectors.shape)
