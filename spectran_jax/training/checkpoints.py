@@ -34,7 +34,7 @@ KEEP_LATEST = 2
 """How many full states are kept: the latest, and the one before it in case the latest is damaged."""
 
 _SAVE_SECONDS = 24 * 3600
-"""How long a save may take: terabytes do. That processes hang is noticed elsewhere, by the steps that don't come."""
+"""How long a save may take: terabytes do. That it hangs is noticed elsewhere, by files that don't change any more."""
 
 
 class _Series:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +24,7 @@ from spectran_jax.training.feed import Feed
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.programs import Programs
 from spectran_jax.training.setup import Setup
+from spectran_jax.training.standstill import while_files_change
 from spectran_jax.training.step import Frozen, TrainState
 from spectran_jax.training.timetable import Timetable
 from spectran_jax.training.workdir import MetricsLog
@@ -101,7 +104,8 @@ class Run:
         losses = np.concatenate([np.atleast_1d(metrics["loss"]) for metrics in fetched])
         for at, loss in enumerate(losses, self.step - len(losses) + 1):
             if not math.isfinite(loss):
-                self.checkpoints.wait()  # what is being saved is from before
+                with self._saving():
+                    self.checkpoints.wait()  # what is being saved is from before
                 raise Diverged(
                     f"The loss became {float(loss)} at step {at}. Lower --learning_rate or raise "
                     f"--temperature; {self.checkpoints.kept()}."
@@ -128,7 +132,7 @@ class Run:
         better = value > record.best_value
         if better:
             record.best_value, record.best_step, record.stale = value, self.step, 0
-            with self.phases("checkpoint"), jax.transfer_guard("allow"):
+            with self._saving():
                 about = {"metrics": values, "data": self.setup.inputs_digest}
                 self.checkpoints.save_best(self.step, self.state.params, about)
         else:
@@ -137,9 +141,16 @@ class Run:
 
     def save(self) -> None:
         """Starts a checkpoint of the state, with the record."""
-        with self.phases("checkpoint"), jax.transfer_guard("allow"):  # a transfer that the loop asks for
+        with self._saving():
             about = {"loop": dataclasses.asdict(self.record), "data": self.setup.inputs_digest}
             self.checkpoints.save(self.step, self.state, about)
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """The phase of what saves, or waits for what is being saved."""
+        changing = while_files_change(self.workdir / "checkpoints", self.cluster, self.phases)
+        with self.phases("checkpoint"), changing, jax.transfer_guard("allow"):  # transfers that the loop asks for
+            yield
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -147,7 +158,7 @@ class Run:
 
     def leave(self, reason: str) -> NoReturn:
         """Raises `Interrupted` when all that was saved is on disk."""
-        with self.phases("checkpoint"):
+        with self._saving():
             self.checkpoints.wait()
         raise Interrupted(f"{reason}: saved step {self.step}; start the same command again to go on.")
 
