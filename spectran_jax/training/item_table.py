@@ -7,6 +7,7 @@ and lists of k items: nothing of the catalogue's length.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +216,18 @@ class TableBuilder:
             return jax.make_array_from_callback(shape, self.sharding, read, dtype=array.dtype)
 
 
+# A server asks again and again: what was compiled for a model is kept.
+@functools.lru_cache(16)
+def _table_programs(
+    model: Recommender, access: Access, size: int
+) -> tuple[Callable[[], ItemTable], Callable[..., ItemTable]]:
+    """`empty` and `encode_chunk` of a `TableBuilder`."""
+    shardings = partitioning.table_sharding(access.mesh, access.rows)
+    shape = access.rows, model.item_encoder.dimension
+    empty = jax.jit(lambda: ItemTable(jnp.zeros(shape), jnp.zeros(access.rows)), out_shardings=shardings)
+    return empty, jax.jit(make_encode_chunk(model, access, size), donate_argnums=3, out_shardings=shardings)
+
+
 def table_builder(
     model: Recommender, access: Access, frozen: dict[str, Any], host_arrays: dict[str, np.ndarray]
 ) -> TableBuilder:
@@ -226,13 +239,7 @@ def table_builder(
       frozen: the frozen arrays of the item encoder that the devices hold, or their shapes.
       host_arrays: those that the host keeps.
     """
-    dimension = model.item_encoder.dimension
     by_row = {n: x for n, x in (frozen | host_arrays).items() if n in model.item_encoder.item_arrays}
-    width = sum(int(np.prod(array.shape[1:])) for array in by_row.values()) + 4 * dimension
+    width = sum(int(np.prod(array.shape[1:])) for array in by_row.values()) + 4 * model.item_encoder.dimension
     size = min(access.rows // access.parts, max(1, _CHUNK_BYTES // (4 * width)))
-    shardings = partitioning.table_sharding(access.mesh, access.rows)
-    encode_chunk = jax.jit(make_encode_chunk(model, access, size), donate_argnums=3, out_shardings=shardings)
-    empty = jax.jit(
-        lambda: ItemTable(jnp.zeros((access.rows, dimension)), jnp.zeros(access.rows)), out_shardings=shardings
-    )
-    return TableBuilder(access, size, host_arrays, empty, encode_chunk)
+    return TableBuilder(access, size, host_arrays, *_table_programs(model, access, size))
