@@ -69,12 +69,15 @@ class Objective(Protocol):
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """The float32 loss and float32 scalars to log.
 
+        On a mesh it may be called for a part of the batch at a time, with the items that this part or the whole batch
+        touches: it must depend on no row of `items` but those of `positive_ids` and `negatives`, unless it is over all.
+
         Args:
           states: user states, ready to score.
           items: vectors, ready to score, of the distinct items that the batch touches; of all for a loss over all.
           positive_ids: int32 row of `items` of each position's target.
           weight: 1 on supervised positions, 0 on padding, whose states may be NaN.
-          negatives: for a sampled loss.
+          negatives: for a loss with a sampler.
           candidates: True for the items of the training set; read by a loss over all items.
         """
 

@@ -106,7 +106,7 @@ def make_sharded_train_step(
 
     Args:
       model: over the rows of the tables.
-      objective: a sampled loss.
+      objective: a sampled loss, with a sampler.
       optimizer: see `optimizer.build_optimizer`.
       schedule: the learning rate, for the log.
       sizes: see `exchange.plan`; its shards are the groups of the batch.
