@@ -112,8 +112,7 @@ class Run:
                 )
         self.record.losses.extend(float(loss) for loss in losses)
         self.pending.clear()
-        latest = {name: float(np.atleast_1d(value)[-1]) for name, value in fetched[-1].items()}
-        return {name: value for name, value in latest.items() if math.isfinite(value)}
+        return {name: float(np.atleast_1d(value)[-1]) for name, value in fetched[-1].items()}
 
     def validate(self, progress: TrainingProgress) -> None:
         """Ranks the validation targets, writes a line, and saves the parameters where they are the best so far."""
@@ -153,8 +152,9 @@ class Run:
             yield
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
-        self.log.write({"kind": kind, "step": self.step, "epoch": self.epoch} | values)
+        """A line of metrics.jsonl, without what is not finite, which JSON has no number for."""
+        finite = {name: value for name, value in values.items() if np.isfinite(value).all()}
+        self.log.write({"kind": kind, "step": self.step, "epoch": self.epoch} | finite)
 
     def leave(self, reason: str) -> NoReturn:
         """Raises `Interrupted` when all that was saved is on disk."""
@@ -170,6 +170,11 @@ def watch(programs: Programs, params: Any, frozen: Frozen, table: ItemTable) -> 
 
 
 def singular_values(programs: Programs, table: ItemTable, frozen: Frozen) -> list[float]:
-    """Of the centred vectors that are scored, of the items that training sees; descending, from their Gram matrix."""
+    """Of the centred vectors that are scored, of the items that training sees; descending, from their Gram matrix.
+
+    NaN where that is not finite.
+    """
     gram = np.asarray(jax.device_get(programs.gram(table, frozen.candidates)), np.float64)
+    if not np.isfinite(gram).all():
+        return [math.nan] * len(gram)
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)).tolist()
