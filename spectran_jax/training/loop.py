@@ -69,7 +69,7 @@ def train(
     Raises:
       InputError: for a configuration that does not fit the data or the device, or a checkpoint of other data.
       Interrupted: after saving, where a signal asked to stop.
-      RunError: where the loss becomes NaN, or a save fails; the last sound checkpoint is kept.
+      RunError: where the loss becomes NaN, or a save fails; the last sound checkpoint, if there is one, is kept.
     """
     run = start(setup, workdir, cluster or Cluster())
     announce(run.state.params, run.step)
