@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from spectran_jax import data
-from spectran_jax.errors import Diverged, Interrupted
+from spectran_jax.errors import Diverged, InputError, Interrupted
 from spectran_jax.metrics import SELECTION_METRIC, metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.recommender import ItemTable
@@ -46,6 +46,16 @@ class Record:
     """Losses since the last training line."""
     seconds: float = 0.0
     """Time spent in the loop, over all starts."""
+
+    @classmethod
+    def from_checkpoint(cls, values: dict[str, Any], workdir: Path) -> Record:
+        """What a checkpoint in `workdir` holds of it; raises `InputError` for one of a later version."""
+        if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(cls)}):
+            raise InputError(
+                f"--workdir={workdir} holds a run of another version of this library, whose record differs "
+                f"({unknown[0]}); go on with that version, or train in another folder."
+            )
+        return cls(**values)
 
     def exhausted(self, patience: int) -> bool:
         """Whether validation has not become better for `patience` validations; 0 is never."""
