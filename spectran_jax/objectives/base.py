@@ -13,6 +13,10 @@ from spectran_jax.negatives import Sampler
 
 Aux = dict[str, Float[jax.Array, ""]]
 
+MASKED = -1e30
+"""Stands for, or is added to, a score that takes part in no denominator: no float32 score is large enough to return
+from there. Finite, so that the difference of two of them is defined."""
+
 
 class History(NamedTuple):
     """The items that a position has seen, as negatives of that position alone."""
