@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from spectran_jax.errors import InputError
 from spectran_jax.negatives import Sampler
 
 Aux = dict[str, Float[jax.Array, ""]]
+
+Excluded = Literal["positive", "history"]
+"""What is no negative of a position: its own target, or all of the user's items in the row."""
 
 MASKED = -1e30
 """Stands for, or is added to, a score that takes part in no denominator: no float32 score is large enough to return
@@ -54,8 +57,8 @@ class Objective(Protocol):
         """Where negatives come from; None where there are none."""
 
     @property
-    def mask_negatives(self) -> str:
-        """Which negatives the step excludes: "positive", the own target, or "history", all of the user's in the row."""
+    def mask_negatives(self) -> Excluded:
+        """Which negatives the step excludes."""
 
     @property
     def history_negatives(self) -> bool:

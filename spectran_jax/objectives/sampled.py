@@ -12,7 +12,17 @@ from jaxtyping import Bool, Float, Int
 
 from spectran_jax.errors import InputError
 from spectran_jax.negatives import Sampler
-from spectran_jax.objectives.base import MASKED, Aux, History, Negatives, expect, matrix, supervised, weighted_mean
+from spectran_jax.objectives.base import (
+    MASKED,
+    Aux,
+    Excluded,
+    History,
+    Negatives,
+    expect,
+    matrix,
+    supervised,
+    weighted_mean,
+)
 
 
 def infonce(
@@ -181,7 +191,7 @@ class SampledLoss(abc.ABC):
 
     temperature: float
     sampler: Sampler
-    mask_negatives: str
+    mask_negatives: Excluded
     history_negatives: bool = False
     sampled: ClassVar[bool] = True
 

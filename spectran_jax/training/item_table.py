@@ -136,12 +136,12 @@ def make_encode_chunk(
     part = model.of_items(size)
 
     def encode_chunk(
-        params: Params, arrays: dict[str, Any], rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
+        params: Params, frozen: dict[str, Any], rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
     ) -> ItemTable:
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size)  # noqa: E731
         params = catalogue.map_item_rows(lambda p: cut(p).astype(jnp.float32), names, params)
-        arrays = {name: cut(array) if name in arrays_by_row else array for name, array in arrays.items()}
-        made: Any = part.apply({"params": params, "frozen": {"item_encoder": arrays | rows}}, method=part.table)
+        arrays = catalogue.map_item_rows(cut, arrays_by_row, frozen)["item_encoder"] | rows
+        made: Any = part.apply({"params": params, "frozen": {"item_encoder": arrays}}, method=part.table)
         real = access.shard.first(table.vectors) + start + jnp.arange(size) < access.items
         made = made._replace(vectors=jnp.where(real[:, None], made.vectors, 0))
         return jax.tree.map(lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, start, 0), table, made)
@@ -149,18 +149,18 @@ def make_encode_chunk(
     def chunk(
         params: Params, frozen: Frozen, rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
     ) -> ItemTable:
+        collection = frozen.collection()
         if not access.cut:
-            return encode_chunk(params, frozen.item_encoder, rows, table, start)
+            return encode_chunk(params, collection, rows, table, start)
         by_row, whole = PartitionSpec(AXES), PartitionSpec()
-        specs = partitioning.row_specs(params, names)
-        frozen_specs = partitioning.row_specs({"item_encoder": frozen.item_encoder}, arrays_by_row)["item_encoder"]
+        specs, frozen_specs = partitioning.row_specs(params, names), partitioning.row_specs(collection, arrays_by_row)
         return jax.shard_map(
             encode_chunk,
             mesh=access.mesh,
             in_specs=(specs, frozen_specs, by_row, by_row, whole),
             out_specs=by_row,
             check_vma=False,
-        )(params, frozen.item_encoder, rows, table, start)
+        )(params, collection, rows, table, start)
 
     return chunk
 
