@@ -31,7 +31,8 @@ _HELP = {
     "coordinator_timeout": "Seconds to wait at start for the coordinator and for all processes.",
     "peer_timeout": "Seconds without a sign of life after which a process counts as lost, and the others leave.",
     "hang_timeout": "Seconds after which a process that lives but gets no further between its first step and its last, "
-    "counts as hanging: it leaves, and the others with it. 0: never.",
+    "counts as hanging: it leaves, and the others with it. 0: never. A save may take longer, as long as its files "
+    "change.",
 }
 
 NAMES = tuple(_HELP)

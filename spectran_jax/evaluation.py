@@ -17,7 +17,6 @@ from spectran_jax.digest import json_digest
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import EvalBatch
 from spectran_jax.metrics import KS, metrics_by_popularity, metrics_from_ranks, recommendation_metrics
-from spectran_jax.ranking import rank_targets, top_k
 
 __all__ = [
     "RULES",
@@ -26,9 +25,7 @@ __all__ = [
     "metrics_from_ranks",
     "per_user",
     "protocol_fingerprint",
-    "rank_targets",
     "recommendation_metrics",
-    "top_k",
 ]
 
 FETCH_EVERY = 16
@@ -50,7 +47,7 @@ def evaluate(
 
     Args:
       rank_step: a jitted function from a batch on the device to 0-based ranks, -1 where a score is not finite (see
-        `rank_targets`).
+        `ranking.rank_targets`).
       batches: NumPy batches, all of one shape.
       put: copies a batch to the device, explicitly.
       progress: called with the number of batches done, now and then.

@@ -119,7 +119,7 @@ def user_states_function(setup: Setup, params: Params) -> Callable[..., Float[ja
     - `timestamps [B, L]` int32, for a backbone that was trained with times: seconds of the interactions since any
       moment of one's own, the same within a row.
     """
-    model, names = setup.model, setup.model.item_encoder.item_params
+    model, names = setup.model.portable(), setup.model.item_encoder.item_params
     length, masked = setup.config.data.max_length, int(setup.masked)
     # Tables are not read here, and need to be no more than shapes.
     held = jax.tree_util.tree_map_with_path(

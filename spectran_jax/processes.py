@@ -13,7 +13,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 from orbax.checkpoint import multihost
 
 from spectran_jax.errors import InputError, RunError
@@ -115,5 +115,5 @@ def wait() -> None:
         multihost.get_barrier_sync_fn()(key=f"spectran_jax_{next(_meetings)}", timeout_ms=_PATIENCE_MS)
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
+def _bytes(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "bytes"]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -43,11 +43,18 @@ class Shard(NamedTuple):
         """Number of the first row, int32."""
         return jax.lax.axis_index(self.axes) * len(table) if self.axes else jnp.int32(0)
 
-    def rows(self, table: Float[jax.Array, "R d"], ids: Int[jax.Array, "B"]) -> Float[jax.Array, "B d"]:
-        """Float32 rows of the whole table, the same on all devices."""
+    def gather(
+        self,
+        table: Float[jax.Array, "R d"],
+        ids: Int[jax.Array, "*b"],
+        read: Callable[[Int[jax.Array, "*b"]], Float[jax.Array, "*b d"]] | None = None,
+    ) -> Float[jax.Array, "*b d"]:
+        """Rows of the whole table in float32, or what `read` gives of rows of this run; the same on all devices."""
         place = ids - self.first(table)
         inside = (place >= 0) & (place < len(table))
-        return self.sum(jnp.where(inside[:, None], table[jnp.where(inside, place, 0)].astype(jnp.float32), 0))
+        here = jnp.where(inside, place, 0)
+        found = table[here].astype(jnp.float32) if read is None else read(here)
+        return self.sum(jnp.where(inside[..., None], found, 0))
 
     def sum(self, x: jax.Array) -> jax.Array:
         """Over the devices."""
@@ -91,7 +98,7 @@ def rank_targets(
     states = states.astype(jnp.float32)
     shard = shard or Shard((), len(table))
     first = shard.first(table)
-    target_vectors = shard.rows(table, targets)
+    target_vectors = shard.gather(table, targets)
     own = jnp.einsum("bd,bd->b", states, target_vectors, precision="highest")
     bar = own - tie_tolerance(states, target_vectors)
     rivals = None if seen is None else _distinct_rivals(seen, targets)

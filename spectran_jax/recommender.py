@@ -52,6 +52,11 @@ class Recommender(nn.Module):
         """The same model over another number of items: a part of the catalogue, say."""
         return self.clone(item_encoder=self.item_encoder.clone(num_items=num_items))
 
+    def portable(self) -> Recommender:
+        """The same model without kernels of this process's devices: for programs that are lowered for others."""
+        plain = lambda module: module.clone(fused=False) if hasattr(module, "fused") else module  # noqa: E731
+        return self.clone(item_encoder=plain(self.item_encoder), backbone=plain(self.backbone))
+
     def encode(self) -> Float[jax.Array, "N d"]:
         """Item vectors of the whole catalogue as the backbone reads them, in the compute dtype."""
         return self.item_encoder.table()

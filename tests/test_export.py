@@ -16,6 +16,7 @@ from conftest import TINY_MODEL, without_report
 
 from spectran_jax import export as exports
 from spectran_jax import item_encoders, new_items, spectral, writing
+from spectran_jax.backbones import layers
 from spectran_jax.config import EncoderConfig
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.export import export_run
@@ -100,6 +101,14 @@ def test_a_server_without_this_library_has_the_states_of_the_run(run, loaded, ex
     about = json.loads((folder / "export.json").read_text())
     assert about["digest"] == json.loads((run / "metrics.json").read_text())["digest"]
     assert about["items"] == {"all": 40, "new": 0}
+
+
+@pytest.mark.parametrize("options", [{}, {"backbone": "bert4rec", "item_encoder": "llmesr"}], ids=str)
+def test_the_program_holds_no_kernel_of_the_machine_that_exports(tiny_config, options, monkeypatch):
+    setup = prepare(tiny_config.replace(precision="bfloat16", **options))
+    params = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), build_programs(setup, 1).state.params)
+    monkeypatch.setattr(layers, "fused_attention", lambda *_: "cudnn")  # as on a GPU
+    assert exports.serialised(setup, params)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from spectran_jax import negatives, objectives
 from spectran_jax.data.interactions import Histories
-from spectran_jax.layout import SequenceLayout
+from spectran_jax.layout import SequenceLayout, TrainBatch
+from spectran_jax.recommender import Recommender
 from spectran_jax.training.run import notices
 from spectran_jax.training.setup import prepare
+from spectran_jax.training.step import step_history
 
 IDS = np.array([[3, 4, 3, 5, 7, 8, 0], [1, 2, 2, 2, 1, 9, 0]], np.int32)
 TARGETS = np.array([[4, 3, 5, 6, 8, 9, 0], [2, 2, 2, 1, 9, 4, 0]], np.int32)
@@ -39,6 +43,23 @@ def test_what_a_position_has_seen(bidirectional):
     seen = np.asarray(negatives.seen_items(jnp.asarray(IDS), jnp.asarray(TARGETS), layout))
     real = SEGMENT > 0
     np.testing.assert_array_equal(seen[real], expected(hidden)[real])
+
+
+def test_states_on_padding_reach_no_gradient():
+    """A backbone may leave anything there."""
+    layout = SequenceLayout(mask=SEGMENT > 0, segment=SEGMENT, position=IDS * 0)
+    batch = TrainBatch(jnp.asarray(IDS), jnp.asarray(TARGETS), layout, np.arange(14, dtype=np.int32)[None])
+    module = Recommender(item_encoder=nn.Dense(1), backbone=nn.Dense(1))
+    inputs = np.random.default_rng(0).normal(size=(*IDS.shape, 4)).astype(np.float32)
+    states = np.where(SEGMENT[..., None] > 0, inputs[::-1], np.nan)
+
+    def total(inputs):
+        scores, counts = step_history(module, batch, jnp.asarray(states), inputs)
+        return jnp.where(counts, scores, 0).sum()
+
+    gradient = jax.grad(total)(inputs)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,13 @@ def _by_distance(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _blocked(
-    block: int, scale: int, q: jax.Array, k: jax.Array, v: jax.Array, bias: Bias, rows: _Rows
+    block: int,
+    scale: int,
+    q: Float[jax.Array, "B L H w"],
+    k: Float[jax.Array, "B L H w"],
+    v: Float[jax.Array, "B L H w"],
+    bias: Bias,
+    rows: _Rows,
 ) -> Float[jax.Array, "B L H w"]:
     """Attention over rows of whole blocks, float32: a loop over the pairs of blocks on and below the diagonal."""
 

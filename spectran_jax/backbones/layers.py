@@ -55,19 +55,27 @@ def fused_attention(
 
 
 def attention(
-    qkv: Float[jax.Array, "n 3*d"], mask: Bool[jax.Array, "B 1 L L"], *, heads: int
+    qkv: Float[jax.Array, "n 3*d"], mask: Bool[jax.Array, "B 1 L L"], *, heads: int, fused: bool = True
 ) -> Float[jax.Array, "n d"]:
     """Multi-head attention of B rows of L positions, n = B * L; `mask` is True where a query may look.
 
-    The columns of `qkv` are all heads' queries, then keys, then values.
+    The columns of `qkv` are all heads' queries, then keys, then values. `fused` allows what suits this process's
+    devices alone; a program that is lowered for others takes False.
     """
     batch, length = mask.shape[0], mask.shape[-1]
     width = qkv.shape[-1] // (3 * heads)
     q, k, v = jnp.split(qkv.reshape(batch, length, 3 * heads, width), 3, axis=2)
-    platform = jax.default_backend()
-    capability = float(jax.local_devices()[0].compute_capability) if platform == "gpu" else 0.0
-    implementation = fused_attention(platform, capability, qkv.dtype, length, width)
+    implementation: Literal["cudnn", "xla"] = "xla"
+    if fused:
+        implementation = fused_attention(jax.default_backend(), _capability(), qkv.dtype, length, width)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation).reshape(-1, heads * width)
+
+
+def _capability() -> float:
+    """The compute capability of this process's GPU; 0 without one of NVIDIA's (those of AMD are named, as gfx90a)."""
+    device = jax.local_devices()[0]
+    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return float(device.compute_capability) if cuda else 0.0
 
 
 def gelu(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:

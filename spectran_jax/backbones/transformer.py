@@ -26,6 +26,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
     attention_init: Initializer = INIT
     """Of the matrices that attention's values pass through, and of queries and keys."""
+    fused: bool = True
 
     @nn.compact
     def __call__(
@@ -41,7 +42,7 @@ class Block(nn.Module):
             return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
         h = dense(3 * d, "qkv", self.attention_init)(LayerNorm(name="attention_norm")(x))
-        h = attention(h, mask, heads=self.heads)
+        h = attention(h, mask, heads=self.heads, fused=self.fused)
         x = x + drop(dense(d, "attention_out", self.attention_init)(h), site)
         h = gelu(dense(self.ffn_multiplier * d, "ffn_in")(LayerNorm(name="ffn_norm")(x)))
         return x + drop(dense(d, "ffn_out")(h), site + 1)
@@ -57,6 +58,8 @@ class Transformer(nn.Module):
     dropout: float = 0.3
     ffn_multiplier: int = 4
     dtype: Any = jnp.float32
+    fused: bool = True
+    """Whether attention may be a kernel of this process's devices; see `layers.attention`."""
 
     task: ClassVar[Literal["next", "masked"]]
     reads_time: ClassVar[bool] = False
@@ -90,6 +93,7 @@ class Transformer(nn.Module):
         x = self.inputs(item_vectors.astype(self.dtype), positions, layout)
         x = drop(LayerNorm(name="input_norm")(x.reshape(-1, d)), 0)
         for index in range(self.blocks):
-            block = Block(self.heads, self.ffn_multiplier, self.dtype, type(self).attention_init, name=f"block_{index}")
+            init, name = type(self).attention_init, f"block_{index}"
+            block = Block(self.heads, self.ffn_multiplier, self.dtype, init, self.fused, name=name)
             x = block(x, mask, drop, 2 * index + 1)
         return LayerNorm(name="output_norm")(x).reshape(item_vectors.shape)

@@ -105,11 +105,6 @@ class TrainIterator(grain.DatasetIterator[TrainBatch]):
         return self.plan.steps_per_epoch
 
     @property
-    def rows_per_step(self) -> int:
-        """Rows of a batch over all processes."""
-        return self.plan.rows_per_step
-
-    @property
     def positions(self) -> int:
         """Supervised positions of an epoch, over all processes."""
         return self.plan.positions

@@ -54,6 +54,8 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
     width: int
     semantic_scale: float
     alignment_weight: float = 0.1
+    fused: bool = True
+    """Whether attention may be a kernel of this process's devices; see `backbones.layers.attention`."""
 
     item_arrays: ClassVar[tuple[str, ...]] = ("trained", "u")
     wide_arrays: ClassVar[tuple[str, ...]] = ("u",)
@@ -103,8 +105,8 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # keeps the mean square at start
         self.hidden = nn.Dense(self.width, kernel_init=init, dtype=self.dtype)
         self.output = nn.Dense(self.table_width, kernel_init=init, dtype=self.dtype)
-        self.attend_semantic = CrossAttention(self.dtype)
-        self.attend_collaborative = CrossAttention(self.dtype)
+        self.attend_semantic = CrossAttention(self.dtype, self.fused)
+        self.attend_collaborative = CrossAttention(self.dtype, self.fused)
 
     def encode(self, rows: Rows, *, train: bool = False) -> Float[Array, "*b d"]:
         """[scale * adapter(text), start + what was learned]; of an item without text, what was learned alone."""
@@ -166,6 +168,7 @@ class CrossAttention(nn.Module):
     """One head of attention over `values`, by the queries of another view; all its parameters are float32."""
 
     dtype: Any = jnp.float32
+    fused: bool = True
 
     @nn.compact
     def __call__(
@@ -177,7 +180,7 @@ class CrossAttention(nn.Module):
         asked = LayerNorm(name="value_norm")(values.reshape(-1, h))
         q = nn.Dense(h, use_bias=False, dtype=self.dtype, name="query")(asking)
         kv = nn.Dense(2 * h, use_bias=False, dtype=self.dtype, name="key_value")(asked)
-        found = attention(jnp.concatenate([q, kv], axis=-1), mask, heads=1)
+        found = attention(jnp.concatenate([q, kv], axis=-1), mask, heads=1, fused=self.fused)
         out = nn.Dense(h, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="out")(found)
         return out.reshape(values.shape)
 

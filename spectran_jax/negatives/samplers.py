@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 from spectran_jax.config import ObjectiveConfig
 from spectran_jax.errors import InputError, unknown_name
@@ -118,7 +118,7 @@ class Popularity(_Tabled):
     def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
         """`threshold` uint32 and `alias` int32 of the alias method, `log_q`, each [N]. See `Sampler.arrays`."""
         counts = checked_counts(counts)
-        powers = np.power(counts, self.power, out=np.zeros(len(counts)), where=counts > 0)
+        powers = np.power(counts, self.power, out=np.zeros(len(counts)), where=counts > 0, dtype=np.float64)
         table = alias.alias_table(powers / powers.sum())
         return {"threshold": table.threshold, "alias": table.alias, "log_q": _log(table.weight)}
 
@@ -177,13 +177,13 @@ SAMPLERS: dict[str, Callable[[ObjectiveConfig], Sampler]] = {
 }
 
 
-def checked_counts(counts: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """Training occurrences of each item in float64, after a look at them.
+def checked_counts(counts: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+    """Training occurrences of each item, after a look at them; no copy.
 
     Raises:
       InputError: for counts that are no vector, negative or not finite, naming the first such item, or all zero.
     """
-    counts = np.asarray(counts, np.float64)
+    counts = np.asarray(counts)
     if counts.ndim != 1:
         raise InputError(f"Counts must be one number an item, got the shape {counts.shape}.")
     bad = np.flatnonzero(~((counts >= 0) & (counts < np.inf)))
@@ -194,7 +194,7 @@ def checked_counts(counts: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     return counts
 
 
-def _log(weight: np.ndarray) -> Float[np.ndarray, "N"]:
+def _log(weight: Real[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     """Float32 logarithm of each weight's share of them all; -inf for zero."""
     with np.errstate(divide="ignore"):
         return (np.log(weight.astype(np.float64)) - np.log(weight.sum(dtype=np.float64))).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,13 @@ from spectran_jax.errors import InputError
 from spectran_jax.negatives import Sampler
 
 Aux = dict[str, Float[jax.Array, ""]]
+
+Excluded = Literal["positive", "history"]
+"""What is no negative of a position: its own target, or all of the user's items in the row."""
+
+MASKED = -1e30
+"""Stands for, or is added to, a score that takes part in no denominator: no float32 score is large enough to return
+from there. Finite, so that the difference of two of them is defined."""
 
 
 class History(NamedTuple):
@@ -50,8 +57,8 @@ class Objective(Protocol):
         """Where negatives come from; None where there are none."""
 
     @property
-    def mask_negatives(self) -> str:
-        """Which negatives the step excludes: "positive", the own target, or "history", all of the user's in the row."""
+    def mask_negatives(self) -> Excluded:
+        """Which negatives the step excludes."""
 
     @property
     def history_negatives(self) -> bool:
@@ -69,12 +76,15 @@ class Objective(Protocol):
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """The float32 loss and float32 scalars to log.
 
+        On a mesh it may be called for a part of the batch at a time, with the items that this part or the whole batch
+        touches: it must depend on no row of `items` but those of `positive_ids` and `negatives`, unless it is over all.
+
         Args:
           states: user states, ready to score.
           items: vectors, ready to score, of the distinct items that the batch touches; of all for a loss over all.
           positive_ids: int32 row of `items` of each position's target.
           weight: 1 on supervised positions, 0 on padding, whose states may be NaN.
-          negatives: for a sampled loss.
+          negatives: for a loss with a sampler.
           candidates: True for the items of the training set; read by a loss over all items.
         """
 

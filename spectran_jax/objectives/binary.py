@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from spectran_jax.errors import InputError
-from spectran_jax.objectives.base import Aux, History, Negatives, supervised, weighted_mean
-from spectran_jax.objectives.sampled import SampledLoss, check_shapes, history_that_counts
+from spectran_jax.objectives.base import Aux, History, Negatives, weighted_mean
+from spectran_jax.objectives.sampled import SampledLoss, check_shapes, history_that_counts, score_pairs
 
 
 def binary_cross_entropy(
@@ -61,9 +61,7 @@ def binary_cross_entropy(
       Overconfidence in Sequential Recommendation Trained with Negative Sampling, RecSys 2023.
     """
     check_shapes(states, positives, negatives, excluded, weight)
-    states = supervised(states, weight)
-    positive = jnp.einsum("td,td->t", states, positives, preferred_element_type=jnp.float32)
-    scores = jnp.einsum("td,nd->tn", states, negatives, preferred_element_type=jnp.float32)
+    positive, scores, aux = score_pairs(states, positives, negatives, excluded, weight)
     count = len(negatives)
     others = jnp.sum(jnp.where(excluded, 0.0, jax.nn.softplus(scores / temperature)), axis=1)
     others = others * (count / jnp.maximum(jnp.sum(~excluded, axis=1), 1))
@@ -71,10 +69,7 @@ def binary_cross_entropy(
         counts, seen = history_that_counts(history, weight)
         others += jnp.sum(jnp.where(counts, jax.nn.softplus(seen / temperature), 0.0), axis=1)
     losses = (beta * jax.nn.softplus(-positive / temperature) + others) / (count + 1)
-    return weighted_mean(losses, weight), {
-        "positive_score": weighted_mean(positive, weight),
-        "masked_negatives": weighted_mean(jnp.mean(excluded, axis=1, dtype=jnp.float32), weight),
-    }
+    return weighted_mean(losses, weight), aux
 
 
 def gbce_beta(negatives: int, items: int, calibration: float) -> float:
@@ -113,8 +108,13 @@ class BinaryCrossEntropy(SampledLoss):
             raise InputError(f"The power of a target's probability must lie in (0, 1], got {self.beta}.")
 
     def contrast(
-        self, states: jax.Array, positives: jax.Array, negatives: jax.Array, drawn: Negatives, weight: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+        self,
+        states: Float[jax.Array, "T d"],
+        positives: Float[jax.Array, "T d"],
+        negatives: Float[jax.Array, "n d"],
+        drawn: Negatives,
+        weight: Float[jax.Array, "T"],
+    ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `binary_cross_entropy`; the probabilities of the negatives are not used."""
         return binary_cross_entropy(
             states,

@@ -23,15 +23,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from spectran_jax.objectives.base import MASKED
+
 # Logits in one chunk. Small chunks stay in cache and reuse their memory; but each chunk of positions also adds to the
 # gradient of the whole table, and each chunk of items to that of all states, so a chunk has a least width as well.
 _MOST = 2**23
 _USUAL = 2**21
 _LEAST_POSITIONS = 128
 _LEAST_ITEMS = 512
-
-# Added to the logits of items that are no candidates: no float32 logit is large enough to return from there.
-_MASKED = -1e30
 
 Carry = TypeVar("Carry")
 
@@ -126,7 +125,7 @@ def _by_positions(
     def join(x: jax.Array) -> jax.Array:
         return x.swapaxes(0, 1).reshape(chunks * size, *x.shape[2:])[:tokens]
 
-    bias = jnp.where(candidates, 0.0, _MASKED)
+    bias = jnp.where(candidates, 0.0, MASKED)
     wide = table.astype(jnp.float32)
 
     def body(by_table: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -167,7 +166,7 @@ def _part(
 ) -> tuple[Float[jax.Array, "T n"], Float[jax.Array, "n d"]]:
     """Logits and float32 vectors of `size` items from the one `at`."""
     vectors = jax.lax.dynamic_slice_in_dim(table, at, size).astype(jnp.float32)
-    bias = jnp.where(jax.lax.dynamic_slice_in_dim(candidates, at, size), 0.0, _MASKED)
+    bias = jnp.where(jax.lax.dynamic_slice_in_dim(candidates, at, size), 0.0, MASKED)
     return jnp.einsum("td,nd->tn", states, vectors) + bias, vectors
 
 

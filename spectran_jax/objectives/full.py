@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from spectran_jax.errors import InputError
 from spectran_jax.negatives import Sampler
-from spectran_jax.objectives.base import Aux, Negatives, expect, matrix, shares, supervised, weighted_mean
+from spectran_jax.objectives.base import Aux, Excluded, Negatives, expect, matrix, shares, supervised, weighted_mean
 from spectran_jax.objectives.chunked import cross_entropy
 
 
@@ -66,7 +66,7 @@ class Softmax:
     temperature: float
     sampled: ClassVar[bool] = False
     sampler: ClassVar[Sampler | None] = None
-    mask_negatives: ClassVar[str] = "positive"
+    mask_negatives: ClassVar[Excluded] = "positive"
     history_negatives: ClassVar[bool] = False
 
     def loss(

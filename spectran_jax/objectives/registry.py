@@ -10,7 +10,7 @@ from jaxtyping import Int
 from spectran_jax import negatives
 from spectran_jax.config import ObjectiveConfig
 from spectran_jax.errors import unknown_name
-from spectran_jax.objectives.base import Objective
+from spectran_jax.objectives.base import Excluded, Objective
 from spectran_jax.objectives.binary import BinaryCrossEntropy, gbce_beta
 from spectran_jax.objectives.full import Softmax
 from spectran_jax.objectives.sampled import InfoNCE, SampledSoftmax
@@ -33,31 +33,35 @@ def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
     return LOSSES[config.loss](config, counts)
 
 
+def _excluded(config: ObjectiveConfig) -> Excluded:
+    return "history" if config.mask_negatives == "history" else "positive"
+
+
 def _softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
     negatives.checked_counts(counts)
     return Softmax(config.temperature)
 
 
 def _infonce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
-    return InfoNCE(config.temperature, negatives.build(config, counts), config.mask_negatives, config.history_negatives)
+    return InfoNCE(config.temperature, negatives.build(config, counts), _excluded(config), config.history_negatives)
 
 
 def _sampled_softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
     # Sampling draws the history too, at its rate: it is added where it is left out of what is drawn.
     history = config.history_negatives and config.mask_negatives == "history"
-    return SampledSoftmax(config.temperature, negatives.build(config, counts), config.mask_negatives, history)
+    return SampledSoftmax(config.temperature, negatives.build(config, counts), _excluded(config), history)
 
 
 def _bce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
     return BinaryCrossEntropy(
-        config.temperature, negatives.build(config, counts), config.mask_negatives, config.history_negatives
+        config.temperature, negatives.build(config, counts), _excluded(config), config.history_negatives
     )
 
 
 def _gbce(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
     sampler = negatives.build(config, counts)
     beta = gbce_beta(config.negatives, int(np.count_nonzero(counts)), config.gbce_t)
-    return BinaryCrossEntropy(config.temperature, sampler, config.mask_negatives, config.history_negatives, beta)
+    return BinaryCrossEntropy(config.temperature, sampler, _excluded(config), config.history_negatives, beta)
 
 
 LOSSES: dict[str, Callable[[ObjectiveConfig, Int[np.ndarray, "N"]], Objective]] = {

@@ -12,10 +12,17 @@ from jaxtyping import Bool, Float, Int
 
 from spectran_jax.errors import InputError
 from spectran_jax.negatives import Sampler
-from spectran_jax.objectives.base import Aux, History, Negatives, expect, matrix, supervised, weighted_mean
-
-# Stands for a score that takes part in no denominator. Finite, so that the difference of two of them is defined.
-_MASKED = -1e30
+from spectran_jax.objectives.base import (
+    MASKED,
+    Aux,
+    Excluded,
+    History,
+    Negatives,
+    expect,
+    matrix,
+    supervised,
+    weighted_mean,
+)
 
 
 def infonce(
@@ -124,6 +131,27 @@ def check_shapes(
     expect("weight", weight, (tokens,))
 
 
+def score_pairs(
+    states: Float[jax.Array, "T d"],
+    positives: Float[jax.Array, "T d"],
+    negatives: Float[jax.Array, "n d"],
+    excluded: Bool[jax.Array, "T n"],
+    weight: Float[jax.Array, "T"],
+) -> tuple[Float[jax.Array, "T"], Float[jax.Array, "T n"], Aux]:
+    """Float32 scores of the targets and of the negatives, before the temperature, and what a loss reports of them."""
+    states = supervised(states, weight)
+    positive = jnp.einsum("td,td->t", states, positives, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("td,nd->tn", states, negatives, preferred_element_type=jnp.float32)
+    return (
+        positive,
+        scores,
+        {
+            "positive_score": weighted_mean(positive, weight),
+            "masked_negatives": weighted_mean(jnp.mean(excluded, axis=1, dtype=jnp.float32), weight),
+        },
+    )
+
+
 def history_that_counts(
     history: History, weight: Float[jax.Array, "T"]
 ) -> tuple[Bool[jax.Array, "T h"], Float[jax.Array, "T h"]]:
@@ -147,20 +175,14 @@ def _contrast(
     Left to automatic differentiation: at [1340, 512, 64] on a CPU, value and gradients take as long as the three bare
     matrix products; a hand-written gradient is no faster.
     """
-    states = supervised(states, weight)
-    positive = jnp.einsum("td,td->t", states, positives, preferred_element_type=jnp.float32)
-    scores = jnp.einsum("td,nd->tn", states, negatives, preferred_element_type=jnp.float32)
-    others = jax.nn.logsumexp(jnp.where(excluded, _MASKED, scores / temperature - correction), axis=1)
+    positive, scores, aux = score_pairs(states, positives, negatives, excluded, weight)
+    others = jax.nn.logsumexp(jnp.where(excluded, MASKED, scores / temperature - correction), axis=1)
     if history is not None:
         counts, seen = history_that_counts(history, weight)
-        of_history = jax.nn.logsumexp(jnp.where(counts, seen / temperature, _MASKED), axis=1)
+        of_history = jax.nn.logsumexp(jnp.where(counts, seen / temperature, MASKED), axis=1)
         others = jnp.logaddexp(others, of_history)
     # log(1 + exp(others - positive)) is the negative log of the softmax, without the cancellation near zero.
-    loss = weighted_mean(jax.nn.softplus(others - positive / temperature), weight)
-    return loss, {
-        "positive_score": weighted_mean(positive, weight),
-        "masked_negatives": weighted_mean(jnp.mean(excluded, axis=1, dtype=jnp.float32), weight),
-    }
+    return weighted_mean(jax.nn.softplus(others - positive / temperature), weight), aux
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +191,7 @@ class SampledLoss(abc.ABC):
 
     temperature: float
     sampler: Sampler
-    mask_negatives: str
+    mask_negatives: Excluded
     history_negatives: bool = False
     sampled: ClassVar[bool] = True
 
@@ -204,8 +226,13 @@ class InfoNCE(SampledLoss):
     """`infonce` with negatives of `sampler`, whose probabilities it does not use."""
 
     def contrast(
-        self, states: jax.Array, positives: jax.Array, negatives: jax.Array, drawn: Negatives, weight: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+        self,
+        states: Float[jax.Array, "T d"],
+        positives: Float[jax.Array, "T d"],
+        negatives: Float[jax.Array, "n d"],
+        drawn: Negatives,
+        weight: Float[jax.Array, "T"],
+    ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `infonce`."""
         masks = drawn.excluded, weight
         return infonce(states, positives, negatives, *masks, temperature=self.temperature, history=drawn.history)
@@ -215,8 +242,13 @@ class SampledSoftmax(SampledLoss):
     """`sampled_softmax` with negatives of `sampler`."""
 
     def contrast(
-        self, states: jax.Array, positives: jax.Array, negatives: jax.Array, drawn: Negatives, weight: jax.Array
-    ) -> tuple[jax.Array, Aux]:
+        self,
+        states: Float[jax.Array, "T d"],
+        positives: Float[jax.Array, "T d"],
+        negatives: Float[jax.Array, "n d"],
+        drawn: Negatives,
+        weight: Float[jax.Array, "T"],
+    ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `sampled_softmax`."""
         masks = drawn.log_q, drawn.excluded, drawn.excluded_mass, weight
         return sampled_softmax(

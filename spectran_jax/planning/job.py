@@ -189,7 +189,7 @@ def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbe
 
 
 def _broadcast(setup: Setup, num_items: int) -> Setup:
-    """The set-up with N items in place of those that it was built from."""
+    """The set-up with N items in place of those that it was built from, for devices that are not here."""
     real, encoder = setup.dataset.num_items, setup.model.item_encoder
 
     def wide(array: np.ndarray) -> np.ndarray:
@@ -200,7 +200,7 @@ def _broadcast(setup: Setup, num_items: int) -> Setup:
     return dataclasses.replace(
         setup,
         dataset=dataclasses.replace(setup.dataset, item_ids=range(num_items)),
-        model=setup.model.of_items(partitioning.table_rows(num_items)),
+        model=setup.model.of_items(partitioning.table_rows(num_items)).portable(),
         frozen=setup.frozen._replace(
             item_encoder=by_row(setup.frozen.item_encoder), sampler=sampler, candidates=wide(setup.frozen.candidates)
         ),

@@ -12,7 +12,6 @@ checkpoint fits any mesh and any number of processes.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -24,28 +23,37 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from spectran_jax.errors import DISK_FULL, Diverged, InputError, Interrupted, RunError, first_line
+from spectran_jax.errors import (
+    DISK_FULL,
+    Diverged,
+    InputError,
+    Interrupted,
+    RunError,
+    fault_of_the_system,
+    first_line,
+    system_code,
+)
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.integrity import inspect
 
 _log = logging.getLogger(__name__)
 
 KEEP_LATEST = 2
-"""How many full states are kept: the latest, and the one before it in case the latest is damaged."""
+"""How many of a kind are kept: the latest, and the one before it in case the latest is damaged."""
 
 _SAVE_SECONDS = 24 * 3600
-"""How long a save may take: terabytes do. That processes hang is noticed elsewhere, by the steps that don't come."""
+"""How long a save may take: terabytes do. That it hangs is noticed elsewhere, by files that don't change any more."""
 
 
 class _Series:
     """Checkpoints of one kind in one folder, by step."""
 
-    def __init__(self, directory: Path, keep: int, cluster: Cluster) -> None:
+    def __init__(self, directory: Path, cluster: Cluster, create: bool = True) -> None:
         self.directory, self._cluster, self._asked = directory, cluster, 0
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=KEEP_LATEST,
             enable_async_checkpointing=True,
-            create=True,
+            create=create,
             async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS),
             # Two series save at the same time: without names of their own, they meet in each other's barriers.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
@@ -54,16 +62,7 @@ class _Series:
 
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
         """Starts writing; returns when the arrays may be donated. A failure surfaces here or in `wait`."""
-        checksum, broken = inspect(tree)
-        if broken is not None:  # though its loss was still finite
-            raise Diverged(
-                f"After step {step} {broken} is no longer finite: the update overflowed. Lower --learning_rate; the "
-                "last good checkpoint is kept."
-            )
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree),
-            record=ocp.args.JsonSave({**record, "shapes": _shapes(tree), "checksum": checksum}),
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record))
         try:
             self.manager.wait_until_finished()
             if step in self.manager.all_steps():
@@ -132,7 +131,7 @@ class _Series:
         """Returns where the checkpoint before this one may be tried: where it is damaged, and no process waits."""
         self._cluster.settle()
         folder = self.directory / str(step)
-        if reason := _fault_of_the_system(error):
+        if reason := fault_of_the_system(error):
             other = ", or move its folder away to go on from the one before" if put_aside else ""
             message = f"Could not read checkpoint {folder}: {reason}. Mend that and start again{other}."
             raise RunError(message) from error
@@ -175,7 +174,7 @@ class _Series:
         self.manager.reload()
 
     def _failed(self, error: Exception) -> RunError:
-        code = _system_code(error)
+        code = system_code(error)
         reason = os.strerror(code) if code else first_line(error, 300)
         sound = sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
         kept = f"the checkpoint of step {sound[-1]} is kept" if sound else "there is no earlier checkpoint"
@@ -210,8 +209,8 @@ class Checkpoints:
     def __init__(self, directory: Path, cluster: Cluster | None = None) -> None:
         directory, cluster = directory.absolute(), cluster or Cluster()
         self._cluster = cluster
-        self._latest = _Series(directory / "latest", KEEP_LATEST, cluster)
-        self._best = _Series(directory / "best", KEEP_LATEST, cluster)
+        self._latest = _Series(directory / "latest", cluster)
+        self._best = _Series(directory / "best", cluster)
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Saves a full training state with its record (JSON values only).
@@ -219,11 +218,21 @@ class Checkpoints:
         Not before the best parameters that the record speaks of are on disk: a kill in between must not lose them.
         """
         self._best.wait()
-        self._latest.save(step, state, record)
+        self._save(self._latest, step, state, record)
 
     def save_best(self, step: int, params: Any, record: dict[str, Any]) -> None:
         """Saves the parameters that are best on validation so far."""
-        self._best.save(step, params, record)
+        self._save(self._best, step, params, record)
+
+    def _save(self, series: _Series, step: int, tree: Any, record: dict[str, Any]) -> None:
+        checksum, broken = inspect(tree)
+        if broken is not None:  # though its loss was still finite
+            self.wait()
+            raise Diverged(
+                f"After step {step} {broken} is no longer finite: the update overflowed. Lower --learning_rate; "
+                f"{self.kept()}."
+            )
+        series.save(step, tree, {**record, "shapes": _shapes(tree), "checksum": checksum})
 
     def restore(self, abstract_state: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest sound training state as (step, state, record), or None in a new work directory.
@@ -258,7 +267,7 @@ class Checkpoints:
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """The best parameters, of that step if one is named, as (step, params, record); else as `restore`.
 
-        Changes nothing on disk: another process may be training in the folder.
+        Changes nothing on disk.
         """
         return self._best.restore(abstract_params, data, step, put_aside=False)
 
@@ -278,20 +287,10 @@ class Checkpoints:
         self._best.manager.close()
 
 
-def _system_code(error: BaseException) -> int | None:
-    """The error number of the system, which TensorStore wraps in pages of paths."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(code[1]) if code else getattr(error, "errno", None)
-
-
-def _fault_of_the_system(error: BaseException) -> str | None:
-    """What went wrong where that says nothing about a checkpoint's files: no memory, no permission, a lost server."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, MemoryError) or "RESOURCE_EXHAUSTED" in str(seen):
-            return first_line(seen, 200)
-        code = _system_code(seen)
-        if code is not None and code not in (errno.ENOENT, errno.ENOTDIR):  # of a torn checkpoint files are missing
-            return os.strerror(code)
-        seen = seen.__cause__ or seen.__context__
-    return None
+def read_best(directory: Path, abstract_params: Any, data: str) -> tuple[int, Any, dict[str, Any]] | None:
+    """`Checkpoints.restore_best` of a run that another process may be training, or that may not be written to."""
+    best = _Series(directory.absolute() / "best", Cluster(), create=False)
+    try:
+        return best.restore(abstract_params, data, put_aside=False)
+    finally:
+        best.manager.close()

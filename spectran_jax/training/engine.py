@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +14,7 @@ import jax
 import numpy as np
 
 from spectran_jax import data
-from spectran_jax.errors import Diverged, Interrupted
+from spectran_jax.errors import Diverged, InputError, Interrupted
 from spectran_jax.metrics import SELECTION_METRIC, metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.recommender import ItemTable
@@ -22,6 +24,7 @@ from spectran_jax.training.feed import Feed
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.programs import Programs
 from spectran_jax.training.setup import Setup
+from spectran_jax.training.standstill import while_files_change
 from spectran_jax.training.step import Frozen, TrainState
 from spectran_jax.training.timetable import Timetable
 from spectran_jax.training.workdir import MetricsLog
@@ -43,6 +46,16 @@ class Record:
     """Losses since the last training line."""
     seconds: float = 0.0
     """Time spent in the loop, over all starts."""
+
+    @classmethod
+    def from_checkpoint(cls, values: dict[str, Any], workdir: Path) -> Record:
+        """What a checkpoint in `workdir` holds of it; raises `InputError` for one of a later version."""
+        if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(cls)}):
+            raise InputError(
+                f"--workdir={workdir} holds a run of another version of this library, whose record differs "
+                f"({unknown[0]}); go on with that version, or train in another folder."
+            )
+        return cls(**values)
 
     def exhausted(self, patience: int) -> bool:
         """Whether validation has not become better for `patience` validations; 0 is never."""
@@ -101,15 +114,15 @@ class Run:
         losses = np.concatenate([np.atleast_1d(metrics["loss"]) for metrics in fetched])
         for at, loss in enumerate(losses, self.step - len(losses) + 1):
             if not math.isfinite(loss):
-                self.checkpoints.wait()  # what is being saved is from before
+                with self._saving():
+                    self.checkpoints.wait()  # what is being saved is from before
                 raise Diverged(
                     f"The loss became {float(loss)} at step {at}. Lower --learning_rate or raise "
                     f"--temperature; {self.checkpoints.kept()}."
                 )
         self.record.losses.extend(float(loss) for loss in losses)
         self.pending.clear()
-        latest = {name: float(np.atleast_1d(value)[-1]) for name, value in fetched[-1].items()}
-        return {name: value for name, value in latest.items() if math.isfinite(value)}
+        return {name: float(np.atleast_1d(value)[-1]) for name, value in fetched[-1].items()}
 
     def validate(self, progress: TrainingProgress) -> None:
         """Ranks the validation targets, writes a line, and saves the parameters where they are the best so far."""
@@ -128,7 +141,7 @@ class Run:
         better = value > record.best_value
         if better:
             record.best_value, record.best_step, record.stale = value, self.step, 0
-            with self.phases("checkpoint"), jax.transfer_guard("allow"):
+            with self._saving():
                 about = {"metrics": values, "data": self.setup.inputs_digest}
                 self.checkpoints.save_best(self.step, self.state.params, about)
         else:
@@ -137,17 +150,25 @@ class Run:
 
     def save(self) -> None:
         """Starts a checkpoint of the state, with the record."""
-        with self.phases("checkpoint"), jax.transfer_guard("allow"):  # a transfer that the loop asks for
+        with self._saving():
             about = {"loop": dataclasses.asdict(self.record), "data": self.setup.inputs_digest}
             self.checkpoints.save(self.step, self.state, about)
 
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """The phase of what saves, or waits for what is being saved."""
+        changing = while_files_change(self.workdir / "checkpoints", self.cluster, self.phases)
+        with self.phases("checkpoint"), changing, jax.transfer_guard("allow"):  # transfers that the loop asks for
+            yield
+
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
-        self.log.write({"kind": kind, "step": self.step, "epoch": self.epoch} | values)
+        """A line of metrics.jsonl, without what is not finite, which JSON has no number for."""
+        finite = {name: value for name, value in values.items() if np.isfinite(value).all()}
+        self.log.write({"kind": kind, "step": self.step, "epoch": self.epoch} | finite)
 
     def leave(self, reason: str) -> NoReturn:
         """Raises `Interrupted` when all that was saved is on disk."""
-        with self.phases("checkpoint"):
+        with self._saving():
             self.checkpoints.wait()
         raise Interrupted(f"{reason}: saved step {self.step}; start the same command again to go on.")
 
@@ -159,6 +180,11 @@ def watch(programs: Programs, params: Any, frozen: Frozen, table: ItemTable) -> 
 
 
 def singular_values(programs: Programs, table: ItemTable, frozen: Frozen) -> list[float]:
-    """Of the centred vectors that are scored, of the items that training sees; descending, from their Gram matrix."""
+    """Of the centred vectors that are scored, of the items that training sees; descending, from their Gram matrix.
+
+    NaN where that is not finite.
+    """
     gram = np.asarray(jax.device_get(programs.gram(table, frozen.candidates)), np.float64)
+    if not np.isfinite(gram).all():
+        return [math.nan] * len(gram)
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)).tolist()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spectran_jax.data.pipeline import TrainIterator
@@ -87,7 +88,6 @@ def row_reader(setup: Setup) -> Callable[[int, TrainBatch], TrainBatch] | None:
         return None
     sampler, size, items = setup.objective.sampler, setup.touched, setup.dataset.num_items
     no_item = setup.access.rows
-    assert sampler is not None
     assert size is not None
     key, _ = run_keys(setup.config.training.seed)
     host = _host_device()
@@ -95,8 +95,10 @@ def row_reader(setup: Setup) -> Callable[[int, TrainBatch], TrainBatch] | None:
 
     @jax.jit
     def touched(arrays: Any, key: Any, step: Any, batch: TrainBatch) -> Any:
-        targets, weight = batch.at_supervised(batch.targets), batch.weight()
-        drawn = sampler.draw(step_keys(key, step).negatives, arrays, targets=targets, weight=weight)
+        drawn = jnp.zeros(0, jnp.int32)
+        if sampler is not None:
+            targets, weight = batch.at_supervised(batch.targets), batch.weight()
+            drawn = sampler.draw(step_keys(key, step).negatives, arrays, targets=targets, weight=weight)
         return catalogue.distinct(touched_items(batch, drawn, no_item), size, no_item)
 
     def read(step: int, batch: TrainBatch) -> TrainBatch:

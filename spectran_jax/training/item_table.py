@@ -7,6 +7,7 @@ and lists of k items: nothing of the catalogue's length.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,13 +55,7 @@ class Access:
 
     def inputs(self, table: ItemTable, ids: Int[Array, "B L"]) -> Float[Array, "B L d"]:
         """The vectors of these items as the backbone reads them, float32."""
-
-        def read(table: ItemTable, ids: Int[Array, "B L"]) -> Float[Array, "B L d"]:
-            place = ids - self.shard.first(table.vectors)
-            inside = (place >= 0) & (place < len(table.vectors))
-            own = table.inputs(jnp.where(inside, place, 0))
-            return self.shard.sum(jnp.where(inside[..., None], own, 0))
-
+        read = lambda table, ids: self.shard.gather(table.vectors, ids, table.inputs)  # noqa: E731
         vectors = self._everywhere(read, table, ids)
         return jax.lax.with_sharding_constraint(vectors, partitioning.sharding(self.mesh, "batch"))
 
@@ -141,12 +136,12 @@ def make_encode_chunk(
     part = model.of_items(size)
 
     def encode_chunk(
-        params: Params, arrays: dict[str, Any], rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
+        params: Params, frozen: dict[str, Any], rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
     ) -> ItemTable:
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size)  # noqa: E731
         params = catalogue.map_item_rows(lambda p: cut(p).astype(jnp.float32), names, params)
-        arrays = {name: cut(array) if name in arrays_by_row else array for name, array in arrays.items()}
-        made: Any = part.apply({"params": params, "frozen": {"item_encoder": arrays | rows}}, method=part.table)
+        arrays = catalogue.map_item_rows(cut, arrays_by_row, frozen)["item_encoder"] | rows
+        made: Any = part.apply({"params": params, "frozen": {"item_encoder": arrays}}, method=part.table)
         real = access.shard.first(table.vectors) + start + jnp.arange(size) < access.items
         made = made._replace(vectors=jnp.where(real[:, None], made.vectors, 0))
         return jax.tree.map(lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, start, 0), table, made)
@@ -154,18 +149,18 @@ def make_encode_chunk(
     def chunk(
         params: Params, frozen: Frozen, rows: dict[str, Any], table: ItemTable, start: Int[Array, ""]
     ) -> ItemTable:
+        collection = frozen.collection()
         if not access.cut:
-            return encode_chunk(params, frozen.item_encoder, rows, table, start)
+            return encode_chunk(params, collection, rows, table, start)
         by_row, whole = PartitionSpec(AXES), PartitionSpec()
-        specs = partitioning.row_specs(params, names)
-        frozen_specs = partitioning.row_specs({"item_encoder": frozen.item_encoder}, arrays_by_row)["item_encoder"]
+        specs, frozen_specs = partitioning.row_specs(params, names), partitioning.row_specs(collection, arrays_by_row)
         return jax.shard_map(
             encode_chunk,
             mesh=access.mesh,
             in_specs=(specs, frozen_specs, by_row, by_row, whole),
             out_specs=by_row,
             check_vma=False,
-        )(params, frozen.item_encoder, rows, table, start)
+        )(params, collection, rows, table, start)
 
     return chunk
 
@@ -215,6 +210,18 @@ class TableBuilder:
             return jax.make_array_from_callback(shape, self.sharding, read, dtype=array.dtype)
 
 
+# A server asks again and again: what was compiled for a model is kept.
+@functools.lru_cache(16)
+def _table_programs(
+    model: Recommender, access: Access, size: int
+) -> tuple[Callable[[], ItemTable], Callable[..., ItemTable]]:
+    """`empty` and `encode_chunk` of a `TableBuilder`."""
+    shardings = partitioning.table_sharding(access.mesh, access.rows)
+    shape = access.rows, model.item_encoder.dimension
+    empty = jax.jit(lambda: ItemTable(jnp.zeros(shape), jnp.zeros(access.rows)), out_shardings=shardings)
+    return empty, jax.jit(make_encode_chunk(model, access, size), donate_argnums=3, out_shardings=shardings)
+
+
 def table_builder(
     model: Recommender, access: Access, frozen: dict[str, Any], host_arrays: dict[str, np.ndarray]
 ) -> TableBuilder:
@@ -226,13 +233,7 @@ def table_builder(
       frozen: the frozen arrays of the item encoder that the devices hold, or their shapes.
       host_arrays: those that the host keeps.
     """
-    dimension = model.item_encoder.dimension
     by_row = {n: x for n, x in (frozen | host_arrays).items() if n in model.item_encoder.item_arrays}
-    width = sum(int(np.prod(array.shape[1:])) for array in by_row.values()) + 4 * dimension
+    width = sum(int(np.prod(array.shape[1:])) for array in by_row.values()) + 4 * model.item_encoder.dimension
     size = min(access.rows // access.parts, max(1, _CHUNK_BYTES // (4 * width)))
-    shardings = partitioning.table_sharding(access.mesh, access.rows)
-    encode_chunk = jax.jit(make_encode_chunk(model, access, size), donate_argnums=3, out_shardings=shardings)
-    empty = jax.jit(
-        lambda: ItemTable(jnp.zeros((access.rows, dimension)), jnp.zeros(access.rows)), out_shardings=shardings
-    )
-    return TableBuilder(access, size, host_arrays, empty, encode_chunk)
+    return TableBuilder(access, size, host_arrays, *_table_programs(model, access, size))

@@ -69,7 +69,7 @@ def train(
     Raises:
       InputError: for a configuration that does not fit the data or the device, or a checkpoint of other data.
       Interrupted: after saving, where a signal asked to stop.
-      RunError: where the loss becomes NaN, or a save fails; the last sound checkpoint is kept.
+      RunError: where the loss becomes NaN, or a save fails; a sound checkpoint is kept.
     """
     run = start(setup, workdir, cluster or Cluster())
     announce(run.state.params, run.step)
@@ -145,7 +145,7 @@ def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
     restored = checkpoints.restore(programs.state, setup.inputs_digest)
     if restored is not None:
         step, state, saved = restored
-        record = Record(**saved["loop"])
+        record = Record.from_checkpoint(saved["loop"], workdir)
         if step > total:
             raise InputError(f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}.")
         batches.set_state(record.data)

@@ -84,7 +84,7 @@ def require(
 def device_bytes(mesh: jax.sharding.Mesh) -> int | None:
     """Memory of a device of the mesh: what an accelerator says, for a CPU what is free; None if unknown."""
     device = mesh.devices.flat[0]
-    if not _is_host(mesh):
+    if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -92,10 +92,6 @@ def device_bytes(mesh: jax.sharding.Mesh) -> int | None:
         return None
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
     return None if free is None else free // len(mesh.local_devices)
-
-
-def _is_host(mesh: jax.sharding.Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def _shard_bytes(leaf: Any, sharding: jax.sharding.Sharding) -> int:

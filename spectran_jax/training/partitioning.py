@@ -77,7 +77,8 @@ def build_mesh(spec: str, parallelism: str = "jit", devices: Sequence[Any] | Non
       devices: those of the mesh, in order; all that JAX finds if None.
 
     Raises:
-      InputError: for an unknown axis, a malformed size, or a product other than the number of devices.
+      InputError: for an axis that is unknown or named twice, a malformed size, or a product other than the number of
+        devices.
     """
     try:
         devices = jax.devices() if devices is None else devices
@@ -85,7 +86,7 @@ def build_mesh(spec: str, parallelism: str = "jit", devices: Sequence[Any] | Non
         raise InputError(
             f"JAX finds no device (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {error}"
         ) from None
-    sizes = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = {}
     if spec == "auto":
         sizes["data"] = len(devices)
     else:
@@ -93,7 +94,10 @@ def build_mesh(spec: str, parallelism: str = "jit", devices: Sequence[Any] | Non
             name, _, size = part.partition(":")
             if name not in AXES or not size.isdecimal() or int(size) < 1:
                 raise InputError(f"--mesh={spec}: {part!r} is not AXIS:SIZE with an axis of {', '.join(AXES)}.")
+            if name in sizes:
+                raise InputError(f"--mesh={spec} names the axis {name} twice; give one size for each.")
             sizes[name] = int(size)
+    sizes = dict.fromkeys(AXES, 1) | sizes
     product = int(np.prod(list(sizes.values())))
     if product != len(devices):
         raise InputError(f"--mesh={spec} asks for {product} devices, there are {len(devices)}.")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from spectran_jax import evaluation
 from spectran_jax.data import EvalBatches
@@ -49,7 +49,7 @@ class Programs:
 
     def rank(
         self, params: Any, table: ItemTable, batches: EvalBatches, progress: Callable[[int], None] | None = None
-    ) -> np.ndarray:
+    ) -> Int[np.ndarray, "U"]:
         """0-based ranks of all targets, int32, in the order of the targets."""
         return evaluation.evaluate(
             lambda batch: self.rank_step(params, table, batch),

@@ -14,7 +14,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
 from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.training import partitioning
-from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.checkpoints import read_best
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
@@ -85,11 +85,7 @@ def load_run(
     # Not `training_mesh`: it may share the batches of that training unevenly.
     setup = prepare(config, partitioning.build_mesh(config.training.mesh, config.training.parallelism))
     programs = build_programs(setup, total_steps=1)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        best = checkpoints.restore_best(programs.state.params, setup.inputs_digest)
-    finally:
-        checkpoints.close()
+    best = read_best(workdir / "checkpoints", programs.state.params, setup.inputs_digest)
     if best is None:
         if any((workdir / "checkpoints" / "best").glob("[0-9]*")):  # a finished run would not be trained again
             raise InputError(f"--workdir={workdir}: its best parameters are damaged; train in a new folder.")

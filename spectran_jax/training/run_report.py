@@ -37,7 +37,7 @@ def write_run_report(
         spectral |= adapter_of(setup, trained.params)._asdict()
     if path is None:
         return
-    start = next((line["item_singular_values"] for line in trained.lines if line["kind"] == "start"), None)
+    start = next((line.get("item_singular_values") for line in trained.lines if line["kind"] == "start"), None)
     data_ = ReportData(
         title=f"{encoder} on {config.backbone.backbone}, {setup.dataset.name}",
         command=command,

@@ -90,8 +90,8 @@ class Setup:
         Without it a step takes the rows of tables that are cut by a sum over all devices, which is simple, and costs
         the traffic of the whole batch's items on each of them.
         """
-        encoder = self.model.item_encoder
-        if not self.access.cut or self.touched is None or self.host_arrays or encoder.has_auxiliary():
+        whole = self.host_arrays or self.model.item_encoder.has_auxiliary() or self.objective.sampler is None
+        if not self.access.cut or self.touched is None or whole:
             return None
         touched = min(self.plan.group_items + self.config.objective.negatives, self.dataset.num_items)
         return exchange.plan(self.mesh, self.access.rows, touched)

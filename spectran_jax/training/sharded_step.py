@@ -59,14 +59,14 @@ class Rounds:
     dropout: jax.Array
     """Key of the encoders' dropout."""
 
-    def owned(self, params: Params, at: Int[Array, ""] | int) -> Owned:
+    def owned(self, params: Params, round_number: Int[Array, ""] | int) -> Owned:
         """What the owners hold of the items of a round."""
-        encoder, served = self.part.item_encoder, exchange.serve(self.sizes, self.requests, at)
+        encoder, served = self.part.item_encoder, exchange.serve(self.sizes, self.requests, round_number)
         frozen = {"item_encoder": self.arrays}
         arrays = exchange.take(self.sizes, frozen, served, encoder.item_arrays, as_stored=True)
         return Owned(served, exchange.take(self.sizes, params, served, encoder.item_params), arrays)
 
-    def deliver(self, params: Params, owned: Owned, at: Int[Array, ""] | int) -> Float[Array, "S w d"]:
+    def deliver(self, params: Params, owned: Owned, round_number: Int[Array, ""] | int) -> Float[Array, "S w d"]:
         """The vectors of a round's items where the shards of the batch read them, zero where another round's go.
 
         `params` are those of `owned`, by themselves as a gradient goes to them.
@@ -75,14 +75,14 @@ class Rounds:
         variables = {"params": params, "frozen": owned.arrays}
         vectors: Any = self.part.apply(variables, rngs={"dropout": self.dropout}, method=encode)
         vectors = vectors.reshape(self.sizes.mesh.size, self.sizes.received, -1)
-        return exchange.deliver(self.sizes, self.requests, owned.served, vectors, at)
+        return exchange.deliver(self.sizes, self.requests, owned.served, vectors, round_number)
 
     def pull_back(
-        self, params: Params, at: Int[Array, ""] | int, gradient: Float[Array, "S w d"]
+        self, params: Params, round_number: Int[Array, ""] | int, gradient: Float[Array, "S w d"]
     ) -> tuple[Owned, Params]:
         """What the owners hold of a round's items, and the gradient that goes home from the vectors delivered."""
-        owned = self.owned(params, at)
-        _, back = jax.vjp(lambda params: self.deliver(params, owned, at), owned.params)
+        owned = self.owned(params, round_number)
+        _, back = jax.vjp(lambda params: self.deliver(params, owned, round_number), owned.params)
         return owned, back(gradient)[0]
 
     def after_the_first(self, body: Callable[[Int[Array, ""], Any], Any], start: Any) -> Any:
@@ -106,7 +106,7 @@ def make_sharded_train_step(
 
     Args:
       model: over the rows of the tables.
-      objective: a sampled loss.
+      objective: a sampled loss, with a sampler.
       optimizer: see `optimizer.build_optimizer`.
       schedule: the learning rate, for the log.
       sizes: see `exchange.plan`; its shards are the groups of the batch.
@@ -129,9 +129,9 @@ def make_sharded_train_step(
         first = rounds.owned(state.params, 0)
         shape = jax.eval_shape(rounds.deliver, first.params, first, 0)
 
-        def fetch(at: Int[Array, ""], delivered: Float[Array, "S w d"]) -> Float[Array, "S w d"]:
-            owned = rounds.owned(state.params, at)
-            return delivered + rounds.deliver(owned.params, owned, at)
+        def fetch(round_number: Int[Array, ""], delivered: Float[Array, "S w d"]) -> Float[Array, "S w d"]:
+            owned = rounds.owned(state.params, round_number)
+            return delivered + rounds.deliver(owned.params, owned, round_number)
 
         later = rounds.after_the_first(fetch, jnp.zeros(shape.shape, shape.dtype))
 
@@ -146,11 +146,11 @@ def make_sharded_train_step(
             return value
 
         differentiate = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
-        (grads, at_shards), metrics = differentiate(first.params, later)
+        (grads, vector_grads), metrics = differentiate(first.params, later)
 
         # The gradient of what has no rows is a sum over all rounds, and so is the norm that everything is clipped by.
-        def add(at: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:
-            rows, shared = _split(rounds.pull_back(state.params, at, at_shards)[1], names)
+        def add(round_number: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:
+            rows, shared = _split(rounds.pull_back(state.params, round_number, vector_grads)[1], names)
             return jax.tree.map(jnp.add, sums[0], shared), sums[1] + optax.global_norm(rows) ** 2
 
         rows, shared = _split(grads, names)
@@ -167,12 +167,12 @@ def make_sharded_train_step(
             put = lambda tree, new: exchange.put(sizes, tree, new, owned.served, names, keys.rounding)  # noqa: E731
             return put(tables[0], changed[0]), put(tables[1], changed[1])
 
-        def write_later(at: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
+        def write_later(round_number: Int[Array, ""], tables: tuple[Params, Any]) -> tuple[Params, Any]:
             # From the tables as they are by now: no round before has touched these rows, and if those of `state` were
             # read here, the compiler would have to copy every table before it is written to.
             params = _with_rows(state.params, tables[0], names)
             opt_state = _with_rows(state.opt_state, tables[1], names)
-            owned, grads = rounds.pull_back(params, at, at_shards)
+            owned, grads = rounds.pull_back(params, round_number, vector_grads)
             params, opt_state = update(owned, grads, opt_state)
             # Parameters without rows have moved in the first round, with the gradients of all.
             changed = _with_rows(tables[0], params, names), _with_rows(tables[1], opt_state, names)

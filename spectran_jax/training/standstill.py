@@ -6,9 +6,13 @@ that a device never ends) looks alive to the others, and they would wait for it 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +35,8 @@ class Watchdog:
     every process compiles the step, which may take any time; `hang_timeout` must allow for compiling what comes later
     (the first validation, another number of steps in one dispatch). The others pass on the message of the first to
     leave. That is the one to look at where it hangs in its input; in what all do together each waits for the others,
-    and any may be first. Code that hangs with Python's lock in its hands can't be noticed from within.
+    and any may be first. A save may take longer, as long as its files change (`while_files_change`). Code that hangs
+    with Python's lock in its hands can't be noticed from within.
     """
 
     def __init__(self, cluster: Cluster, phases: Phases) -> None:
@@ -70,6 +75,44 @@ class Watchdog:
                 "allows for longer."
             )
         )
+
+
+@contextlib.contextmanager
+def while_files_change(folder: Path, cluster: Cluster, phases: Phases) -> Iterator[None]:
+    """Takes every change of what a folder holds for a sign of progress, as long as the block runs.
+
+    For what is written by others, such as Orbax's threads, while the main thread waits: terabytes take hours. Looks
+    three times within `cluster.hang_timeout`, since a walk through thousands of files is no small thing on a server.
+    """
+    if cluster.alone or cluster.hang_timeout <= 0:
+        yield
+        return
+    done = threading.Event()
+
+    def look() -> None:
+        before = _sizes(folder)
+        while not done.wait(cluster.hang_timeout / 3):
+            now = _sizes(folder)
+            if now != before:
+                phases.move()
+            before = now
+
+    threading.Thread(target=look, name="while_files_change", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder."""
+    sizes = {}
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = os.path.join(path, name)
+            with contextlib.suppress(OSError):  # gone by now
+                sizes[file] = os.stat(file).st_size
+    return sizes
 
 
 def place_of(thread: int) -> str:

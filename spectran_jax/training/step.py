@@ -298,6 +298,7 @@ def step_history(
 ) -> History:
     """The items that each supervised position has seen, as negatives of its own."""
     seen = negatives.seen_items(batch.item_ids, batch.targets, batch.layout)
+    states = jnp.where(batch.layout.mask[..., None], states, 0)  # padding may hold NaN, and 0 * NaN is NaN
     scores = jnp.einsum("bld,bkd->blk", states, module.scored(inputs))
     return History(batch.at_supervised(scores), batch.at_supervised(seen))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from spectran_jax import data, evaluation
 from spectran_jax.config import Config
@@ -42,12 +43,12 @@ class Ranked:
     """What the final evaluation found for each target of the set that was evaluated last."""
 
     targets: data.Targets
-    ranks: np.ndarray
-    """int32 [U], 0-based."""
-    scores: np.ndarray
-    """float32 [U, k] of the top items."""
-    ids: np.ndarray
-    """int32 [U, k], dense ids of the top items, best first."""
+    ranks: Int[np.ndarray, "U"]
+    """int32, 0-based."""
+    scores: Float[np.ndarray, "U k"]
+    """float32, of the top items."""
+    ids: Int[np.ndarray, "U k"]
+    """int32 dense ids of the top items, best first."""
     item_singular_values: list[float]
     """Of the centred item vectors, descending."""
 
@@ -97,8 +98,8 @@ def evaluated(config: Config) -> tuple[str, ...]:
     return ("valid", "test") if config.training.evaluate == "both" else (config.training.evaluate,)
 
 
-def rank_arrays(name: str, targets: data.Targets, ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """int32 `NAME_user`, `NAME_item`, `NAME_rank` (0-based) and `NAME_history` (its length), `[U]` each.
+def rank_arrays(name: str, targets: data.Targets, ranks: Int[np.ndarray, "U"]) -> dict[str, Int[np.ndarray, "U"]]:
+    """int32 `NAME_user`, `NAME_item`, `NAME_rank` (0-based) and `NAME_history` (its length).
 
     Users and items are dense ids, the same for every run on the same data.
     """

@@ -1,5 +1,7 @@
 """The pieces of the backbones against references written from their formulas."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +116,27 @@ def test_attention_in_bfloat16_keeps_the_softmax_in_float32():
     qkv = jnp.asarray(np.concatenate([0.1 * normal(length, 2 * d), np.ones((length, d))], 1), jnp.bfloat16)
     mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
     np.testing.assert_array_equal(np.asarray(layers.attention(qkv, mask, heads=2), np.float32), 1)
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "want"),
+    [("PJRT C API\ncuda 12090", "9.0", "cudnn"), ("PJRT C API\nrocm 60400", "gfx90a", "xla")],
+    ids=["cuda", "rocm"],
+)
+def test_attention_asks_cudnn_where_the_gpu_is_of_nvidia(version, capability, want, monkeypatch):
+    device = SimpleNamespace(
+        platform="gpu", compute_capability=capability, client=SimpleNamespace(platform_version=version)
+    )
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda q, *_, implementation, mask: asked.append(implementation) or q
+    )
+    qkv, mask = jnp.zeros((4, 48), jnp.bfloat16), jnp.ones((1, 1, 4, 4), bool)
+    layers.attention(qkv, mask, heads=2)
+    layers.attention(qkv, mask, heads=2, fused=False)
+    assert asked == [want, "xla"]
 
 
 @pytest.mark.parametrize(

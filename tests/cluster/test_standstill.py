@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from spectran_jax.benchmarks.local_run import started
 from spectran_jax.errors import Interrupted
 from spectran_jax.training import phases as phases_module
+from spectran_jax.training.engine import Record, Run
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.standstill import Watchdog, place_of
 
@@ -79,6 +81,36 @@ def test_only_what_stands_still_between_the_first_step_and_the_last(cluster, clo
                 look(cluster)
     clock.now += 1000
     look(cluster)
+
+
+def test_a_save_may_take_long_as_long_as_its_files_change(cluster, clock, tmp_path):
+    cluster.hang_timeout = 0.03
+    phases = Phases()
+
+    def save(*_):
+        for part in range(4):
+            clock.now += 4  # with the grace, 5.03 s are allowed
+            look(cluster)
+            for size in range(6000):
+                if not phases.standing()[0]:
+                    break
+                (tmp_path / "checkpoints" / f"part {part}").write_text("x" * size)
+                time.sleep(0.01)
+        with pytest.raises(Ended, match="in the phase 'checkpoint'"):
+            stand()
+
+    def stand():
+        for _ in range(6000):  # the last change may be seen by now, or not yet
+            clock.now += 5.1
+            look(cluster)
+            time.sleep(0.01)
+
+    (tmp_path / "checkpoints").mkdir()
+    setup, checkpoints = types.SimpleNamespace(inputs_digest="d"), types.SimpleNamespace(save=save)
+    run = Run(setup, cluster, tmp_path, phases, *[None] * 5, checkpoints, None, None, step=1, record=Record())
+    with Watchdog(cluster, phases) as watchdog:
+        watchdog.begin(np.ones(()))
+        run.save()
 
 
 @pytest.mark.parametrize(("change", "looks"), [({}, True), ({"alone": True}, False), ({"hang_timeout": 0}, False)])

@@ -166,7 +166,7 @@ def test_each_epoch_and_each_seed_has_its_own_order():
 def test_iterator_states_its_plan():
     histories = random_histories([5, 5, 1, 12])
     iterator = train_iterator(histories, plan_of(histories, 8, 2, row_multiple=2), seed=0, epochs=1)
-    assert (iterator.steps_per_epoch, iterator.rows_per_step, iterator.positions) == (2, 2, 4 + 4 + 8)
+    assert (iterator.steps_per_epoch, iterator.positions) == (2, 4 + 4 + 8)
 
 
 def test_differences_in_time_that_int32_lacks_saturate():

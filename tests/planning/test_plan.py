@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from spectran_jax import data
+from spectran_jax.backbones import layers
 from spectran_jax.config import Config
 from spectran_jax.data.interactions import Histories
 from spectran_jax.errors import InputError
@@ -55,6 +56,12 @@ def test_batches_have_the_shapes_of_the_pipeline(backbone):
     )
     evaluated = next(iter(setup.eval_batches(targets)))
     assert shapes(planned.eval_batch()) == shapes(evaluated)
+
+
+def test_a_plan_holds_no_kernel_of_the_machine_that_plans(monkeypatch):
+    monkeypatch.setattr(layers, "fused_attention", lambda *_: "cudnn")  # as on a GPU
+    planned = job.build(SMALL.replace(precision="bfloat16"), SIZES, jax.devices()[:1])
+    planned.lowered()["ranking, a batch"]()
 
 
 def test_a_billion_items_are_shapes_and_nothing_else():

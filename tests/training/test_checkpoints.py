@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 
 from spectran_jax.errors import Diverged, InputError, Interrupted, RunError
 from spectran_jax.training import checkpoints as module
-from spectran_jax.training.checkpoints import Checkpoints
+from spectran_jax.training.checkpoints import Checkpoints, read_best
 from spectran_jax.training.cluster import Cluster
 
 TREE = {"w": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(3)}
@@ -146,6 +147,20 @@ def test_a_reader_changes_nothing(saved, monkeypatch):
     assert steps(folder / "best") == [3, 6]
 
 
+def test_best_parameters_are_read_from_a_copy_without_the_rest(saved, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy") / "checkpoints"
+    shutil.copytree(saved[0] / "best", copy / "best")
+    for folder in (copy, copy / "best"):
+        folder.chmod(0o555)
+    before = sorted(copy.rglob("*"))
+    try:
+        assert read_best(copy, {"w": ABSTRACT["w"]}, "d")[0] == 6
+        assert sorted(copy.rglob("*")) == before
+    finally:
+        for folder in (copy, copy / "best"):
+            folder.chmod(0o755)
+
+
 def test_a_signal_while_reading_is_no_damage(saved, monkeypatch):
     folder, checkpoints = saved
 
@@ -227,9 +242,16 @@ def test_a_save_may_take_hours(saved):
     assert checkpoints._latest.manager._options.async_options.timeout_secs >= 12 * 3600
 
 
+def test_nothing_is_kept_where_nothing_was_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Diverged, match=r"is no longer finite.*; there is no checkpoint yet"):
+        checkpoints.save_best(9, {"w": TREE["w"] / 0}, RECORD)
+    checkpoints.close()
+
+
 def test_a_state_that_overflowed_is_not_saved(saved):
     folder, checkpoints = saved
-    with pytest.raises(Diverged, match=r"After step 9 \['w'\] is no longer finite"):
+    with pytest.raises(Diverged, match=r"After step 9 \['w'\] is no longer finite.*; the checkpoint of step 6 is kept"):
         checkpoints.save(9, {"w": TREE["w"] / 0, "step": TREE["step"]}, RECORD)
     assert steps(folder / "latest") == [3, 6]
     assert checkpoints.kept() == "the checkpoint of step 6 is kept"

@@ -1,5 +1,8 @@
 """The singular values of item vectors that a run logs, against NumPy in float64."""
 
+import json
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from spectran_jax.recommender import ItemTable
 from spectran_jax.training import engine
 from spectran_jax.training.programs import build_programs, centred_gram
 from spectran_jax.training.setup import prepare
+from spectran_jax.training.workdir import MetricsLog
 
 ITEMS, D = 3000, 16
 
@@ -46,3 +50,20 @@ def test_a_run_logs_those_of_its_table(tiny_config):
     vectors = np.asarray(table.vectors, np.float64)[: setup.dataset.num_items][setup.split.item_counts > 0]
     expected = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
     np.testing.assert_allclose(engine.singular_values(programs, table, frozen), expected, rtol=1e-4)
+
+
+def test_what_is_not_finite_is_left_out_of_a_line(tmp_path):
+    """Vectors may score well enough, and their Gram matrix overflow."""
+    programs = SimpleNamespace(
+        gram=lambda table, candidates: jnp.full((D, D), jnp.inf),
+        diagnostics=lambda params, frozen: {"taylor": jnp.arange(2.0), "id_rms": jnp.float32(jnp.nan)},
+    )
+    watched = engine.watch(programs, None, SimpleNamespace(candidates=None), None)
+    assert np.isnan(watched["item_singular_values"]).all()
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    batches = SimpleNamespace(steps_per_epoch=2)
+    run = engine.Run(*[None] * 4, batches, *[None] * 5, log, None, step=1, record=engine.Record())
+    run.write("valid", watched)
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"kind": "valid", "step": 1, "epoch": 0.5, "taylor": [0.0, 1.0]}

@@ -12,7 +12,7 @@ from spectran_jax import recommend
 from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import Diverged
 from spectran_jax.signals import StopRequest
-from spectran_jax.training import loop
+from spectran_jax.training import item_table, loop
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.run import train_and_report
@@ -27,7 +27,8 @@ def train(config, workdir):
 
 @pytest.mark.usefixtures("no_report")
 def test_each_program_compiles_once(tiny_config, tmp_path, caplog):
-    recommend._best_step.cache_clear()  # what a test before this one asked for is compiled already
+    for kept in (recommend._best_step, item_table._table_programs):
+        kept.cache_clear()  # what a test before this one asked for is compiled already
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         train_and_report(tiny_config.replace(epochs=3), tmp_path)
     compiled = [

@@ -1,5 +1,7 @@
 """An update of the touched items is one of all items, whether their rows come from the device or the host."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from updates import SGD, Run, assert_close, first_moments, params
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
+from spectran_jax.objectives import registry, weighted_mean
 from spectran_jax.training import partitioning
 from spectran_jax.training.setup import prepare
 from spectran_jax.training.step import run_keys, step_keys
@@ -96,6 +99,26 @@ def test_a_spectrum_off_the_device_gives_the_same_run(wide_config, memory_kind, 
     assert_close(params(off), params(on), rtol=1e-4, atol=5e-6)
     tables = [jax.device_get(run.programs.table(run.state.params, run.frozen)) for run in (on, off)]
     assert_close(*tables, rtol=1e-4, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Near:
+    """Draws states to their targets: a loss over the batch's own items, which draws no negatives."""
+
+    sampled, sampler, mask_negatives, history_negatives = True, None, "positive", False
+
+    def loss(self, states, items, *, positive_ids, weight, negatives, candidates):
+        assert negatives is None
+        return weighted_mean(1 - (states * items[positive_ids]).sum(-1), weight), {}
+
+
+def test_a_loss_without_negatives_reads_rows_from_the_host_and_trains_on_a_mesh(wide_config, monkeypatch):
+    monkeypatch.setitem(registry.LOSSES, "infonce", lambda config, counts: Near())
+    on, off = Run(wide_config), Run(wide_config.replace(spectrum_memory="host"))
+    for ours, theirs in zip(off.steps(2), on.steps(2), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    mesh = jax.sharding.AbstractMesh((8, 1), partitioning.AXES)
+    assert dataclasses.replace(on.setup, mesh=mesh).exchange is None  # which is for what draws
 
 
 def test_a_spectrum_off_the_device_needs_a_step_that_touches_some_rows(tiny_config):

@@ -18,6 +18,7 @@ from spectran_jax.training.setup import prepare
     [
         ("data:3", r"--mesh=data:3 asks for 3 devices, there are 1"),
         ("rows:1", r"'rows:1' is not AXIS:SIZE with an axis of data, model"),
+        ("data:4,data:1", r"--mesh=data:4,data:1 names the axis data twice"),
         ("data:many", r"'data:many' is not AXIS:SIZE"),
     ],
 )

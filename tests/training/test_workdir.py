@@ -15,6 +15,7 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.training.engine import Record
 from spectran_jax.training.run import finished
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_files, refuse_other_run
@@ -98,6 +99,14 @@ def test_who_waits_for_a_lock_that_goes_takes_the_next_one(tmp_path, monkeypatch
             assert waits
             assert is_locked(folder)
     assert not folder.exists()
+
+
+def test_a_record_of_a_later_version_is_refused_by_name(tmp_path):
+    saved = {"data": {}, "best_step": 3, "momentum": 1}
+    with pytest.raises(InputError, match=r"run of another version .* whose record differs \(momentum\); go on with"):
+        Record.from_checkpoint(saved, tmp_path)
+    del saved["momentum"]
+    assert Record.from_checkpoint(saved, tmp_path) == Record(data={}, best_step=3)
 
 
 def test_log_drops_what_is_after_the_step_and_what_is_damaged(tmp_path):
