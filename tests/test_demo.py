@@ -2,14 +2,33 @@
 
 import json
 import re
+import subprocess
+import urllib.error
 
 import pytest
 from conftest import REPO
 
+from spectran_jax.data import movielens
+from spectran_jax.errors import InputError
+
 NO_NETWORK = re.compile(
     r"MovieLens-100K can't be had: pip download \S+ failed .*; "
-    r"\S+ can't be reached \((<urlopen error|HTTP Error|.*timed out)"
+    r"\S+ can't be fetched \((<urlopen error|HTTP Error|.*timed out)"
 )
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("name not known"), TimeoutError("The read timed out")])
+def test_what_is_skipped_without_a_network_is_what_the_library_says(tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", fail)
+    monkeypatch.setattr(
+        movielens.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 1, "", "ERROR: no route")
+    )
+    with pytest.raises(InputError) as caught:
+        movielens.find("", tmp_path)
+    assert NO_NETWORK.search(str(caught.value))
 
 
 def test_the_demo_starts_from_nothing(tmp_path, run_command):
