@@ -244,8 +244,8 @@ class BackboneConfig:
     )
     prefixes: int = _field(
         10,
-        "Sequences that bert4rec is trained on of a user, at most: the history, and beginnings of it, evenly spread, as "
-        "if it had ended there. 1 for the history alone, as in the paper: an epoch is cheaper and teaches less.",
+        "Sequences that bert4rec is trained on of a user, at most: the newest max_length + 1 items, and beginnings of "
+        "these, evenly spread. 1 for the former alone, as in the paper: an epoch is cheaper and teaches less.",
         low=1,
         before=1,
     )

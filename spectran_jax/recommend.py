@@ -157,9 +157,14 @@ def _tell(note: str) -> None:
     print_line(stderr_console(), note)
 
 
+def not_finite() -> RunError:
+    """What is raised where a model ranks by NaN."""
+    return RunError("The model's scores are not finite; its parameters are damaged. Train again.")
+
+
 def _check_finite(values: np.ndarray) -> None:
     if np.isnan(values).any():
-        raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
+        raise not_finite()
 
 
 def write_recommendations(

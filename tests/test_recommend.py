@@ -226,6 +226,8 @@ def test_now_tells_of_users_with_too_few_interactions(run, loaded, tmp_path, mon
         ('{"user_id": 1, "items": ["item-1"]}\n{"items": ["item-1"]}', "line 2: write"),
         ('{"user_id": 1, "items": [["item-1"]]}', "line 1: write"),
         ('{"user_id": 1, "item": ["item-1"]}', "line 1: write"),
+        ('{"user_id": 1, "items": ["item-1", true]}', "line 1: write"),
+        ('{"user_id": 1, "items": ["item-1", NaN]}', "line 1: write"),
         ('["item-1"]', "line 1: each line must be one JSON object, got list"),
         ('{"user_id": 1, "items": ["item-1"', r"line 1: malformed JSON \(Expecting ',' delimiter"),
         ("[" * 100_000, "line 1: malformed JSON"),

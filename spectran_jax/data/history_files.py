@@ -53,6 +53,11 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
     return [users[index] for index in here], Histories.from_lists(kept, times), len(users) - len(here), len(unknown)
 
 
+def _is_item(value: Any) -> bool:
+    """Whether a value of JSON may stand for an item: 7.0 may, as some write whole numbers so."""
+    return text_files.is_id(value) or (isinstance(value, float) and value.is_integer())
+
+
 def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
     text_files.require_file(path)
     users: list[Any] = []
@@ -62,7 +67,7 @@ def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
         user, items = record.get("user_id"), record.get("items", [])
         if not (user is None or text_files.is_id(user)) or text_files.HALF_CHARACTER.search(str(user)):
             raise InputError(f"{path}, line {number}: user_id must be an integer or a string of whole characters.")
-        listed = isinstance(items, list) and all(isinstance(item, str | int | float) for item in items)
+        listed = isinstance(items, list) and all(map(_is_item, items))
         if "user_id" not in record or not listed or not items:
             raise InputError(
                 f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with an item or more.'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from jaxtyping import Int
@@ -34,7 +35,7 @@ def build(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:
 
 
 def _excluded(config: ObjectiveConfig) -> Excluded:
-    return "history" if config.mask_negatives == "history" else "positive"
+    return cast(Excluded, config.mask_negatives)
 
 
 def _softmax(config: ObjectiveConfig, counts: Int[np.ndarray, "N"]) -> Objective:

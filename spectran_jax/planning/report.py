@@ -33,8 +33,8 @@ def sentences(plan: Account) -> list[str]:
     least = _at_least(step)
     if pay["needed"] and not step["refused"]:
         lines.append(
-            f"A step exchanges {least}{pay['exchanged'] / 1e6:.2f} MB a {unit}, {pay['ratio']:.2f} times what it "
-            f"can't but: {pay['touched_rows']:,} rows there and back over all {unit}s, "
+            f"A step exchanges {least}{pay['exchanged'] / 1e6:.2f} MB a {unit}, {least}{pay['ratio']:.2f} times what "
+            f"it can't but: {pay['touched_rows']:,} rows there and back over all {unit}s, "
             f"{pay['rows_bytes'] / 1e6:.2f} MB a {unit}, and "
             f"{pay['replicated_gradients'] / 1e6:.2f} MB of gradients of what all hold."
         )

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from spectran_jax.errors import RunError
 from spectran_jax.layout import EvalBatch
 from spectran_jax.progress import print_line, stderr_console, task
 from spectran_jax.ranks import Ranks
@@ -67,6 +66,7 @@ def exposures(folder: Path, digest: str) -> list[Exposure]:
 
 def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
     from spectran_jax import evaluation
+    from spectran_jax.recommend import not_finite
     from spectran_jax.training import partitioning
     from spectran_jax.training.programs import build_table
     from spectran_jax.training.summary import rank_arrays
@@ -89,7 +89,7 @@ def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
                 users=batches.users(),
             )
         if (ranks < 0).any():
-            raise RunError("The model's scores are not finite; its parameters are damaged. Train again.")
+            raise not_finite()
         arrays |= rank_arrays(split, targets, ranks.T)  # a row of ranks a factor
         arrays["shares"] = shown.sum(axis=0) / places.sum(axis=0)  # the test set's, as it comes last
     return arrays

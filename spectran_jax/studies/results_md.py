@@ -71,8 +71,8 @@ def refresh(path: Path, name: str, result: Result) -> None:
       result: what was found.
 
     Raises:
-      InputError: the file can't be read, a mark of this name is missing or stands twice, or another study goes on
-        writing to the file.
+      InputError: the file can't be read, a mark of this name is missing or stands twice, the folder of figures can't be
+        made or locked, or another study goes on writing to the file.
       RunError: where the disk refuses.
     """
     with _held(path) as figures:
@@ -85,13 +85,11 @@ def _held(path: Path) -> Iterator[Path]:
     folder = path.parent / path.stem.lower()
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder, patience=PATIENCE))
+            # The folder is people's, who keep it in Git.
+            stack.enter_context(locked(folder, patience=PATIENCE, keep=False))
         except InputError as error:
             raise InputError(f"--results={path}: {str(error).removeprefix('--workdir=')}") from None
-        try:
-            yield folder
-        finally:
-            (folder / ".lock").unlink(missing_ok=True)  # the folder is people's, who keep it in Git
+        yield folder
 
 
 def _refresh(path: Path, name: str, folder: Path, result: Result) -> None:
@@ -114,10 +112,11 @@ def _refresh(path: Path, name: str, folder: Path, result: Result) -> None:
             f"--results={path}: the section {name} needs one line {begin} and one {end} after it, "
             f"found {counts[0]} and {counts[1]}; mend the file by hand."
         )
-    try:
-        (folder if files else path.parent).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--results={path}: {error.filename} can't be made ({error.strerror}).") from None
+    if files:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"--results={path}: {error.filename} can't be made ({error.strerror}).") from None
     for file, figure in zip(files, result.figures, strict=True):
         write_text(folder / file, standalone(figure.svg))
     write_text(path, text)

@@ -93,7 +93,7 @@ def while_files_change(folder: Path, cluster: Cluster, phases: Phases) -> Iterat
         before = _sizes(folder)
         while not done.wait(cluster.hang_timeout / 3):
             now = _sizes(folder)
-            if now != before:
+            if None not in (before, now) and now != before and not done.is_set():
                 phases.move()
             before = now
 
@@ -104,15 +104,19 @@ def while_files_change(folder: Path, cluster: Cluster, phases: Phases) -> Iterat
         done.set()
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below a folder."""
-    sizes = {}
-    for path, _, names in os.walk(folder):
+def _sizes(folder: Path) -> dict[str, int] | None:
+    """Bytes of every file below a folder; None where the system does not say, as of a server that is away."""
+    sizes: dict[str, int] = {}
+    refused: list[OSError] = []
+    for path, _, names in os.walk(folder, onerror=refused.append):
         for name in names:
             file = os.path.join(path, name)
-            with contextlib.suppress(OSError):  # gone by now
+            try:
                 sizes[file] = os.stat(file).st_size
-    return sizes
+            except OSError as error:
+                refused.append(error)
+    gone = all(isinstance(error, FileNotFoundError) for error in refused)  # renamed or deleted by now
+    return sizes if gone else None
 
 
 def place_of(thread: int) -> str:

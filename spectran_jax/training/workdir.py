@@ -29,7 +29,7 @@ _TRIES = 10
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
+def locked(workdir: Path, patience: float = 0.0, *, keep: bool = True) -> Iterator[None]:
     """Creates the work directory and holds it for this process.
 
     A folder that was made here goes again where the block leaves nothing in it: a command that was refused leaves no
@@ -38,6 +38,7 @@ def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
     Args:
       workdir: the folder.
       patience: seconds to wait for another process that holds it.
+      keep: leave the file that is locked in the folder.
 
     Raises:
       InputError: where another live process holds it, or it can't be created or written.
@@ -56,7 +57,10 @@ def locked(workdir: Path, patience: float = 0.0) -> Iterator[None]:
             try:
                 yield
             finally:
-                _remove_empty(made)
+                if _is(file, workdir / ".lock"):  # nobody else may take it away
+                    _remove_empty(made)
+                    if not keep:
+                        (workdir / ".lock").unlink(missing_ok=True)
             return
 
 

@@ -1,6 +1,8 @@
 """A process that lives and gets no further is noticed by its own thread, and all leave."""
 
 import contextlib
+import errno
+import os
 import socket
 import threading
 import time
@@ -13,6 +15,7 @@ import pytest
 from spectran_jax.benchmarks.local_run import started
 from spectran_jax.errors import Interrupted
 from spectran_jax.training import phases as phases_module
+from spectran_jax.training import standstill
 from spectran_jax.training.engine import Record, Run
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.standstill import Watchdog, place_of
@@ -111,6 +114,19 @@ def test_a_save_may_take_long_as_long_as_its_files_change(cluster, clock, tmp_pa
     with Watchdog(cluster, phases) as watchdog:
         watchdog.begin(np.ones(()))
         run.save()
+
+
+@pytest.mark.parametrize(("fault", "sizes"), [(errno.ENOENT, {}), (errno.ESTALE, None)])
+def test_a_server_that_is_away_is_no_change(tmp_path, monkeypatch, fault, sizes):
+    (tmp_path / "part").write_text("x")
+    (tmp_path / "folder").mkdir()
+    assert list(standstill._sizes(tmp_path).values()) == [1]
+
+    def stat(*_, **__):
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(standstill.os, "stat", stat)
+    assert standstill._sizes(tmp_path) == sizes
 
 
 @pytest.mark.parametrize(("change", "looks"), [({}, True), ({"alone": True}, False), ({"hang_timeout": 0}, False)])

@@ -48,6 +48,17 @@ def test_a_lock_that_comes_free_is_waited_for(tmp_path, monkeypatch):
     assert len(waits) == 3
 
 
+def test_a_lock_that_is_not_kept_goes_and_another_process_s_stays(tmp_path):
+    with locked(tmp_path, keep=False):
+        assert (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".lock").exists()
+    folder = tmp_path / "new"
+    with locked(folder, keep=False):
+        (folder / ".lock").unlink()
+        (folder / ".lock").write_text("of one that came between")
+    assert (folder / ".lock").read_text() == "of one that came between"
+
+
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
