@@ -62,7 +62,8 @@ class ItemEncoder(nn.Module, kw_only=True):
 
     An encoder knows its items by row alone: cloned with another `num_items`, and given those rows of every array
     that has one row an item, it is the encoder of a part of the catalogue. That is how a training step touches only
-    the items of its batch (`training/catalogue.py`), so the names of such arrays are declared here.
+    the items of its batch (`training/catalogue.py`), so the names of such arrays are declared here. Its fields are
+    hashable, as what is compiled for a model is kept by the model: arrays are frozen arrays or parameters.
     """
 
     num_items: int
