@@ -8,8 +8,8 @@ from spectran_jax.flags import config_from_flags, define_config_flags, define_pa
 SYNOPSIS = """
 Compiles the train step, the evaluation and the decomposition of a job for a TPU slice, on a CPU, and says per chip what
 they hold, compute and send, how long that takes at least, whether it fits, and which flags make it smaller. Of tpu7x
-it says so per device, of which a chip has two. A figure after ≥ is without loops that data ends. Needs
-pip install '.[plan]' in the repository. A program takes minutes to compile.
+it says so per device, of which a chip has two. A figure after ≥ is without loops that run as often as the data needs.
+Needs pip install '.[plan]' in the repository. A program takes minutes to compile.
 
   python -m experiments.plan --topology=v5e:16x16 --num_items=1000000000 --dimension=128 --rank=512 \\
       --spectrum_dtype=int8 --batch_size=65536 --max_length=50 --workdir=runs/plan

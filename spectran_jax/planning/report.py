@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 TARGET = {"without_overlap": 0.55, "with_overlap": 0.90}
 """Shares of a step's time that should be computing."""
 
+_ROUNDS = ", such as rounds of an exchange after the first, of which few steps have any"
+"""What these loops of a train step are."""
+
 
 def tables(plan: Account) -> list[Table]:
     """The tables of one slice: memory, programs, exchanges of the train step."""
@@ -48,7 +51,8 @@ def sentences(plan: Account) -> list[str]:
         )
     for name, each in plan["programs"].items():
         if count := each["open_loops"]:
-            lines.append(f"≥ in {name}: without {count} loop{'s' * (count > 1)} that data ends.")
+            loops = f"{count} loop{'s that run' if count > 1 else ' that runs'} as often as the data needs"
+            lines.append(f"≥ in {name}: without {loops}{_ROUNDS if each is step else ''}.")
     return lines
 
 

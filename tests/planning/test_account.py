@@ -104,8 +104,9 @@ def test_what_is_without_loops_that_data_ends_is_marked(planned):
     assert "exchanges ≥ 5.00 MB" in lines[1]
     assert "≥ 3.000 ms computing" in lines[2]
     assert lines[3:] == [
-        "≥ in train step: without 1 loop that data ends.",
-        "≥ in decomposition, eigenvectors: without 2 loops that data ends.",
+        "≥ in train step: without 1 loop that runs as often as the data needs, such as rounds of an exchange after "
+        "the first, of which few steps have any.",
+        "≥ in decomposition, eigenvectors: without 2 loops that run as often as the data needs.",
     ]
     marked = {line.strip().split("  ")[0] for line in printed(report.tables(made)).splitlines() if "≥" in line}
     assert marked == {"train step", "decomposition, eigenvectors"}
