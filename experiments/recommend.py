@@ -52,7 +52,7 @@ def main() -> None:
     if not _WORKDIR.value:
         raise InputError("Name the run: --workdir=DIR.")
     if _HISTORIES.value and flags.FLAGS["until"].present:
-        raise InputError("--until is about the run's own users; --histories holds what is known, leave one out.")
+        raise InputError("--until goes with the run's own users, --histories brings others: give one of the two.")
     output = _OUTPUT.value or _WORKDIR.value / "recommendations.jsonl"
     from spectran_jax.recommend import write_recommendations
     from spectran_jax.report import words

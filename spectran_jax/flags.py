@@ -152,6 +152,13 @@ def help_text(synopsis: str, flag_values: flags.FlagValues = flags.FLAGS) -> str
     return "\n".join(lines) + "\n"
 
 
+def _meant(name: str, known: Sequence[str]) -> list[str]:
+    """The flags that an unknown one may stand for: of which it is the end (encoder) or the initials (lr), else the one
+    that is most like it."""
+    short = [flag for flag in known if flag.endswith(f"_{name}") or "".join(w[0] for w in flag.split("_")) == name]
+    return short or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+
+
 def run(main: Callable[[], None], synopsis: str) -> None:
     """Parses the flags, answers `--help`, runs `main` and turns errors for people into their exit status.
 
@@ -171,8 +178,8 @@ def run(main: Callable[[], None], synopsis: str) -> None:
         try:
             rest = flags.FLAGS(list(argv))
         except flags.UnrecognizedFlagError as error:
-            near = difflib.get_close_matches(error.flagname, _defined(flags.FLAGS), n=1, cutoff=0.7)
-            hint = f" Did you mean --{near[0]}?" if near else " See --help."
+            near = _meant(error.flagname, _defined(flags.FLAGS))
+            hint = f" Did you mean {' or '.join(f'--{name}' for name in near)}?" if near else " See --help."
             leave(InputError.exit_status, f"Unknown flag --{error.flagname}.{hint}")
         except flags.Error as error:
             leave(InputError.exit_status, " ".join(str(error).split()))

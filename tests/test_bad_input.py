@@ -17,6 +17,7 @@ from conftest import REPO, command, without_report
 
 from spectran_jax.config import Config, TrainingConfig, fields
 from spectran_jax.errors import InputError, exit_with_message
+from spectran_jax.flags import _meant
 from spectran_jax.training import partitioning
 from spectran_jax.training.run import train_and_report
 from spectran_jax.training.workdir import locked
@@ -402,6 +403,19 @@ def test_a_full_disk_keeps_the_last_checkpoint(trained, tiny_flags, tmp_path, ca
     metrics = train_and_report(Config().replace(**flags), workdir)
     assert f"Resuming from step {step}." in capsys.readouterr().err
     assert metrics["train"]["steps"] == 2 * step
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lr", ["learning_rate"]),
+        ("encoder", ["item_encoder", "text_encoder"]),
+        ("semantic_scal", ["semantic_scale"]),
+        ("zzz", []),
+    ],
+)
+def test_what_an_unknown_flag_may_mean(name, meant):
+    assert _meant(name, ["epochs", "learning_rate", "item_encoder", "text_encoder", "semantic_scale"]) == meant
 
 
 @pytest.mark.parametrize(

@@ -466,7 +466,7 @@ def test_the_command(run, run_command, tmp_path):
 def test_until_is_not_for_histories_of_ones_own(run, run_command):
     done = run_command("recommend", {"workdir": run, "histories": "new.jsonl", "until": "now"})
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --until is about the run's own users")
+    assert done.stderr.startswith("error: --until goes with the run's own users, --histories brings others")
 
 
 def test_the_command_says_what_is_missing(run_command):

@@ -16,8 +16,11 @@ _FILES = ("result.json", "study.json")
 
 
 def refuse_another_study(workdir: Path, command: str) -> None:
-    """Raises `InputError` for a folder that another experiment than that of `command` has begun or finished."""
+    """Raises `InputError` for a folder that another experiment than that of `command` has begun or finished, or that is
+    a training run's."""
     here = _experiment(command)
+    if (workdir / "checkpoints").is_dir():
+        raise InputError(f"--workdir={workdir} holds a training run; take another folder for experiments.{here}.")
     for name in _FILES:
         there = _experiment(_command_in(workdir / name))
         if there and here and there != here:

@@ -29,6 +29,7 @@ from spectran_jax.training.join import joined
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.shares import rows_of_process
+from spectran_jax.training.timetable import total_steps
 from spectran_jax.training.workdir import locked, read_metrics, refuse_other_files, refuse_other_run
 from spectran_jax.writing import write_arrays, write_json
 
@@ -214,6 +215,12 @@ def notices(setup: Setup) -> list[str]:
         by_text = item_encoders.lookup(setup.config.encoder.item_encoder).knows_cold_items()
         known = "they are ranked by their text alone" if by_text else "nothing is known of them"
         lines.append(f"{cold:,} items appear in no training history: {known}.")
+    last, warmup = total_steps(setup.config, setup.plan.steps_per_epoch), setup.config.optimizer.warmup_steps
+    if last <= warmup:
+        lines.append(
+            f"Training ends at step {last:,}, within the {warmup:,} steps of warm-up, and will have learned next to "
+            "nothing: give more --epochs, a smaller --batch_size or fewer --warmup_steps."
+        )
     name = setup.config.backbone.backbone
     if backbones.lookup(name).reads_time and not setup.timed:
         lines.append(f"The interactions have no timestamps: {name} leaves its time bias out.")

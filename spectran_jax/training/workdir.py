@@ -144,15 +144,17 @@ def is_locked(workdir: Path) -> bool:
 
 
 def refuse_other_run(workdir: Path, config: Config) -> None:
-    """Checks that the work directory holds no run, or one of this configuration.
+    """Checks that the work directory is no study's, and holds no run or one of this configuration.
 
     Files may have other names than they had: `refuse_other_files` looks at their content once it is known. A folder
     without a checkpoint or results holds no run: a command that failed before it trained does not bind the next one. A
     cosine schedule ends with the run, so that a longer one is another from its first steps on.
 
     Raises:
-      InputError: naming the fields that differ.
+      InputError: naming the fields that differ; or for the folder of a study.
     """
+    if (workdir / "study.json").is_file():
+        raise InputError(f"--workdir={workdir} is the folder of a study, whose runs lie in runs/; take another folder.")
     other = _run_in(workdir)
     if other is not None:
         differences = config.naming_files_as(other).differences(

@@ -19,6 +19,7 @@ from spectran_jax.studies.flags import (
 )
 from spectran_jax.studies.ownership import claimed, refuse_another_study
 from spectran_jax.training.summary import protocol
+from spectran_jax.training.workdir import refuse_other_run
 
 TOML = """
 [beauty]
@@ -204,6 +205,16 @@ def test_a_folder_of_another_experiment(tmp_path, monkeypatch):
         study(f"--workdir={tmp_path}")
     monkeypatch.setattr("sys.argv", ["experiments/collapse.py"])
     assert study(f"--workdir={tmp_path}").workdir == tmp_path
+
+
+def test_runs_and_studies_do_not_share_a_folder(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run holds a training run; take another folder for experiments\.longtail"):
+        refuse_another_study(tmp_path / "run", "python -m experiments.longtail --seeds=1")
+    with contextlib.suppress(KeyboardInterrupt), claimed(tmp_path / "w", "python -m experiments.collapse --seeds=0"):
+        raise KeyboardInterrupt
+    with pytest.raises(InputError, match="w is the folder of a study"):
+        refuse_other_run(tmp_path / "w", Config())
 
 
 def test_a_folder_that_another_experiment_has_begun(tmp_path):

@@ -56,6 +56,15 @@ def test_meshes_cut_the_tables_evenly(items, devices):
     assert not [count for count in devices if partitioning.table_rows(items) % count]
 
 
+@pytest.mark.parametrize(("warmup_steps", "told"), [(0, False), (5, False), (6, True)])
+def test_a_run_that_ends_while_it_warms_up_is_told(tiny_config, warmup_steps, told):
+    config = tiny_config.replace(max_steps=6, epochs=100, warmup_steps=warmup_steps)
+    lines = [line for line in notices(prepare(config)) if "warm-up" in line]
+    assert [line.startswith("Training ends at step 6, within the 6 steps of warm-up") for line in lines] == [
+        True
+    ] * told
+
+
 @pytest.mark.parametrize(("devices", "told"), [(1, False), (3, True), (4, False)])
 def test_a_run_says_that_its_mesh_does_not_cut_the_tables(tiny_config, devices, told):
     mesh = jax.sharding.AbstractMesh((devices, 1), partitioning.AXES)
