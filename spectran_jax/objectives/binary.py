@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from spectran_jax.errors import InputError
 from spectran_jax.objectives.base import Aux, History, Negatives, weighted_mean
-from spectran_jax.objectives.sampled import SampledLoss, check_shapes, history_that_counts, score_pairs
+from spectran_jax.objectives.sampled import SampledLoss, Vectors, check_shapes, history_that_counts, score_pairs
 
 
 def binary_cross_entropy(
@@ -108,21 +108,10 @@ class BinaryCrossEntropy(SampledLoss):
             raise InputError(f"The power of a target's probability must lie in (0, 1], got {self.beta}.")
 
     def contrast(
-        self,
-        states: Float[jax.Array, "T d"],
-        positives: Float[jax.Array, "T d"],
-        negatives: Float[jax.Array, "n d"],
-        drawn: Negatives,
-        weight: Float[jax.Array, "T"],
+        self, vectors: Vectors, drawn: Negatives, weight: Float[jax.Array, "T"]
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `binary_cross_entropy`; the probabilities of the negatives are not used."""
+        masks = drawn.excluded, weight
         return binary_cross_entropy(
-            states,
-            positives,
-            negatives,
-            drawn.excluded,
-            weight,
-            temperature=self.temperature,
-            beta=self.beta,
-            history=drawn.history,
+            *vectors, *masks, temperature=self.temperature, beta=self.beta, history=drawn.history
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +185,14 @@ def _contrast(
     return weighted_mean(jax.nn.softplus(others - positive / temperature), weight), aux
 
 
+class Vectors(NamedTuple):
+    """What a sampled loss scores."""
+
+    states: Float[jax.Array, "T d"]
+    positives: Float[jax.Array, "T d"]
+    negatives: Float[jax.Array, "n d"]
+
+
 @dataclasses.dataclass(frozen=True)
 class SampledLoss(abc.ABC):
     """What losses over sampled negatives share: an `Objective` that looks up the vectors of targets and negatives."""
@@ -197,14 +205,9 @@ class SampledLoss(abc.ABC):
 
     @abc.abstractmethod
     def contrast(
-        self,
-        states: Float[jax.Array, "T d"],
-        positives: Float[jax.Array, "T d"],
-        negatives: Float[jax.Array, "n d"],
-        drawn: Negatives,
-        weight: Float[jax.Array, "T"],
+        self, vectors: Vectors, drawn: Negatives, weight: Float[jax.Array, "T"]
     ) -> tuple[Float[jax.Array, ""], Aux]:
-        """The loss of states, their targets' vectors and the vectors of `drawn`."""
+        """The loss of states with the vectors of their targets and of `drawn`."""
 
     def loss(
         self,
@@ -219,38 +222,26 @@ class SampledLoss(abc.ABC):
         """See `Objective.loss`; `candidates` is not used."""
         if negatives is None:
             raise InputError("A loss over sampled negatives needs negatives, got None.")
-        return self.contrast(states, items[positive_ids], items[negatives.ids], negatives, weight)
+        return self.contrast(Vectors(states, items[positive_ids], items[negatives.ids]), negatives, weight)
 
 
 class InfoNCE(SampledLoss):
     """`infonce` with negatives of `sampler`, whose probabilities it does not use."""
 
     def contrast(
-        self,
-        states: Float[jax.Array, "T d"],
-        positives: Float[jax.Array, "T d"],
-        negatives: Float[jax.Array, "n d"],
-        drawn: Negatives,
-        weight: Float[jax.Array, "T"],
+        self, vectors: Vectors, drawn: Negatives, weight: Float[jax.Array, "T"]
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `infonce`."""
         masks = drawn.excluded, weight
-        return infonce(states, positives, negatives, *masks, temperature=self.temperature, history=drawn.history)
+        return infonce(*vectors, *masks, temperature=self.temperature, history=drawn.history)
 
 
 class SampledSoftmax(SampledLoss):
     """`sampled_softmax` with negatives of `sampler`."""
 
     def contrast(
-        self,
-        states: Float[jax.Array, "T d"],
-        positives: Float[jax.Array, "T d"],
-        negatives: Float[jax.Array, "n d"],
-        drawn: Negatives,
-        weight: Float[jax.Array, "T"],
+        self, vectors: Vectors, drawn: Negatives, weight: Float[jax.Array, "T"]
     ) -> tuple[Float[jax.Array, ""], Aux]:
         """See `sampled_softmax`."""
         masks = drawn.log_q, drawn.excluded, drawn.excluded_mass, weight
-        return sampled_softmax(
-            states, positives, negatives, *masks, temperature=self.temperature, history=drawn.history
-        )
+        return sampled_softmax(*vectors, *masks, temperature=self.temperature, history=drawn.history)
