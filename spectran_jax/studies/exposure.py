@@ -6,6 +6,7 @@ be compared where lists hold as many, or where the other targets fare as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,13 +77,12 @@ def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
     setup, params = model_of(folder, digest)
     table, counts = build_table(setup)(params, setup.place()), np.asarray(setup.split.item_counts)
     cold = jax.device_put(np.pad(counts == 0, (0, len(table.lengths) - len(counts))), table.lengths.sharding)
-    step = _step_of(setup)
     arrays = {"scales": np.asarray(SCALES), "item_counts": counts.astype(np.int32)}
     for split, targets in (("valid", setup.split.valid), ("test", setup.split.test)):
-        batches = setup.eval_batches(targets)
+        batches, step = setup.eval_batches(targets), _step_of(setup, lists=split == "test")
         with task(f"Ranking the targets of {split}", len(batches)) as progress:
-            _, (ranks, shown, places) = evaluation.per_user(
-                lambda batch: step(params, table, cold, batch),
+            _, (ranks, *lists) = evaluation.per_user(
+                functools.partial(step, params, table, cold),
                 batches,
                 put=lambda batch: partitioning.put_batch(setup.mesh, batch),
                 progress=progress,
@@ -91,13 +91,15 @@ def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
         if (ranks < 0).any():
             raise not_finite()
         arrays |= rank_arrays(split, targets, ranks.T)  # a row of ranks a factor
-        arrays["shares"] = shown.sum(axis=0) / places.sum(axis=0)  # the test set's, as it comes last
+        if lists:
+            shown, places = lists
+            arrays["shares"] = shown.sum(axis=0) / places.sum(axis=0)
     return arrays
 
 
-def _step_of(setup: Setup) -> Callable[..., Any]:
-    """`step(params, table, cold, batch)`, each `[B, factors]`: ranks, and of the places of each user's list those that
-    cold items have and all. States are the same at every factor, so that the backbone runs once."""
+def _step_of(setup: Setup, lists: bool) -> Callable[..., Any]:
+    """`step(params, table, cold, batch)`, a tuple of `[B, factors]`: ranks, and with `lists` of the places of each
+    user's list those that cold items have, and all. States are the same at every factor: the backbone runs once."""
     from spectran_jax.training.item_table import make_last_states
     from spectran_jax.training.partitioning import replicated
 
@@ -111,9 +113,11 @@ def _step_of(setup: Setup) -> Callable[..., Any]:
 
         def at(factor: jax.Array) -> Any:
             scaled = table.with_scores_times(jnp.where(cold, factor, 1.0))
+            ranks = access.ranks(scaled, states, batch.targets, seen)
+            if not lists:
+                return (ranks,)
             _, ids = access.top_k(scaled, states, length, seen, None)
             listed = ids >= 0
-            ranks = access.ranks(scaled, states, batch.targets, seen)
             return ranks, (listed & cold[ids]).sum(axis=1), listed.sum(axis=1)
 
         return jax.tree.map(jnp.transpose, jax.lax.map(at, jnp.asarray(factors)))
