@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spectran_jax.errors import InputError
+from spectran_jax.training.workdir import STUDY
 from spectran_jax.writing import write_json
 
-_FILES = ("result.json", "study.json")
+_FILES = ("result.json", STUDY)
 """What holds the command: of an experiment that came to its end, and of one that has begun."""
 
 
@@ -45,7 +46,7 @@ def claimed(workdir: Path, command: str) -> Iterator[None]:
         return
     if workdir.is_file():
         raise InputError(f"--workdir={workdir} is a file; name a folder.")
-    note, made = workdir / "study.json", not workdir.exists()
+    note, made = workdir / STUDY, not workdir.exists()
     new = not note.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(note, {"command": command})

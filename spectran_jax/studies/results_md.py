@@ -10,9 +10,8 @@ those of this section of RESULTS.md in results/compare-office/.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spectran_jax.config import Config
@@ -75,21 +74,10 @@ def refresh(path: Path, name: str, result: Result) -> None:
         made or locked, or another study goes on writing to the file.
       RunError: where the disk refuses.
     """
-    with _held(path) as figures:
+    figures = path.parent / path.stem.lower()
+    # Held by this folder, as studies may end together, each with its section. It is people's, who keep it in Git.
+    with locked(figures, patience=PATIENCE, keep=False, called=f"--results={path}: {figures}"):
         _refresh(path, name, figures / name, result)
-
-
-@contextlib.contextmanager
-def _held(path: Path) -> Iterator[Path]:
-    """Holds the file, by its folder of figures, which it gives: studies may end together, each with its section."""
-    folder = path.parent / path.stem.lower()
-    with contextlib.ExitStack() as stack:
-        try:
-            # The folder is people's, who keep it in Git.
-            stack.enter_context(locked(folder, patience=PATIENCE, keep=False))
-        except InputError as error:
-            raise InputError(f"--results={path}: {str(error).removeprefix('--workdir=')}") from None
-        yield folder
 
 
 def _refresh(path: Path, name: str, folder: Path, result: Result) -> None:

@@ -23,18 +23,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from spectran_jax.errors import (
-    DISK_FULL,
-    Diverged,
-    InputError,
-    Interrupted,
-    RunError,
-    fault_of_the_system,
-    first_line,
-    system_code,
-)
+from spectran_jax.errors import DISK_FULL, Diverged, InputError, Interrupted, RunError, first_line
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.integrity import inspect
+from spectran_jax.training.storage_faults import fault_of_the_system, system_code
 
 _log = logging.getLogger(__name__)
 

@@ -24,12 +24,14 @@ RESULTS = ("metrics.json", "ranks.npz", "report.html")
 first."""
 _OWN = (*RESULTS, "config.json", "metrics.jsonl", "checkpoints", "profile", "tensorboard", ".lock", ".cluster")
 """What a run writes into its folder."""
+STUDY = "study.json"
+"""What a study notes its command in, in a folder of its own."""
 _TRIES = 10
 """Times that a folder is made which another process, which had made it before, takes away again."""
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, patience: float = 0.0, *, keep: bool = True) -> Iterator[None]:
+def locked(workdir: Path, patience: float = 0.0, *, keep: bool = True, called: str = "") -> Iterator[None]:
     """Creates the work directory and holds it for this process.
 
     A folder that was made here goes again where the block leaves nothing in it: a command that was refused leaves no
@@ -39,15 +41,16 @@ def locked(workdir: Path, patience: float = 0.0, *, keep: bool = True) -> Iterat
       workdir: the folder.
       patience: seconds to wait for another process that holds it.
       keep: leave the file that is locked in the folder.
+      called: the folder in messages; `--workdir=` and its name if empty.
 
     Raises:
       InputError: where another live process holds it, or it can't be created or written.
     """
-    deadline = time.monotonic() + patience
+    deadline, called = time.monotonic() + patience, called or f"--workdir={workdir}"
     for tries in itertools.count(1):
-        made, file = _open_lock(workdir)
+        made, file = _open_lock(workdir, called)
         with file:
-            _take(file, workdir, deadline)
+            _take(file, called, deadline)
             # Its owner took it away, so that no other process would find it locked; or files have no numbers that stay.
             if not _is(file, workdir / ".lock") and tries < _TRIES:
                 continue
@@ -64,21 +67,21 @@ def locked(workdir: Path, patience: float = 0.0, *, keep: bool = True) -> Iterat
             return
 
 
-def _open_lock(workdir: Path) -> tuple[list[Path], IO[str]]:
+def _open_lock(workdir: Path, called: str) -> tuple[list[Path], IO[str]]:
     """Folders that had to be made, the innermost first, and the file that is locked."""
     tries = 0
     while True:
         tries += 1
         try:
             if workdir.is_file():
-                raise InputError(f"--workdir={workdir} is a file; name a folder.")
+                raise InputError(f"{called} is a file; name a folder.")
             made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
             workdir.mkdir(parents=True, exist_ok=True)
             return made, (workdir / ".lock").open("a+")
         except OSError as error:
             if isinstance(error, FileNotFoundError) and tries < _TRIES:
                 continue
-            raise InputError(f"--workdir={workdir} can't be used: {error.strerror}.") from None
+            raise InputError(f"{called} can't be used: {error.strerror}.") from None
 
 
 def _is(file: IO[str], path: Path) -> bool:
@@ -98,7 +101,7 @@ def _remove_empty(made: list[Path]) -> None:
                 folder.rmdir()
 
 
-def _take(file: IO[str], workdir: Path, deadline: float) -> None:
+def _take(file: IO[str], called: str, deadline: float) -> None:
     """Locks the file, or says why not."""
     try:
         _lock(file, deadline)
@@ -106,11 +109,11 @@ def _take(file: IO[str], workdir: Path, deadline: float) -> None:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         raise InputError(
-            f"--workdir={workdir} is in use by another live process (pid {owner}). Wait for it, or take another folder."
+            f"{called} is in use by another live process (pid {owner}). Wait for it, or take another folder."
         ) from None
     except OSError as error:
         raise InputError(
-            f"--workdir={workdir} can't be locked ({error.strerror}): mount its file system with locks (Lustre: "
+            f"{called} can't be locked ({error.strerror}): mount its file system with locks (Lustre: "
             "-o flock), or take another folder."
         ) from None
 
@@ -153,7 +156,7 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     Raises:
       InputError: naming the fields that differ; or for the folder of a study.
     """
-    if (workdir / "study.json").is_file():
+    if (workdir / STUDY).is_file():
         raise InputError(f"--workdir={workdir} is the folder of a study, whose runs lie in runs/; take another folder.")
     other = _run_in(workdir)
     if other is not None:
