@@ -408,6 +408,13 @@ class TrainingConfig:
         choices=("jit", "pmap"),
         resumable=True,
     )
+    micro_batches: int = _field(
+        1,
+        "Cut the batch of each shard into this many parts, so that the vectors of one part travel while another is "
+        "computed with; the numbers are the same. For meshes whose exchange takes long (experiments.plan says).",
+        low=1,
+        resumable=True,
+    )
     steps_per_dispatch: int = _field(
         1,
         "Updates that the device makes without asking the host, where steps are small; fewer before a line of the log "

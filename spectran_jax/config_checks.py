@@ -95,6 +95,15 @@ def _rows_ahead(config: Config) -> None:
         raise InputError(f"--spectrum_memory={memory} is for --parallelism=jit; take it, or --spectrum_memory=device.")
 
 
+def _micro_batches(config: Config) -> None:
+    training = config.training
+    if training.micro_batches > 1 and training.parallelism == "pmap":
+        raise InputError(
+            f"--micro_batches={training.micro_batches} cuts the exchange of item rows, and --parallelism=pmap has "
+            "none; leave one of them out."
+        )
+
+
 def _touches_all(config: Config) -> bool:
     """Whether a step reads and writes the rows of all items."""
     return config.objective.loss == "softmax" or config.optimizer.table_updates == "dense"
@@ -124,6 +133,7 @@ _TOGETHER: tuple[Callable[[Config], None], ...] = (
     _randomized,
     _sparse_moments,
     _rows_ahead,
+    _micro_batches,
     _cuts,
     _files,
 )

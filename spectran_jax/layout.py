@@ -28,14 +28,18 @@ class SequenceLayout(NamedTuple):
     """int32 seconds since the oldest kept item of the history, or None where the data has none."""
     hidden: Bool[Array, "B L"] | None = None
     """True where the backbone puts its mask token in the item's place; None for a backbone without one."""
-    first_row: Int[Array, ""] | None = None
-    """int32: number of the first row in the global batch, where the arrays are a device's part of it; else None."""
+    row: Int[Array, "B"] | None = None
+    """int32 number of each row in the global batch, where the arrays are a part of it; else None."""
 
     def last_positions(self) -> Bool[jax.Array, "B L"]:
         """True at the last position of each history."""
         segment = jnp.asarray(self.segment)
         following = jnp.pad(segment[:, 1:], ((0, 0), (0, 1)))  # 0, that of padding, after the end of a row
         return jnp.asarray(self.mask) & (segment != following)
+
+    def row_numbers(self) -> Int[jax.Array, "B"]:
+        """int32 number of each row in the global batch."""
+        return jnp.arange(len(self.mask), dtype=jnp.int32) if self.row is None else jnp.asarray(self.row)
 
 
 class TrainBatch(NamedTuple):

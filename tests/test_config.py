@@ -146,6 +146,7 @@ def test_configuration_is_frozen():
         ({"mask_negatives": "histories"}, "--mask_negatives must be one of positive, history, got 'histories'"),
         ({"spectrum_memory": "disk", "table_updates": "dense"}, "--spectrum_memory=disk reads the rows that a step"),
         ({"spectrum_memory": "host", "parallelism": "pmap"}, "--spectrum_memory=host is for --parallelism=jit"),
+        ({"micro_batches": 2, "parallelism": "pmap"}, "--micro_batches=2 cuts the exchange of item rows, and "),
         ({"decomposition": "randomized"}, "--decomposition=randomized .* --max_rank"),
         ({"spectrum_dtype": "float16"}, "--spectrum_dtype must be one of float32, bfloat16, int8, got 'float16'"),
         ({"split": "random"}, "--split must be one of leave_one_out, temporal, got 'random'"),

@@ -156,9 +156,9 @@ class Dropout:
     The rate is rounded to 2**-16 and survivors are scaled by the rounded rate, so expectations are exact.
     """
 
-    def __init__(self, rate: float, key: jax.Array | None, first: Int[jax.Array, ""] | int = 0) -> None:
-        """`key` is None to drop nothing; `first` is the number of the first row."""
-        self._first = first
+    def __init__(self, rate: float, key: jax.Array | None, numbers: Int[jax.Array, "n"] | None = None) -> None:
+        """`key` is None to drop nothing; `numbers` are those of the rows, 0, 1, ... if None."""
+        self._numbers = numbers
         self._dropped = round(rate * _LEVELS)
         self._key = None if key is None or self._dropped == 0 else jax.random.bits(key, (2,), jnp.uint32)
 
@@ -171,7 +171,8 @@ class Dropout:
         n, d = x.shape
         columns = -(-d // 4)  # each counter gives four numbers of 16 bits
         row, column = (lax.broadcasted_iota(jnp.uint32, (n, columns), axis) for axis in (0, 1))
-        row = row + jnp.asarray(self._first, jnp.uint32)
+        if self._numbers is not None:
+            row = jnp.broadcast_to(self._numbers.astype(jnp.uint32)[:, None], row.shape)
         words = threefry((self._key[0], self._key[1]), row, column + jnp.uint32(site * columns))
         keep = jnp.concatenate([part >= self._dropped for w in words for part in (w & 0xFFFF, w >> 16)], axis=-1)
         scale = _LEVELS / (_LEVELS - self._dropped)
@@ -181,5 +182,8 @@ class Dropout:
 def dropout(backbone: Any, train: bool, layout: SequenceLayout) -> Dropout:
     """The dropout of a backbone with the field `dropout`: what is kept follows the position in the global batch."""
     key = backbone.make_rng("dropout") if train and backbone.dropout else None
-    first = 0 if layout.first_row is None else layout.first_row * layout.mask.shape[1]
-    return Dropout(backbone.dropout, key, first)
+    if layout.row is None:
+        return Dropout(backbone.dropout, key)
+    length = layout.mask.shape[1]
+    numbers = layout.row_numbers()[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+    return Dropout(backbone.dropout, key, numbers.reshape(-1))

@@ -7,8 +7,11 @@ lists the distinct items that it touches, and its devices ask the owners for an 
     vectors [devices, capacity, d]  all-to-all back, then an all-gather over the devices that share a shard of the batch
     gradients                       the transpose of the same, so each owner sums what concerns its rows
 
+The items may come in several lists, of each micro-batch its own: all are asked for at once, vectors are delivered a
+list at a time, and gradients go home a list at a time, so that one list travels while another is computed with.
+
 Nothing here has the length of the catalogue, and the traffic follows the touched rows. An owner sees each of its items
-once, however many devices ask for it, so the optimiser runs there on distinct rows, as it does on one device.
+once, however many devices and lists ask for it, so the optimiser runs there on distinct rows, as it does on one device.
 
 How many items of one owner a device wants depends on the data: `capacity` is planned, not a bound. Where somebody wants
 more, the owners' rows are dealt with in `rounds`, each a narrower run of rows, until every request fits: nothing is
@@ -23,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -38,8 +42,16 @@ _SLACK = 1.25
 _SPREAD = 4
 """Standard deviations above the mean that a request may be, were items spread at random."""
 _OVERFULL = 1e-3
-"""How many requests of a step, over all pairs of devices, may be expected to be larger still: one is enough for another
-round."""
+"""How many requests of a step may be expected to be larger still: one is enough for another round."""
+
+
+class ItemList(NamedTuple):
+    """The sizes of one list of items, static."""
+
+    wanted: int
+    """w: distinct items that it has at most for a shard of the batch, a multiple of the devices that share it."""
+    capacity: int
+    """c: items of it that a device asks one owner for in one round."""
 
 
 class Sizes(NamedTuple):
@@ -48,10 +60,7 @@ class Sizes(NamedTuple):
     mesh: Mesh
     rows: int
     """R, rows of a table on each device."""
-    wanted: int
-    """Distinct items that a shard of the batch touches at most, a multiple of the devices that share it."""
-    capacity: int
-    """Items that a device asks one owner for in one round."""
+    lists: tuple[ItemList, ...]
 
     @property
     def shards(self) -> int:
@@ -59,35 +68,46 @@ class Sizes(NamedTuple):
         return self.mesh.shape[BATCH_AXIS]
 
     @property
+    def wanted(self) -> int:
+        """Items that a shard of the batch asks for at most, over all lists."""
+        return sum(each.wanted for each in self.lists)
+
+    @property
     def received(self) -> int:
         """Distinct rows that an owner deals with in one round at most."""
-        return min(self.mesh.size * self.capacity, self.rows)
+        return min(self.mesh.size * sum(each.capacity for each in self.lists), self.rows)
 
 
-def plan(mesh: Mesh, num_items: int, touched: int, capacity: int = 0) -> Sizes:
-    """The sizes for a catalogue of `num_items`, a multiple of the devices, and shards that touch `touched` at most.
+def plan(mesh: Mesh, num_items: int, touched: Sequence[int], capacity: int = 0) -> Sizes:
+    """The sizes for a catalogue of `num_items`, a multiple of the devices, and lists of `touched` items at most.
 
     Args:
       mesh: of `partitioning.AXES`.
       num_items: N, padding included.
-      touched: distinct items of one shard of the batch, at most.
-      capacity: of `Sizes`; planned for items in random order if 0.
+      touched: of each list the distinct items that it has for one shard of the batch, at most.
+      capacity: of `ItemList`; planned for items in random order if 0.
     """
     devices, sharing = mesh.size, mesh.shape[SHARE_AXIS]
     rows = num_items // devices
-    wanted = -(-touched // sharing) * sharing
-    capacity = capacity or _capacity(wanted / sharing / devices, devices)
-    return Sizes(mesh, rows, wanted, min(capacity, rows, wanted // sharing))
+
+    def of(touched: int) -> ItemList:
+        wanted = -(-touched // sharing) * sharing
+        planned = capacity or _capacity(wanted / sharing / devices, devices**2 * len(lists))
+        return ItemList(wanted, min(planned, rows, wanted // sharing))
+
+    lists = tuple(touched)
+    return Sizes(mesh, rows, tuple(map(of, lists)))
 
 
-def _capacity(mean: float, devices: int) -> int:
-    """Items of a request, of which a step has one for each pair of devices: with thousands of devices, what happens to
-    one in a million happens in every step. Requests of items in random order have a Poisson's tail, or a thinner one.
+def _capacity(mean: float, requests: int) -> int:
+    """Items of a request, of which a step has so many, one for each pair of devices and list: with thousands of
+    devices, what happens to one in a million happens in every step. Requests of items in random order have a Poisson's
+    tail, or a thinner one.
     """
     from scipy.special import pdtrc
 
     planned = int(_SLACK * mean + _SPREAD * mean**0.5) + 1
-    while devices**2 * pdtrc(planned, mean) > _OVERFULL:
+    while requests * pdtrc(planned, mean) > _OVERFULL:
         planned += 1
     return planned
 
@@ -95,8 +115,8 @@ def _capacity(mean: float, devices: int) -> int:
 class Requests(NamedTuple):
     """What a step exchanges."""
 
-    part: Int[Array, "D w"]
-    """int32 ids that each device asks for, ascending, filled up with N."""
+    parts: tuple[Int[Array, "D w"], ...]
+    """int32 ids of each list that each device asks for, ascending, filled up with N."""
     rounds: Int[Array, ""]
     """How many rounds it takes."""
 
@@ -106,8 +126,8 @@ class Served(NamedTuple):
 
     mine: Int[Array, "D C"]
     """int32 distinct rows of the device's own part of a table, ascending, filled up with R."""
-    place: Int[Array, "D D c"]
-    """int32: where each request of each device stands among them."""
+    places: tuple[Int[Array, "D D c"], ...]
+    """int32: of each list, where each request of each device stands among them."""
 
 
 _CUT, _WHOLE = PartitionSpec(AXES), PartitionSpec()
@@ -131,44 +151,54 @@ def _each(sizes: Sizes, function: Any, *arguments: Any, out: Any = _CUT) -> Any:
     return mapped(*arguments)
 
 
-def request(sizes: Sizes, ids: Int[Array, "S T"]) -> tuple[Int[Array, "S w"], Requests]:
-    """The distinct items of each shard of the batch, and who asks for which.
+def request(sizes: Sizes, ids: Sequence[Int[Array, "S T"]]) -> tuple[tuple[Int[Array, "S w"], ...], Requests]:
+    """The distinct items of each list of each shard of the batch, and who asks for which.
 
     Args:
       sizes: what `plan` gave.
-      ids: int32 items that each shard touches, with repetitions; N for none.
+      ids: int32 items of each list, with repetitions; N for none.
     """
     items = sizes.rows * sizes.mesh.size
-    found = jax.vmap(lambda row: distinct(row, sizes.wanted, items))(ids)
+    found = tuple(
+        jax.vmap(lambda row, size=each.wanted: distinct(row, size, items))(these)
+        for each, these in zip(sizes.lists, ids, strict=True)
+    )
 
-    def ask(part: Int[Array, "w"]) -> Requests:
-        def most(rounds: Array) -> Array:
-            """The largest request, were the rows dealt with in so many rounds."""
+    def ask(*parts: Int[Array, "w"]) -> Requests:
+        def above(rounds: Array) -> Array:
+            """By how many items a request is too large at most, were the rows dealt with in so many rounds."""
             width = -(-sizes.rows // rounds)
-            first = part - part % sizes.rows % width  # of the run that an item belongs to
-            count = jnp.arange(len(part)) - jnp.searchsorted(part, first) + 1
-            return jax.lax.pmax(jnp.max(jnp.where(part < items, count, 0)), AXES)
+
+            def most(part: Int[Array, "w"]) -> Array:
+                first = part - part % sizes.rows % width  # of the run that an item belongs to
+                count = jnp.arange(len(part)) - jnp.searchsorted(part, first) + 1
+                return jnp.max(jnp.where(part < items, count, 0))
+
+            over = [most(part) - each.capacity for part, each in zip(parts, sizes.lists, strict=True)]
+            return jax.lax.pmax(functools.reduce(jnp.maximum, over), AXES)
 
         enough = jax.lax.while_loop(
-            lambda state: state[1] > sizes.capacity,
-            lambda state: (2 * state[0], most(2 * state[0])),
-            (jnp.int32(1), most(jnp.int32(1))),
+            lambda state: state[1] > 0,
+            lambda state: (2 * state[0], above(2 * state[0])),
+            (jnp.int32(1), above(jnp.int32(1))),
         )
-        return Requests(part, enough[0])
+        return Requests(parts, enough[0])
 
     # The devices of a shard deal out its items, which ascend: a run of them each would be of few owners.
     sharing = sizes.mesh.shape[SHARE_AXIS]
-    parts = found.reshape(sizes.shards, -1, sharing).swapaxes(1, 2).reshape(sizes.mesh.size, -1)
-    return found, _each(sizes, ask, parts, out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
+    deal = lambda found: found.reshape(sizes.shards, -1, sharing).swapaxes(1, 2).reshape(sizes.mesh.size, -1)  # noqa: E731
+    return found, _each(sizes, ask, *map(deal, found), out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
 
 
 def serve(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> Served:
     """What owners deal with in round `at`."""
 
     def exchange(requests: Requests, at: Int[Array, ""]) -> Served:
-        received = jax.lax.all_to_all(_bucket(sizes, requests, at), AXES, 0, 0)
+        buckets = [_bucket(sizes, requests, which, at) for which in range(len(sizes.lists))]
+        received = jax.lax.all_to_all(jnp.concatenate(buckets, axis=1), AXES, 0, 0)
         mine = distinct(received.reshape(-1), sizes.received, sizes.rows)
-        return Served(mine, place(mine, received))
+        ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
+        return Served(mine, tuple(jnp.split(place(mine, received), ends, axis=1)))
 
     return _each(sizes, exchange, requests, jnp.int32(at))
 
@@ -178,9 +208,10 @@ def deliver(
     requests: Requests,
     served: Served,
     vectors: Float[Array, "D C d"],
+    which: int = 0,
     at: Int[Array, ""] | int = 0,
 ) -> Float[Array, "S w d"]:
-    """Vectors of the owners' rows at the shards that want them, in the order of `request`; 0 for other rounds.
+    """Vectors of one list's items at the shards that want them, in the order of `request`; 0 for other rounds.
 
     Linear, and its transpose carries gradients home.
 
@@ -189,17 +220,19 @@ def deliver(
       requests: of the step.
       served: of the round.
       vectors: of `served.mine`.
+      which: the list.
       at: the round.
     """
+    capacity = sizes.lists[which].capacity
 
     def exchange(requests: Requests, served: Served, vectors: Float[Array, "C d"], at: Int[Array, ""]) -> Array:
-        got = jax.lax.all_to_all(gather_rows(vectors, served.place), AXES, 0, 0)
-        low, high = _bounds(sizes, requests, at)
-        part = requests.part
+        got = jax.lax.all_to_all(gather_rows(vectors, served.places[which]), AXES, 0, 0)
+        low, high = _bounds(sizes, requests, which, at)
+        part = requests.parts[which]
         owner = jnp.minimum(part // sizes.rows, sizes.mesh.size - 1)
         order = jnp.arange(len(part))
         here = (order >= low[owner]) & (order < high[owner])
-        slot = owner * sizes.capacity + jnp.where(here, order - low[owner], 0)
+        slot = owner * capacity + jnp.where(here, order - low[owner], 0)
         mine = jnp.where(here[:, None], got.reshape(-1, got.shape[-1])[slot], 0)
         return jax.lax.all_gather(mine, SHARE_AXIS, axis=1).reshape(-1, mine.shape[-1])  # as they were dealt out
 
@@ -207,20 +240,24 @@ def deliver(
     return _each(sizes, exchange, requests, served, vectors, jnp.int32(at), out=same)
 
 
-def _bounds(sizes: Sizes, requests: Requests, at: Int[Array, ""]) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
-    """Where, in a device's part, the items of each owner that belong to round `at` begin and end."""
+def _bounds(
+    sizes: Sizes, requests: Requests, which: int, at: Int[Array, ""]
+) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
+    """Where, in a device's part of a list, the items of each owner that belong to round `at` begin and end."""
     width = -(-sizes.rows // requests.rounds)
     owner = jnp.arange(sizes.mesh.size) * sizes.rows
     first = owner + jnp.minimum(at * width, sizes.rows)
     last = owner + jnp.minimum((at + 1) * width, sizes.rows)
-    return jnp.searchsorted(requests.part, first), jnp.searchsorted(requests.part, last)
+    part = requests.parts[which]
+    return jnp.searchsorted(part, first), jnp.searchsorted(part, last)
 
 
-def _bucket(sizes: Sizes, requests: Requests, at: Int[Array, ""]) -> Int[Array, "D c"]:
-    """The owners' rows that a device asks for, filled up with R."""
-    low, high = _bounds(sizes, requests, at)
-    order = low[:, None] + jnp.arange(sizes.capacity)
-    ids = requests.part[jnp.minimum(order, len(requests.part) - 1)]
+def _bucket(sizes: Sizes, requests: Requests, which: int, at: Int[Array, ""]) -> Int[Array, "D c"]:
+    """The owners' rows that a device asks for of a list, filled up with R."""
+    low, high = _bounds(sizes, requests, which, at)
+    order = low[:, None] + jnp.arange(sizes.lists[which].capacity)
+    part = requests.parts[which]
+    ids = part[jnp.minimum(order, len(part) - 1)]
     return jnp.where(order < high[:, None], ids - jnp.arange(sizes.mesh.size)[:, None] * sizes.rows, sizes.rows)
 
 

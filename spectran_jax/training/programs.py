@@ -107,7 +107,9 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
         train_step = make_sharded_train_step(model, objective, optimizer, schedule, setup.exchange, clip_norm)
     else:
         train_step = make_train_step(model, objective, optimizer, schedule, setup.touched, clip_norm)
-    update = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, everywhere))
+    update = functools.partial(
+        jax.jit, donate_argnums=0, out_shardings=(shardings, everywhere), compiler_options=_compiler_options(setup)
+    )
     return Programs(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         init=start,
@@ -119,6 +121,20 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
         gram=jax.jit(centred_gram, out_shardings=everywhere),
         mesh=mesh,
     )
+
+
+def _compiler_options(setup: Setup) -> dict[str, bool]:
+    """Of an update: what a TPU's compiler is to be told, so that lists of an exchange travel beside computing."""
+    several = setup.exchange is not None and len(setup.exchange.lists) > 1
+    if setup.mesh.devices.flat[0].platform != "tpu" or not several or _must_wait(setup.mesh):
+        return {}
+    return {"xla_tpu_enable_async_all_to_all": True, "xla_tpu_force_async_all_to_all": True}
+
+
+def _must_wait(mesh: jax.sharding.Mesh) -> bool:
+    """Whether the devices are those of a TPU on which every all-to-all blocks: a v5e slice of more than 16 chips, where
+    the compiler refuses others ("not supported on limited ICI")."""
+    return mesh.devices.flat[0].device_kind == "TPU v5 lite" and mesh.size > 16
 
 
 def build_table(setup: Setup) -> item_table.TableBuilder:

@@ -21,6 +21,7 @@ from spectran_jax.recommender import Recommender
 from spectran_jax.spectral import Spectrum
 from spectran_jax.training import catalogue, exchange, partitioning
 from spectran_jax.training.item_table import Access
+from spectran_jax.training.micro_batches import touched_at_most
 from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.step import Frozen
 
@@ -93,8 +94,9 @@ class Setup:
         whole = self.host_arrays or self.model.item_encoder.has_auxiliary() or self.objective.sampler is None
         if not self.access.cut or self.touched is None or whole:
             return None
-        touched = min(self.plan.group_items + self.config.objective.negatives, self.dataset.num_items)
-        return exchange.plan(self.mesh, self.access.rows, touched)
+        negatives, number = self.config.objective.negatives, self.plan.groups // self.mesh.shape["data"]
+        lists = touched_at_most(self.plan.group_items, negatives, self.dataset.num_items, number)
+        return exchange.plan(self.mesh, self.access.rows, lists)
 
     def eval_batches(self, targets: data.Targets, *, filter_seen: bool | None = None) -> data.EvalBatches:
         """What this process reads of the batches to rank `targets` by; `--filter_seen` unless told otherwise."""
@@ -219,7 +221,7 @@ def assemble(
         config.data.max_length,
         packed=config.data.packing,
         batch_size=config.training.batch_size,
-        row_multiple=mesh.shape["data"],
+        row_multiple=mesh.shape["data"] * (config.training.micro_batches if mesh.size > 1 else 1),
         mask_ratio=config.backbone.mask_ratio if backbones.is_masked(config.backbone) else None,
         prefixes=config.backbone.prefixes,
     )

@@ -10,6 +10,7 @@ The traffic is that of vectors of d numbers, whatever a row holds beside them: c
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from spectran_jax.gather import gather_rows
 from spectran_jax.layout import TrainBatch
-from spectran_jax.objectives import History, Negatives, Objective
+from spectran_jax.objectives import Objective
 from spectran_jax.recommender import Recommender
-from spectran_jax.training import catalogue, exchange
+from spectran_jax.training import catalogue, exchange, micro_batches
+from spectran_jax.training.micro_batches import Lists, Piece
 from spectran_jax.training.optimizer import clip
 from spectran_jax.training.step import (
     Frozen,
@@ -30,10 +31,7 @@ from spectran_jax.training.step import (
     Scalars,
     Step,
     TrainState,
-    step_history,
     step_keys,
-    step_negatives,
-    touched_items,
 )
 
 
@@ -66,24 +64,32 @@ class Rounds:
         arrays = exchange.take(self.sizes, frozen, served, encoder.item_arrays, as_stored=True)
         return Owned(served, exchange.take(self.sizes, params, served, encoder.item_params), arrays)
 
-    def deliver(self, params: Params, owned: Owned, round_number: Int[Array, ""] | int) -> Float[Array, "S w d"]:
-        """The vectors of a round's items where the shards of the batch read them, zero where another round's go.
+    def encode(self, params: Params, owned: Owned) -> Float[Array, "D C d"]:
+        """The vectors of a round's items, at their owners.
 
         `params` are those of `owned`, by themselves as a gradient goes to them.
         """
         encode = lambda module: module.item_encoder.encode(module.item_encoder.rows(None), train=True)  # noqa: E731
         variables = {"params": params, "frozen": owned.arrays}
         vectors: Any = self.part.apply(variables, rngs={"dropout": self.dropout}, method=encode)
-        vectors = vectors.reshape(self.sizes.mesh.size, self.sizes.received, -1)
-        return exchange.deliver(self.sizes, self.requests, owned.served, vectors, round_number)
+        return vectors.reshape(self.sizes.mesh.size, self.sizes.received, -1)
 
-    def pull_back(
-        self, params: Params, round_number: Int[Array, ""] | int, gradient: Float[Array, "S w d"]
-    ) -> tuple[Owned, Params]:
+    def deliver(
+        self, owned: Owned, vectors: Float[Array, "D C d"], which: int, round_number: Int[Array, ""] | int
+    ) -> Float[Array, "S w d"]:
+        """Those of one list where the shards of the batch read them, zero where another round's go."""
+        return exchange.deliver(self.sizes, self.requests, owned.served, vectors, which, round_number)
+
+    def fetch(self, params: Params, owned: Owned, round_number: Int[Array, ""] | int) -> Lists:
+        """`deliver` of all lists after `encode`."""
+        vectors = self.encode(params, owned)
+        return tuple(self.deliver(owned, vectors, which, round_number) for which in range(len(self.sizes.lists)))
+
+    def pull_back(self, params: Params, round_number: Int[Array, ""] | int, gradients: Lists) -> tuple[Owned, Params]:
         """What the owners hold of a round's items, and the gradient that goes home from the vectors delivered."""
         owned = self.owned(params, round_number)
-        _, back = jax.vjp(lambda params: self.deliver(params, owned, round_number), owned.params)
-        return owned, back(gradient)[0]
+        _, back = jax.vjp(lambda params: self.fetch(params, owned, round_number), owned.params)
+        return owned, back(gradients)[0]
 
     def after_the_first(self, body: Callable[[Int[Array, ""], Any], Any], start: Any) -> Any:
         """`body(round, carry)` over all rounds but the first: none, as a rule."""
@@ -101,6 +107,9 @@ def make_sharded_train_step(
 ) -> Step:
     """`train_step(state, frozen, batch)` as `step.make_train_step` gives it, for tables that are cut over a mesh.
 
+    A batch of several groups a shard is a step of as many micro-batches: the same update, from the sum of their
+    gradients. The vectors of one can travel while another is computed with.
+
     Metrics have `exchange_rounds` beside the others: more than 1 where items of a step lie with few owners, which takes
     time and changes nothing else.
 
@@ -109,7 +118,7 @@ def make_sharded_train_step(
       objective: a sampled loss, with a sampler.
       optimizer: see `optimizer.build_optimizer`.
       schedule: the learning rate, for the log.
-      sizes: see `exchange.plan`; its shards are the groups of the batch.
+      sizes: see `exchange.plan`, for `micro_batches.touched_at_most`.
       clip_norm: global norm that gradients are clipped to; 0 does not clip.
     """
     names = model.item_encoder.item_params
@@ -120,33 +129,47 @@ def make_sharded_train_step(
         keys = step_keys(state.key, state.step)
         sampler = objective.sampler
         assert sampler is not None
-        targets = batch.at_supervised(batch.targets)
-        drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=batch.weight())
-        found, requests = exchange.request(sizes, _touched(sizes, batch, drawn, no_item))
+        targets, weight = batch.at_supervised(batch.targets), batch.weight()
+        drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=weight)
+        pieces = micro_batches.cut(batch, sizes.shards)
+        found, requests = exchange.request(sizes, micro_batches.touched(pieces, sizes.shards, drawn, no_item))
         rounds = Rounds(part, sizes, requests, frozen.item_encoder, keys.dropout)
 
-        # Vectors come to the shards: the first round's inside of what is differentiated, those of others beside it.
+        # The vectors of all rounds come to the shards. Gradients of the first round's go home the way they came.
         first = rounds.owned(state.params, 0)
-        shape = jax.eval_shape(rounds.deliver, first.params, first, 0)
+        vectors, encoded = jax.vjp(lambda params: rounds.encode(params, first), first.params)
+        ways = [
+            jax.vjp(lambda vectors, which=which: rounds.deliver(first, vectors, which, 0), vectors)
+            for which in range(len(sizes.lists))
+        ]
+        delivered = tuple(came for came, _ in ways)
 
-        def fetch(round_number: Int[Array, ""], delivered: Float[Array, "S w d"]) -> Float[Array, "S w d"]:
+        def fetch(round_number: Int[Array, ""], delivered: Lists) -> Lists:
             owned = rounds.owned(state.params, round_number)
-            return delivered + rounds.deliver(owned.params, owned, round_number)
+            return _add(delivered, rounds.fetch(owned.params, owned, round_number))
 
-        later = rounds.after_the_first(fetch, jnp.zeros(shape.shape, shape.dtype))
+        delivered = _add(delivered, rounds.after_the_first(fetch, jax.tree.map(jnp.zeros_like, delivered)))
 
-        def total_loss(params: Params, later: Float[Array, "S w d"]) -> tuple[Float[Array, ""], Scalars]:
-            delivered = rounds.deliver(params, first, 0) + later
+        def loss_of(params: Params, came: Lists, number: int) -> tuple[Float[Array, ""], Scalars]:
             variables = {"params": params, "frozen": first.arrays}
-
-            def loss(module: Recommender) -> tuple[Float[Array, ""], Scalars]:
-                return _loss(module, objective, frozen.sampler, batch, found, drawn, delivered)
-
+            piece = Piece(pieces[number], found[number], drawn, found[-1], came)
+            loss = lambda module: micro_batches.loss(module, objective, frozen.sampler, piece, weight.sum())  # noqa: E731
             value: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=loss)
             return value
 
-        differentiate = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
-        (grads, vector_grads), metrics = differentiate(first.params, later)
+        differentiate = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
+        shared_lists = delivered[len(pieces) :]
+        made = [
+            differentiate(first.params, (own, *shared_lists), number)
+            for number, own in enumerate(delivered[: len(pieces)])
+        ]
+        grads, metrics = functools.reduce(_add, ((of_params, values) for (of_params, _), values in made))
+        vector_grads = (
+            *(own for (_, (own, *_)), _ in made),
+            *functools.reduce(_add, (shared for (_, (_, *shared)), _ in made)),
+        )
+        home = [back(gradient)[0] for (_, back), gradient in zip(ways, vector_grads, strict=True)]
+        grads = _add(grads, encoded(functools.reduce(jnp.add, home))[0])
 
         # The gradient of what has no rows is a sum over all rounds, and so is the norm that everything is clipped by.
         def add(round_number: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:
@@ -190,57 +213,9 @@ def make_sharded_train_step(
     return train_step
 
 
-def _touched(sizes: exchange.Sizes, batch: TrainBatch, drawn: Int[Array, "n"], no_item: int) -> Int[Array, "S m"]:
-    """The ids that each shard of the batch touches, with repetitions; all of them score the same negatives."""
-    own = touched_items(batch, drawn[:0], no_item).reshape(2, sizes.shards, -1)
-    shared = jnp.broadcast_to(drawn, (sizes.shards, len(drawn)))
-    return jnp.concatenate([own[0], own[1], shared], axis=1)
-
-
-def _loss(
-    module: Recommender,
-    objective: Objective,
-    sampler: dict[str, Any],
-    batch: TrainBatch,
-    found: Int[Array, "S w"],
-    drawn: Int[Array, "n"],
-    vectors: Float[Array, "S w d"],
-) -> tuple[Float[Array, ""], Scalars]:
-    """The loss of the whole batch from each shard's own copy of the vectors that it touches."""
-    shards = len(found)
-    grouped = lambda x: x.reshape(shards, -1, *x.shape[1:])  # noqa: E731
-    at = jax.vmap(catalogue.place)
-    rows, length = batch.item_ids.shape
-    item_at = at(found, batch.item_ids.reshape(shards, -1))
-    inputs = jax.vmap(gather_rows)(vectors, item_at).reshape(rows, length, -1)
-    states = module.read(inputs, batch.layout, train=True)
-    targets, weight = batch.at_supervised(batch.targets), batch.weight()
-    drawn_at = at(found, jnp.broadcast_to(drawn, (shards, len(drawn))))
-    given = step_negatives(objective, sampler, batch, targets, drawn, drawn_at)
-    given = given._replace(excluded=grouped(given.excluded), excluded_mass=grouped(given.excluded_mass))
-    axes = Negatives(0, None, 0, 0)  # type: ignore[arg-type]
-    if objective.history_negatives:
-        history = History(*map(grouped, step_history(module, batch, states, inputs)))
-        given, axes = given._replace(history=history), axes._replace(history=History(0, 0))  # type: ignore[arg-type]
-
-    def of_shard(states: Array, items: Array, positive: Array, weight: Array, given: Negatives) -> Any:
-        no_candidates = jnp.zeros(0, bool)
-        return objective.loss(
-            states, items, positive_ids=positive, weight=weight, negatives=given, candidates=no_candidates
-        )
-
-    losses, extra = jax.vmap(of_shard, in_axes=(0, 0, 0, 0, axes))(
-        grouped(batch.at_supervised(states)),
-        module.scored(vectors),
-        at(found, grouped(targets)),
-        grouped(weight),
-        given,
-    )
-    # Each is a mean over its shard's supervised positions.
-    share = grouped(weight).sum(axis=1)
-    share = share / jnp.maximum(share.sum(), 1)
-    loss = jnp.sum(share * losses)
-    return loss, {"loss": loss, **{name: jnp.sum(share * value) for name, value in extra.items()}}
+def _add(a: Any, b: Any) -> Any:
+    """Of two trees."""
+    return jax.tree.map(jnp.add, a, b)
 
 
 def _split(tree: Any, names: tuple[str, ...]) -> tuple[Any, Any]:

@@ -146,8 +146,8 @@ class Peers:
         """A device's rows, numbered as rows of the whole batch."""
         if self.axis is None:
             return batch
-        first_row = jax.lax.axis_index(self.axis) * len(batch.item_ids)
-        return batch._replace(layout=batch.layout._replace(first_row=first_row))
+        numbers = batch.layout.row_numbers() + jax.lax.axis_index(self.axis) * len(batch.item_ids)
+        return batch._replace(layout=batch.layout._replace(row=numbers))
 
     def gather(self, x: Array) -> Array:
         """The rows of all devices."""

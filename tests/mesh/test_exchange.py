@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spectran_jax.training import exchange
 from spectran_jax.training.partitioning import AXES
 
-ITEMS, D, TOUCHED = 64, 3, 20
+ITEMS, D, TOUCHED, FEW = 64, 3, 20, 7
 
 
 def ids_of(kind, shards):
@@ -25,52 +25,53 @@ def ids_of(kind, shards):
     return ids
 
 
-def fetch(sizes, table, ids):
-    """What each shard gets, over as many rounds as it takes; [S, w, d], and the rounds."""
-    wanted, requests = exchange.request(sizes, ids)
+def fetch(sizes, table, lists):
+    """The items of each list of each shard, what a round delivers of them ([S, w, d] a list), and the rounds."""
+    wanted, requests = exchange.request(sizes, lists)
     rows = table.reshape(sizes.mesh.size, sizes.rows, -1)
 
     def one(at):
         served = exchange.serve(sizes, requests, at)
         mine = jax.vmap(lambda part, which: part.at[which].get(mode="clip"))(rows, served.mine)
-        return exchange.deliver(sizes, requests, served, mine, at)
+        return [exchange.deliver(sizes, requests, served, mine, which, at) for which in range(len(lists))]
 
     return wanted, one, requests.rounds
 
 
 @pytest.mark.parametrize("capacity", [0, 1])
 def test_every_request_is_served(mesh, capacity):
-    sizes = exchange.plan(mesh, ITEMS, TOUCHED, capacity)
+    sizes = exchange.plan(mesh, ITEMS, [TOUCHED, FEW], capacity)
     table = np.random.default_rng(0).normal(size=(ITEMS, D)).astype(np.float32)
 
     @jax.jit
-    def run(table, ids):
-        wanted, one, rounds = fetch(sizes, table, ids)
-        step = lambda state: (state[0] + 1, state[1] + one(state[0]))  # noqa: E731
+    def run(table, lists):
+        wanted, one, rounds = fetch(sizes, table, lists)
+        step = lambda state: (state[0] + 1, jax.tree.map(jnp.add, state[1], one(state[0])))  # noqa: E731
         return wanted, jax.lax.while_loop(lambda state: state[0] < rounds, step, (1, one(0)))[1], rounds
 
     placed = jax.device_put(table, NamedSharding(mesh, PartitionSpec(AXES)))
     for kind in ("random", "hot", "one owner"):
-        ids = ids_of(kind, mesh.shape["data"])
-        wanted, got, rounds = (np.asarray(x) for x in run(placed, ids))
+        lists = ids_of(kind, mesh.shape["data"]), ids_of("random", mesh.shape["data"])[:, :FEW]
+        wanted, got, rounds = run(placed, lists)
         shared_by_all = mesh.shape["model"] == 8  # then each device asks for one of the owner's eight items
         if capacity == 1 and kind == "one owner" and not shared_by_all:
             assert rounds > 1
-        for shard, row in enumerate(ids):
-            want = np.unique(row[row < ITEMS])
-            np.testing.assert_array_equal(wanted[shard][: len(want)], want)
-            assert (wanted[shard][len(want) :] == ITEMS).all()
-            np.testing.assert_array_equal(got[shard][: len(want)], table[want])
+        for ids, found, came in zip(lists, wanted, got, strict=True):
+            for row, items, vectors in zip(ids, np.asarray(found), np.asarray(came), strict=True):
+                want = np.unique(row[row < ITEMS])
+                np.testing.assert_array_equal(items[: len(want)], want)
+                assert (items[len(want) :] == ITEMS).all()
+                np.testing.assert_array_equal(vectors[: len(want)], table[want])
 
 
 def test_items_in_random_order_need_one_round(mesh):
     items, touched = 8 * 4096, 2_000
-    sizes = exchange.plan(mesh, items, touched)
+    sizes = exchange.plan(mesh, items, [touched])
     rng = np.random.default_rng(0)
     ids = np.stack([rng.choice(items, touched, replace=False) for _ in range(sizes.shards)]).astype(np.int32)
-    _, requests = jax.jit(lambda ids: exchange.request(sizes, ids))(ids)
+    _, requests = jax.jit(lambda ids: exchange.request(sizes, [ids]))(ids)
     assert int(requests.rounds) == 1
-    assert sizes.capacity < 2 * touched / 8 / mesh.shape["model"]
+    assert sizes.lists[0].capacity < 2 * touched / 8 / mesh.shape["model"]
 
 
 @pytest.mark.parametrize(
@@ -79,28 +80,28 @@ def test_items_in_random_order_need_one_round(mesh):
 def test_planned_capacities(devices, wanted, capacity):
     """By hand, of few devices: 1.25 m + 4 sqrt(m), rounded up, for m = 1000 and 100, but no more than there are."""
     mesh = types.SimpleNamespace(size=devices, shape={"data": devices, "model": 1})
-    assert exchange.plan(mesh, 10**6 * devices, wanted).capacity == capacity
-    assert exchange.plan(mesh, 10**6 * devices, wanted, 3).capacity == min(3, wanted)
+    assert exchange.plan(mesh, 10**6 * devices, [wanted]).lists[0].capacity == capacity
+    assert exchange.plan(mesh, 10**6 * devices, [wanted], 3).lists[0].capacity == min(3, wanted)
 
 
 def test_thousands_of_devices_need_no_second_round_either():
     """Items in random order: of all that a thousand devices want of each other, nothing is beyond the capacity."""
     devices, wanted = 1_000, 4_000
-    sizes = exchange.plan(types.SimpleNamespace(size=devices, shape={"data": devices, "model": 1}), 10**8, wanted)
+    sizes = exchange.plan(types.SimpleNamespace(size=devices, shape={"data": devices, "model": 1}), 10**8, [wanted])
     rng = np.random.default_rng(0)
     owners = (rng.integers(0, 10**8, wanted) // sizes.rows for _ in range(devices))
     largest = max(np.bincount(of_one, minlength=devices).max() for of_one in owners)
-    assert 15 < largest <= sizes.capacity < 30  # a quarter and four standard deviations above the mean are 14
+    assert 15 < largest <= sizes.lists[0].capacity < 30  # a quarter and four standard deviations above the mean are 14
 
 
 def test_gradients_go_home_to_the_owner_and_add_up(mesh):
     ids = ids_of("hot", mesh.shape["data"])
-    sizes = exchange.plan(mesh, ITEMS, TOUCHED, TOUCHED)
+    sizes = exchange.plan(mesh, ITEMS, [TOUCHED], TOUCHED)
     table = np.random.default_rng(0).normal(size=(ITEMS, D)).astype(np.float32)
 
     def loss(table):
-        wanted, one, _ = fetch(sizes, table, ids)
-        return jnp.sum(jnp.where(wanted[..., None] < ITEMS, jnp.sin(one(0)), 0))
+        wanted, one, _ = fetch(sizes, table, [ids])
+        return jnp.sum(jnp.where(wanted[0][..., None] < ITEMS, jnp.sin(one(0)[0]), 0))
 
     got = jax.jit(jax.grad(loss))(jax.device_put(table, NamedSharding(mesh, PartitionSpec(AXES))))
     want = np.zeros_like(table)

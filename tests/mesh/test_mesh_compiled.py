@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from spectran_jax.benchmarks.sessions import batches_of, synthetic
 from spectran_jax.planning import hlo
@@ -26,9 +27,9 @@ OPTIONS = {
 }
 
 
-def compiled(items: int):
+def compiled(items: int, micro_batches: int):
     """The training step for a catalogue of this size."""
-    setup = synthetic(items, **OPTIONS)
+    setup = synthetic(items, **OPTIONS, micro_batches=micro_batches)
     assert setup.exchange is not None
     every_other = setup.objective.sampler.arrays(np.arange(items) % 2)  # what is drawn: the rest is cold
     setup = dataclasses.replace(setup, frozen=setup.frozen._replace(sampler=every_other))
@@ -42,8 +43,9 @@ def compiled(items: int):
     return programs.train_step.lower(programs.state, setup.abstract(), shapes).compile()
 
 
-def test_nothing_that_travels_and_no_temporary_follows_the_catalogue():
-    programs = [compiled(items) for items in (SMALL, LARGE)]
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_nothing_that_travels_and_no_temporary_follows_the_catalogue(micro_batches):
+    programs = [compiled(items, micro_batches) for items in (SMALL, LARGE)]
     exchanged = [
         sorted((c.kind, c.bytes, times or 0) for c, times in collectives(schedule(hlo.parse(p.as_text()), 8)))
         for p in programs

@@ -221,3 +221,30 @@ def test_fusions_of_a_tpu_that_run_beside_a_collective():
     assert isinstance(cut, schedule.Issue)
     assert cut.blocks
     assert (cut.collective.kind, cut.collective.bytes) == ("reduce-scatter", 16 * 4 * 4)
+
+
+BESIDE = """HloModule tpu, is_scheduled=true
+
+ENTRY %main (x: bf16[8,4], y: bf16[8,4]) -> bf16[8,4] {
+  %x = bf16[8,4]{1,0} parameter(0)
+  %y = bf16[8,4]{1,0} parameter(1)
+  %begun = ((bf16[8,4]{1,0}), bf16[8,4]{1,0}, u32[], u32[]) all-to-all-start(%x), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %sum = bf16[8,4]{1,0} add(%y, %y)
+  %came = bf16[8,4]{1,0} all-to-all-done(%begun)
+  ROOT %all = bf16[8,4]{1,0} add(%sum, %came)
+}
+"""  # noqa: E501
+
+
+def test_an_all_to_all_that_computing_runs_beside():
+    """As libtpu writes it where it is told to."""
+    begun, beside, came, _ = [
+        event
+        for event in schedule.schedule(hlo.parse(BESIDE), 8)
+        if not isinstance(event, schedule.Compute) or event.cost.bytes
+    ]
+    assert isinstance(begun, schedule.Issue)
+    assert not begun.blocks
+    assert (begun.collective.kind, begun.collective.bytes) == ("all-to-all", 8 * 4 * 2)
+    assert isinstance(beside, schedule.Compute)
+    assert came == schedule.Await(begun.key)

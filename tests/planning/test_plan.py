@@ -157,10 +157,11 @@ def test_shares_of_a_job():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the extra [plan], is not installed")
-def test_by_the_real_compiler(tmp_path, run_command):
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_by_the_real_compiler(micro_batches, tmp_path, run_command):
     flags = {"topology": "v5e:2x2", "programs": "train", "num_items": 100_000, "rank": 32, "text_dimension": 48}
     flags |= {"dimension": 16, "blocks": 1, "max_length": 8, "batch_size": 16, "negatives": 16, "dropout": 0}
-    flags |= {"attention_dimension": 8, "spectrum_dtype": "int8", "workdir": tmp_path}
+    flags |= {"attention_dimension": 8, "spectrum_dtype": "int8", "workdir": tmp_path, "micro_batches": micro_batches}
     done = run_command("plan", flags, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     written = json.loads((tmp_path / "plan.json").read_text())
@@ -174,3 +175,6 @@ def test_by_the_real_compiler(tmp_path, run_command):
     assert all(each["axes"] == ["data"] for each in step["collectives"])
     assert 0.3 < made["payload"]["ratio"] < 6
     assert "exchanges" in done.stdout
+    # Only what has something to run beside is told to the compiler.
+    seconds = step["seconds"]
+    assert (seconds["with_overlap"] < seconds["without_overlap"]) == (micro_batches > 1)
