@@ -115,7 +115,8 @@ class Job:
         setup, plan = self.setup, self.setup.plan
         shape = (plan.rows_per_step, plan.row_length)
         ids = np.broadcast_to(np.int32(0), shape)
-        batch = TrainBatch(ids, ids, self._layout(shape), np.zeros((plan.groups, plan.group_positions), np.int32))
+        supervised = np.broadcast_to(np.int32(0), (plan.groups, plan.group_positions))
+        batch = TrainBatch(ids, ids, self._layout(shape), supervised)
         return _with(batch, partitioning.batch_shardings(setup.mesh, batch))
 
     def eval_batch(self) -> EvalBatch:
