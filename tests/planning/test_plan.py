@@ -176,5 +176,5 @@ def test_by_the_real_compiler(micro_batches, tmp_path, run_command):
     assert 0.3 < made["payload"]["ratio"] < 6
     assert "exchanges" in done.stdout
     # Only what has something to run beside is told to the compiler.
-    seconds = step["seconds"]
-    assert (seconds["with_overlap"] < seconds["without_overlap"]) == (micro_batches > 1)
+    hidden = 1 - step["seconds"]["with_overlap"] / step["seconds"]["without_overlap"]
+    assert (hidden > 1e-6) == (micro_batches > 1)
