@@ -55,7 +55,8 @@ def recommend(
       k: items a history, at most the size of the catalogue.
       filter_seen: leave out the items of the history.
       recall: expected share of the true k best that suffices, in (0, 1]; None is exact (see `top_k`).
-      table: the table of all item vectors where it is built already.
+      table: of all item vectors, `training.programs.build_table(setup)(params, setup.place())`. Without it, each call
+        builds it anew from all items: whoever calls again with the same parameters builds it once and gives it here.
 
     Raises:
       InputError: k or recall out of range, no history, an empty one, or an item that the run does not have.
@@ -81,7 +82,8 @@ def user_states(
       setup: the run's set-up.
       params: its parameters, on the devices.
       histories: none may be empty.
-      table: the table of all item vectors where it is built already.
+      table: of all item vectors, `training.programs.build_table(setup)(params, setup.place())`. Without it, each call
+        builds it anew from all items: whoever calls again with the same parameters builds it once and gives it here.
 
     Raises:
       InputError: no history, an empty one, or an item that the run does not have.

@@ -50,7 +50,7 @@ def read_rows(pipeline: Any, sources: list[str]) -> tuple[Any, Any]:
 def _rows_of(numbered: tuple[int, str]) -> Iterator[Any]:
     number, path = numbered
     try:
-        with _local(path) as local:
+        with local_copy(path) as local:
             table = files.read_interactions(local)
     except NoRows:
         yield _summary(path)
@@ -86,7 +86,7 @@ def read_items(pipeline: Any, paths: list[str]) -> tuple[Any, Any]:
 
 def _items_of(path: str) -> Iterator[Any]:
     try:
-        with _local(path) as local:
+        with local_copy(path) as local:
             yield from map(str, files.read_items(local).ids)
     except NoRows:
         return
@@ -205,7 +205,7 @@ def read_facts(name: str) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _local(path: str) -> Iterator[Path]:
+def local_copy(path: str) -> Iterator[Path]:
     """A file of any file system as one of this machine; messages name the source."""
     if Path(path).is_file():
         yield Path(path)

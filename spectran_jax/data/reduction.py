@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from spectran_jax.data import files
 from spectran_jax.data.content import nothing_left, unknown_items_error
-from spectran_jax.data.spelling import alike
+from spectran_jax.data.spelling import alike, columns_found
+from spectran_jax.data.table_files import column_names
 from spectran_jax.errors import InputError, Interrupted, RunError, first_line
 from spectran_jax.progress import quiet
 from spectran_jax.signals import StopRequest
@@ -246,7 +247,9 @@ def _common(summaries: list[dict[str, Any]]) -> _Common:
     for one in summaries:
         for name in columns:
             if name not in one["columns"]:
-                raise InputError(f"{one['path']}: no column {name}, which other files of --interactions have.")
+                with _plainly(), beam_steps.local_copy(one["path"]) as path:
+                    found = columns_found([name], column_names(path), (*beam_steps.IDS, *files.ORDER_COLUMNS))
+                raise InputError(f"{one['path']}: no column {name}, which other files of --interactions have; {found}")
     types = {
         name: next(kind for kind in beam_steps.ID_TYPES if all(kind in one["types"][name] for one in summaries))
         for name in beam_steps.IDS

@@ -67,7 +67,7 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         if config.dimension % 2:
             raise InputError(
                 f"--item_encoder=llmesr halves the vectors into two views, and --dimension={config.dimension} is odd; "
-                f"take {config.dimension + 1}."
+                "take an even one that --heads divides."
             )
         return {
             **super().options(config, source, dtype),

@@ -35,7 +35,7 @@ class Board:
           console: where to; stderr by default.
           clock: seconds since some fixed point.
         """
-        self._description, self._total, self._before, self._parallel = description, total, before, parallel
+        self._description, self._total, self._untimed, self._parallel = description, total, before, parallel
         self._console = console or stderr_console()
         self._clock = clock
         self._begun: dict[str, float] = {}
@@ -53,10 +53,10 @@ class Board:
                 console=self._console,
                 refresh_per_second=2,
             )
-            self._row = self._bar.add_task(self._description, total=self._total, completed=self._before, detail="")
+            self._row = self._bar.add_task(self._description, total=self._total, completed=self._untimed, detail="")
             self._bar.start()
-        elif self._before:
-            self._line(f"{self._description}: {self._before} of {self._total} are there already")
+        elif self._untimed:
+            self._line(f"{self._description}: {self._untimed} of {self._total} are there already")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,16 +78,23 @@ class Board:
         self._took.append(took)
         self._failed += bool(failure)
         said = f"failed: {failure}" if failure else headline or "done"
-        place = f"{self._before + len(self._took)}/{self._total}"
+        place = f"{self._untimed + len(self._took)}/{self._total}"
         left = f", about {duration(self.left())} left" if self._bar is None and self.left() >= 1 else ""
         self._line(f"{place} {name}: {said} ({duration(took)}){left}")
+
+    def not_started(self, folder: str, number: int) -> None:
+        """Runs of a folder will not begin, as others of it failed for what they share."""
+        self._untimed += number
+        self._failed += number
+        if number:
+            self._line(f"{folder}: {number} more not started, as these would fail alike")
 
     def left(self) -> float:
         """Seconds until the last run ends, at the mean time of those that have; NaN while none has."""
         if not self._took:
             return math.nan
         mean = sum(self._took) / len(self._took)
-        open_ = self._total - self._before - len(self._took)
+        open_ = self._total - self._untimed - len(self._took)
         gone = sum(min(self._clock() - begun, mean) for begun in self._begun.values())
         return max(mean * open_ - gone, 0.0) / max(min(self._parallel, open_), 1)
 
@@ -95,7 +102,7 @@ class Board:
         """Brings the bar up to date."""
         if self._bar is None:
             return
-        done = self._before + len(self._took)
+        done = self._untimed + len(self._took)
         parts = [f"{done}/{self._total}"]
         parts += [f"{self._failed} failed"] if self._failed else []
         parts += [f"{len(self._begun)} running", f"about {duration(self.left())} left"]

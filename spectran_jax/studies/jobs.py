@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from spectran_jax.writing import write_json
 POLL_SECONDS = 0.1
 ATTEMPTS = 3
 """Times that a job is started which leaves with 75, i.e. asks to be started again."""
+REFUSALS = 2
+"""Jobs of one folder that are refused in the same words before the rest of it is not started. One says too little: what
+it was refused may be a value of its own, as of a search, or a folder that another process holds."""
 FREE_SECONDS = 60.0
 """How long a job waits for a folder that another process holds: a child of a killed experiment that still saves."""
 LAUNCH = Path(__file__).with_name("launch.py")
@@ -99,6 +102,9 @@ def run_jobs(
     child) and all that a run writes. A child is given its share of the cores, 1 / parallel of them, by its affinity;
     XLA, NumPy and Grain size their thread pools by it. SIGINT and SIGTERM are passed on: children save and leave, and
     so does this function. Children of an experiment that is killed outright are told to save, too (Linux).
+
+    Jobs whose names differ in their last part alone are of one method on one data set. Where `REFUSALS` of them are
+    refused their input in the same words, those that wait count as failed with these words.
 
     Args:
       jobs: with different names.
@@ -168,6 +174,7 @@ def _run_all(
     queue = deque((job, 1) for job in todo)
     waiting: dict[str, float] = {}
     done: dict[str, Outcome] = {}
+    refused: Counter[tuple[Path, str]] = Counter()
     while queue or children.running:
         if stop.requested:
             children.leave()
@@ -193,9 +200,25 @@ def _run_all(
                 outcome = Outcome(child.job.name, child.folder, failure=_failure(child), status=child.status)
             done[child.job.name] = outcome
             board.finished(outcome.name, outcome.failure, _headline(outcome))
+            if outcome.status == InputError.exit_status:
+                folder, said = outcome.folder.parent, outcome.failure
+                refused[folder, said] += 1
+                if refused[folder, said] == REFUSALS:
+                    alike = _without(queue, outcome, runs)
+                    done |= alike
+                    board.not_started(str(folder.relative_to(runs)), len(alike))
         board.refresh()
         time.sleep(POLL_SECONDS)
     return done
+
+
+def _without(queue: deque[tuple[Job, int]], refused: Outcome, runs: Path) -> dict[str, Outcome]:
+    """Takes the jobs beside a refused one out of the queue; its failure is theirs."""
+    beside = [waits for waits in queue if (runs / waits[0].name).parent == refused.folder.parent]
+    for waits in beside:
+        queue.remove(waits)
+    names = [job.name for job, _ in beside]
+    return {name: dataclasses.replace(refused, name=name, folder=runs / name) for name in names}
 
 
 @dataclasses.dataclass

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.report.words import count
 from spectran_jax.studies.jobs import Outcome
 
 
@@ -14,15 +16,33 @@ def some_came_to_an_end(outcomes: Mapping[str, Outcome]) -> None:
     failed = [outcome for outcome in outcomes.values() if not outcome.ok]
     if not failed or len(failed) < len(outcomes):
         return
-    what = "The only run failed" if len(failed) == 1 else f"All {len(failed)} runs failed, the last"
-    message = f"{what} with: {failed[-1].failure}"
+    what = "The only run failed" if len(failed) == 1 else f"All {len(failed)} runs failed"
+    which = ", the last" if len({outcome.failure for outcome in failed}) > 1 else ""
+    message = f"{what}{which} with: {failed[-1].failure}"
     refused = all(outcome.status == InputError.exit_status for outcome in failed)
     raise InputError(message) if refused else RunError(message)
 
 
 def why_failed(outcomes: Iterable[Outcome]) -> str:
-    """One sentence a run that failed; empty where none did."""
-    return " ".join(f"{outcome.name} failed: {outcome.failure}" for outcome in outcomes if not outcome.ok)
+    """One sentence for the runs that failed with the same message; empty where none did."""
+    failed = [(str(Path(o.name).parent), o.name, o.failure) for o in outcomes if not o.ok]
+    return " ".join(f"{runs} failed: {failure}" for runs, failure in by_failure(failed, "run"))
+
+
+def by_failure(failed: Iterable[tuple[str, str, str]], noun: str) -> list[tuple[str, str]]:
+    """Failures, each once, behind the names of what failed so: of several in one place, the place and their number.
+
+    Args:
+      failed: the place, the whole name and the failure of each.
+      noun: what they are.
+    """
+    named: dict[str, dict[str, list[str]]] = {}
+    for place, name, failure in failed:
+        named.setdefault(failure, {}).setdefault(place, []).append(name)
+    return [
+        (", ".join(n[0] if len(n) == 1 else f"{place} ({count(len(n), noun)})" for place, n in places.items()), failure)
+        for failure, places in named.items()
+    ]
 
 
 def shared_protocol(outcomes: Iterable[Outcome], what: str) -> str:

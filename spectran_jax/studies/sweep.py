@@ -13,7 +13,7 @@ from spectran_jax.report import words
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
-from spectran_jax.studies.outcomes import made_otherwise
+from spectran_jax.studies.outcomes import by_failure, made_otherwise
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.reads import refuse_unread
@@ -146,17 +146,19 @@ def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *,
     """
     rows: list[Sequence[Cell]] = []
     bold = set()
-    failures: list[str] = []
+    failed: list[tuple[str, str, str]] = []
     for place, each in found.items():
         for index, trial in enumerate(each.trials):
             metrics = trial.outcome.metrics
             if metrics is None:
-                failures.append(f"{', '.join(place)}, trial {index}: {trial.outcome.failure}")
+                where = ", ".join(place)
+                failed.append((where, f"{where}, trial {index}", trial.outcome.failure))
             if trial.score is not None and trial.values == each.chosen:
                 bold.add((len(rows), len(keys) + 2))
             seconds = None if metrics is None else float(metrics["train"]["seconds"])
             rows.append([*place, index, describe(trial.values), trial.score, seconds])
-    note = f"{len(failures)} of {words.count(len(rows), 'trial')} failed. " + " ".join(failures) if failures else ""
+    told = [f"{trials}: {failure}" for trials, failure in by_failure(failed, "trial")]
+    note = " ".join([f"{len(failed)} of {words.count(len(rows), 'trial')} failed.", *told]) if failed else ""
     selection = words.label(SELECTION_METRIC)
     return Table(
         title,

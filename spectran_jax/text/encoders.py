@@ -67,7 +67,11 @@ class WordLlama:
 
 
 class SentenceTransformers:
-    """Any sentence-transformers or Hugging Face model, by its hub name or folder; needs the extra [llm]."""
+    """Any sentence-transformers or Hugging Face model, by its hub name or folder; needs the extra [llm].
+
+    The version of a folder tells its states apart. That of a hub name can't: which revision it stands for is known only
+    once the model is loaded, and caches are looked up without that.
+    """
 
     def __init__(self, model: str) -> None:
         if not model:

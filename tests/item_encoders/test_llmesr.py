@@ -40,7 +40,9 @@ def test_llmesr_is_an_adapter_of_the_text_beside_ids_that_start_from_it():
     vectors = table(module, frozen, params)
     want = np.concatenate([0.1 * semantic, 0.1 * start + learned], axis=1)
     np.testing.assert_allclose(vectors, want, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match=r"llmesr halves the vectors .* --dimension=7 is odd; take 8"):
+    with pytest.raises(
+        InputError, match=r"llmesr halves the vectors .* --dimension=7 is odd; take an even one that --heads divides"
+    ):
         built("llmesr", dimension=7)
 
 

@@ -29,6 +29,10 @@ def main(folder: Path, behaviour: str = "") -> int:
     if behaviour == "fail":
         print("a line\nerror: The loss became nan at step 3.", file=sys.stderr)
         return 1
+    if behaviour in ("refused", "refused its value"):
+        of_its_own = f" It has dropout {config['backbone']['dropout']}." if behaviour == "refused its value" else ""
+        print(f"error: x.tsv: no such file.{of_its_own}", file=sys.stderr)
+        return 2
     if behaviour == "again" and len((folder / "starts").read_text()) < 3:
         return 75
     if behaviour == "unchanged" and (folder / "metrics.json").exists():

@@ -17,6 +17,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.board import Board
 from spectran_jax.studies.jobs import HUGE_PAGES, Job, core_shares, run_jobs
+from spectran_jax.studies.outcomes import why_failed
 from spectran_jax.training.workdir import locked
 
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -116,6 +117,36 @@ def test_failures_are_told_and_the_others_go_on(tmp_path, capfd):
     said = capfd.readouterr().err
     assert "bad: failed: The loss became nan" in said
     assert "again: asks to be started again" in said
+
+
+def test_what_all_jobs_of_a_folder_are_refused_is_found_by_two_of_them(tmp_path, capfd):
+    """Each would start, read all data and end with the same message. The other folder goes on, and all are tried again
+    by the next call."""
+    bad, good = [f"bad/trial-{i}" for i in range(5)], ["good/trial-0"]
+    refused = dict.fromkeys(bad, "refused")
+    outcomes = run_jobs(jobs(*bad, *good), tmp_path, parallel=1, command=fake(refused))
+    assert list(outcomes) == bad + good
+    assert [starts(tmp_path, name) for name in outcomes] == [1, 1, 0, 0, 0, 1]
+    assert {(o.failure, o.status, o.ok) for o in outcomes.values()} == {
+        ("x.tsv: no such file.", 2, False),
+        ("", 0, True),
+    }
+    assert [o.folder for o in outcomes.values()] == [tmp_path / "runs" / name for name in outcomes]
+    said = capfd.readouterr().err
+    assert "bad: 3 more not started, as these would fail alike" in said
+    assert "6/6 good/trial-0" in said
+    assert why_failed(outcomes.values()) == "bad (5 runs) failed: x.tsv: no such file."
+    again = run_jobs(jobs(*bad, *good), tmp_path, parallel=1, command=fake())
+    assert all(o.ok for o in again.values())
+
+
+def test_a_job_that_is_refused_a_value_of_its_own_keeps_none_beside_it(tmp_path):
+    names = [f"one/trial-{i}" for i in range(3)]
+    todo = [Job(name, CONFIG.replace(dropout=0.1 * i)) for i, name in enumerate(names)]
+    outcomes = run_jobs(todo, tmp_path, parallel=1, command=fake(dict.fromkeys(names[:2], "refused its value")))
+    assert [o.ok for o in outcomes.values()] == [False, False, True]
+    others = run_jobs(todo, tmp_path / "lost", parallel=1, command=fake(dict.fromkeys(names[:2], "fail")))
+    assert [o.ok for o in others.values()] == [False, False, True], "a failure that is no refusal may pass"
 
 
 def test_a_run_that_ends_without_a_word_is_not_told_with_an_earlier_one(tmp_path):

@@ -399,7 +399,12 @@ def test_runs_that_fail_are_named_and_the_rest_is_shown(study, monkeypatch):
     monkeypatch.setattr(grid, "run_jobs", run_jobs)
     table = ablation.run(study, "attention=softmax:none").tables[0]
     assert [row[1] for row in table.rows] == ["spectran", "attention=none"] * 2
-    assert "one/attention=softmax/seed-0 failed: The loss became nan." in table.note
+    failed = [
+        f"{dataset}/{runs}"
+        for dataset in ("one", "two")
+        for runs in ("spectran/seed-3", "attention=softmax (2 runs)", "attention=none/seed-3")
+    ]
+    assert table.note.endswith(f" {', '.join(failed)} failed: The loss became nan.")
     monkeypatch.setattr(grid, "run_jobs", lambda jobs, workdir, **_: {j.name: Outcome(j.name, workdir) for j in jobs})
     with pytest.raises(RunError, match="All 8 runs failed"):
         ablation.run(study, "attention=none")
@@ -461,7 +466,7 @@ def test_a_study_whose_runs_were_all_refused_their_input_ends_as_bad_input(study
         return {job.name: Outcome(job.name, workdir, failure="x.tsv: no such file.", status=2) for job in jobs}
 
     monkeypatch.setattr(grid, "run_jobs", run_jobs)
-    with pytest.raises(InputError, match=r"All 8 runs failed, the last with: x\.tsv: no such file"):
+    with pytest.raises(InputError, match=r"All 8 runs failed with: x\.tsv: no such file"):
         ablation.run(study, "attention=none")
 
 

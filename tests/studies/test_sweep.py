@@ -117,7 +117,7 @@ def test_failed_trials_are_counted_and_not_chosen(tmp_path):
     assert list(found["good"].done) == [0]
     assert found["bad"].chosen is None
     assert not found["bad"].runs
-    with pytest.raises(RunError, match="All 2 runs failed, the last with: The loss became nan at step 3"):
+    with pytest.raises(RunError, match="All 2 runs failed with: The loss became nan at step 3"):
         search({"bad": METHODS["one"]}, tmp_path, trials=2, seeds=[0], parallel=2, runner=Runner(failing))
 
 
@@ -185,6 +185,9 @@ def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
     runner = Runner({"ml/trial-01": "fail"})
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0], runner=runner)
     assert "1 of 2 trials failed. ml, trial 1: The loss became nan" in markdown(result)
+    runner = Runner({f"ml/trial-0{i}": "fail" for i in range(3)})
+    result = sweep({"ml": Config()}, tmp_path / "more", space=SPACE, trials=4, seeds=[0], runner=runner)
+    assert result.tables[1].note == "3 of 4 trials failed. ml (3 trials): The loss became nan at step 3."
 
 
 def test_trials_and_seeds_of_a_sweep_that_were_made_otherwise_are_told(tmp_path):

@@ -5,16 +5,21 @@ import json
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spectran_jax import recommend
 from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import Diverged
+from spectran_jax.metrics import SELECTION_METRIC, metrics_from_ranks
+from spectran_jax.progress import TrainingProgress
+from spectran_jax.recommend import user_states
 from spectran_jax.signals import StopRequest
 from spectran_jax.training import item_table, loop
 from spectran_jax.training.checkpoints import Checkpoints
-from spectran_jax.training.programs import build_programs
+from spectran_jax.training.cluster import Cluster
+from spectran_jax.training.programs import build_programs, build_table
 from spectran_jax.training.run import train_and_report
 from spectran_jax.training.setup import prepare
 from spectran_jax.training.timetable import Timetable
@@ -122,6 +127,34 @@ def test_a_ring_is_learnt_perfectly(tiny_flags, tmp_path):
     batches = setup.eval_batches(setup.split.test)
     ranks = trained.programs.rank(trained.params, table, batches)
     assert (ranks == 0).all()
+
+
+def test_the_best_step_is_chosen_with_cold_items_scored_as_told(tiny_config, tmp_path):
+    """Of two sets of parameters the second is better, until cold items score three times as much."""
+    config = tiny_config.replace(item_encoder="svd", holdout_items=0.3)
+    plain = prepare(config)
+    targets, cold = plain.split.valid, plain.split.item_counts == 0
+    best = {}
+    for scale in (1.0, 3.0):
+        (tmp_path / str(scale)).mkdir()
+        run = loop.start(prepare(config.replace(cold_scale=scale)), tmp_path / str(scale), Cluster())
+        expected = []
+        for run.step in (1, 2):
+            ids = np.random.default_rng(run.step - 1).normal(size=(len(cold), config.encoder.dimension))
+            params = {**run.state.params, "item_encoder": {"id_embedding": jnp.asarray(ids, jnp.float32)}}
+            run.state = run.state.replace(params=params)
+            run.validate(TrainingProgress(2, 1))
+            table = build_table(plain)(params, plain.place())
+            scores = user_states(plain, params, targets.history, table=table) @ np.asarray(table.vectors)[: len(cold)].T
+            scores *= np.where(cold, scale, 1)
+            own = np.take_along_axis(scores, targets.target[:, None], axis=1)
+            expected.append(metrics_from_ranks((scores > own).sum(axis=1))[SELECTION_METRIC])
+        run.checkpoints.close()
+        run.log.close()
+        assert run.record.best_value == pytest.approx(max(expected), rel=1e-6)
+        assert run.record.best_step == 1 + int(np.argmax(expected))
+        best[scale] = run.record.best_step
+    assert best == {1.0: 2, 3.0: 1}
 
 
 def test_several_steps_a_dispatch_make_the_same_run(tiny_config, tmp_path, monkeypatch, no_report):
