@@ -134,7 +134,7 @@ def _compiler_options(setup: Setup) -> dict[str, bool]:
 def _must_wait(mesh: jax.sharding.Mesh) -> bool:
     """Whether the devices are those of a TPU on which every all-to-all blocks: a v5e slice of more than 16 chips, where
     the compiler refuses others ("not supported on limited ICI")."""
-    return mesh.devices.flat[0].device_kind == "TPU v5 lite" and mesh.size > 16
+    return mesh.devices.flat[0].device_kind in ("TPU v5 lite", "TPU v5e") and mesh.size > 16
 
 
 def build_table(setup: Setup) -> item_table.TableBuilder:
