@@ -51,8 +51,8 @@ class TrainBatch(NamedTuple):
     """int32: the item that follows each position in its history; for a masked backbone the position's own item."""
     layout: SequenceLayout
     supervised: Int[Array, "G T"]
-    """int32: where the loss is taken, ascending. The rows are G equal groups (one a shard of the batch axis); a number
-    counts positions within the group, row by row, and `B / G * L` stands for none."""
+    """int32: where the loss is taken, ascending. The rows are G equal groups (one a shard of the batch axis and
+    micro-batch); a number counts positions within the group, row by row, and `B / G * L` stands for none."""
     rows: ItemRows | None = None
     """What the host looked up for this batch, where item arrays are kept off the device."""
 

@@ -110,7 +110,7 @@ def make_plan(
       max_length: the longest history that a model predicts from.
       packed: put several sequences into a row; else one sequence a row.
       batch_size: users per update, on average over the epoch's steps.
-      row_multiple: rows per step are rounded up to a multiple of this (devices on the data axis).
+      row_multiple: rows per step are rounded up to a multiple of this (devices on the data axis, times micro-batches).
       mask_ratio: share of the items that a masked backbone must fill in where it hides random ones, 0 for the last item
         of every sequence; None for the next-item task.
       prefixes: sequences that a masked backbone has of a user at most; see `cloze.prefixes`.

@@ -88,15 +88,14 @@ def plan(mesh: Mesh, num_items: int, touched: Sequence[int], capacity: int = 0) 
       capacity: of `ItemList`; planned for items in random order if 0.
     """
     devices, sharing = mesh.size, mesh.shape[SHARE_AXIS]
-    rows = num_items // devices
+    rows, requests = num_items // devices, devices**2 * len(touched)
 
-    def of(touched: int) -> ItemList:
-        wanted = -(-touched // sharing) * sharing
-        planned = capacity or _capacity(wanted / sharing / devices, devices**2 * len(lists))
+    def of_list(items: int) -> ItemList:
+        wanted = -(-items // sharing) * sharing
+        planned = capacity or _capacity(wanted / sharing / devices, requests)
         return ItemList(wanted, min(planned, rows, wanted // sharing))
 
-    lists = tuple(touched)
-    return Sizes(mesh, rows, tuple(map(of, lists)))
+    return Sizes(mesh, rows, tuple(map(of_list, touched)))
 
 
 def _capacity(mean: float, requests: int) -> int:
@@ -203,11 +202,23 @@ def serve(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> Ser
     return _each(sizes, exchange, requests, jnp.int32(at))
 
 
+def pack(sizes: Sizes, served: Served, vectors: Float[Array, "D C d"]) -> tuple[Float[Array, "D D c d"], ...]:
+    """The vectors of the owners' rows as each device asks for them, of each list.
+
+    One gather for all lists, so that the gradients of an item are summed once, in float32.
+    """
+    ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
+
+    def gather(served: Served, vectors: Float[Array, "C d"]) -> tuple[Array, ...]:
+        return tuple(jnp.split(gather_rows(vectors, jnp.concatenate(served.places, axis=1)), ends, axis=1))
+
+    return _each(sizes, gather, served, vectors)
+
+
 def deliver(
     sizes: Sizes,
     requests: Requests,
-    served: Served,
-    vectors: Float[Array, "D C d"],
+    packed: Float[Array, "D D c d"],
     which: int = 0,
     at: Int[Array, ""] | int = 0,
 ) -> Float[Array, "S w d"]:
@@ -218,15 +229,14 @@ def deliver(
     Args:
       sizes: what `plan` gave.
       requests: of the step.
-      served: of the round.
-      vectors: of `served.mine`.
+      packed: what `pack` gave for the list.
       which: the list.
       at: the round.
     """
     capacity = sizes.lists[which].capacity
 
-    def exchange(requests: Requests, served: Served, vectors: Float[Array, "C d"], at: Int[Array, ""]) -> Array:
-        got = jax.lax.all_to_all(gather_rows(vectors, served.places[which]), AXES, 0, 0)
+    def exchange(requests: Requests, packed: Float[Array, "D c d"], at: Int[Array, ""]) -> Array:
+        got = jax.lax.all_to_all(packed, AXES, 0, 0)
         low, high = _bounds(sizes, requests, which, at)
         part = requests.parts[which]
         owner = jnp.minimum(part // sizes.rows, sizes.mesh.size - 1)
@@ -237,7 +247,7 @@ def deliver(
         return jax.lax.all_gather(mine, SHARE_AXIS, axis=1).reshape(-1, mine.shape[-1])  # as they were dealt out
 
     same = PartitionSpec(BATCH_AXIS)  # on all that share a shard
-    return _each(sizes, exchange, requests, served, vectors, jnp.int32(at), out=same)
+    return _each(sizes, exchange, requests, packed, jnp.int32(at), out=same)
 
 
 def _bounds(

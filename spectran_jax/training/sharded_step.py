@@ -64,26 +64,21 @@ class Rounds:
         arrays = exchange.take(self.sizes, frozen, served, encoder.item_arrays, as_stored=True)
         return Owned(served, exchange.take(self.sizes, params, served, encoder.item_params), arrays)
 
-    def encode(self, params: Params, owned: Owned) -> Float[Array, "D C d"]:
-        """The vectors of a round's items, at their owners.
+    def encode(self, params: Params, owned: Owned) -> tuple[Float[Array, "D D c d"], ...]:
+        """The vectors of a round's items at their owners, packed for those who ask.
 
         `params` are those of `owned`, by themselves as a gradient goes to them.
         """
         encode = lambda module: module.item_encoder.encode(module.item_encoder.rows(None), train=True)  # noqa: E731
         variables = {"params": params, "frozen": owned.arrays}
         vectors: Any = self.part.apply(variables, rngs={"dropout": self.dropout}, method=encode)
-        return vectors.reshape(self.sizes.mesh.size, self.sizes.received, -1)
-
-    def deliver(
-        self, owned: Owned, vectors: Float[Array, "D C d"], which: int, round_number: Int[Array, ""] | int
-    ) -> Float[Array, "S w d"]:
-        """Those of one list where the shards of the batch read them, zero where another round's go."""
-        return exchange.deliver(self.sizes, self.requests, owned.served, vectors, which, round_number)
+        vectors = vectors.reshape(self.sizes.mesh.size, self.sizes.received, -1)
+        return exchange.pack(self.sizes, owned.served, vectors)
 
     def fetch(self, params: Params, owned: Owned, round_number: Int[Array, ""] | int) -> Lists:
-        """`deliver` of all lists after `encode`."""
-        vectors = self.encode(params, owned)
-        return tuple(self.deliver(owned, vectors, which, round_number) for which in range(len(self.sizes.lists)))
+        """Those vectors where the shards of the batch read them, zero where another round's go."""
+        packed = enumerate(self.encode(params, owned))
+        return tuple(exchange.deliver(self.sizes, self.requests, each, which, round_number) for which, each in packed)
 
     def pull_back(self, params: Params, round_number: Int[Array, ""] | int, gradients: Lists) -> tuple[Owned, Params]:
         """What the owners hold of a round's items, and the gradient that goes home from the vectors delivered."""
@@ -137,10 +132,10 @@ def make_sharded_train_step(
 
         # The vectors of all rounds come to the shards. Gradients of the first round's go home the way they came.
         first = rounds.owned(state.params, 0)
-        vectors, encoded = jax.vjp(lambda params: rounds.encode(params, first), first.params)
+        packed, encoded = jax.vjp(lambda params: rounds.encode(params, first), first.params)
         ways = [
-            jax.vjp(lambda vectors, which=which: rounds.deliver(first, vectors, which, 0), vectors)
-            for which in range(len(sizes.lists))
+            jax.vjp(lambda each, which=which: exchange.deliver(sizes, requests, each, which), each)
+            for which, each in enumerate(packed)
         ]
         delivered = tuple(came for came, _ in ways)
 
@@ -168,8 +163,8 @@ def make_sharded_train_step(
             *(own for (_, (own, *_)), _ in made),
             *functools.reduce(_add, (shared for (_, (_, *shared)), _ in made)),
         )
-        home = [back(gradient)[0] for (_, back), gradient in zip(ways, vector_grads, strict=True)]
-        grads = _add(grads, encoded(functools.reduce(jnp.add, home))[0])
+        home = tuple(back(gradient)[0] for (_, back), gradient in zip(ways, vector_grads, strict=True))
+        grads = _add(grads, encoded(home)[0])
 
         # The gradient of what has no rows is a sum over all rounds, and so is the norm that everything is clipped by.
         def add(round_number: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:

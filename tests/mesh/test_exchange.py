@@ -33,7 +33,8 @@ def fetch(sizes, table, lists):
     def one(at):
         served = exchange.serve(sizes, requests, at)
         mine = jax.vmap(lambda part, which: part.at[which].get(mode="clip"))(rows, served.mine)
-        return [exchange.deliver(sizes, requests, served, mine, which, at) for which in range(len(lists))]
+        packed = exchange.pack(sizes, served, mine)
+        return [exchange.deliver(sizes, requests, each, which, at) for which, each in enumerate(packed)]
 
     return wanted, one, requests.rounds
 
@@ -109,3 +110,18 @@ def test_gradients_go_home_to_the_owner_and_add_up(mesh):
         present = np.unique(row[row < ITEMS])
         want[present] += np.cos(table[present])
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_gradients_of_an_item_in_several_lists_are_rounded_once(mesh):
+    """1 + 1/256 + 1/256 is a number of bfloat16, and 1 + 1/256 is not."""
+    item, parts = 7, (1, 2**-8, 2**-8)
+    lists = [np.full((mesh.shape["data"], 1), item, np.int32)] * len(parts)
+    sizes = exchange.plan(mesh, ITEMS, [1] * len(parts))
+
+    def loss(table):
+        _, one, _ = fetch(sizes, table, lists)
+        return sum(jnp.sum(came[0, 0]) * part for came, part in zip(one(0), parts, strict=True))
+
+    table = jax.device_put(jnp.zeros((ITEMS, D), jnp.bfloat16), NamedSharding(mesh, PartitionSpec(AXES)))
+    got = jax.jit(jax.grad(loss))(table)
+    assert (np.asarray(got[item], np.float32) == sum(parts)).all()

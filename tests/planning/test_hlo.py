@@ -203,13 +203,15 @@ ENTRY %main (x: f32[16,4], y: f32[4,32], at: s32[]) -> f32[2,4] {
 """.replace("CONFIG", 'backend_config={"async_collective_fusion_config":{}}')
 
 
+def at_work(text):
+    """The events of a program for eight devices but those that only rename."""
+    events = schedule.schedule(hlo.parse(text), 8)
+    return [event for event in events if not isinstance(event, schedule.Compute) or event.cost.bytes]
+
+
 def test_fusions_of_a_tpu_that_run_beside_a_collective():
     """As libtpu writes them: the collective stands in three fusions, and is one that runs while the second computes."""
-    begun, beside, ended, cut = [
-        event
-        for event in schedule.schedule(hlo.parse(ASYNC), 8)
-        if not isinstance(event, schedule.Compute) or event.cost.bytes
-    ]
+    begun, beside, ended, cut = at_work(ASYNC)
     assert isinstance(begun, schedule.Issue)
     assert isinstance(ended, schedule.Await)
     assert begun.key == ended.key
@@ -238,11 +240,7 @@ ENTRY %main (x: bf16[8,4], y: bf16[8,4]) -> bf16[8,4] {
 
 def test_an_all_to_all_that_computing_runs_beside():
     """As libtpu writes it where it is told to."""
-    begun, beside, came, _ = [
-        event
-        for event in schedule.schedule(hlo.parse(BESIDE), 8)
-        if not isinstance(event, schedule.Compute) or event.cost.bytes
-    ]
+    begun, beside, came, _ = at_work(BESIDE)
     assert isinstance(begun, schedule.Issue)
     assert not begun.blocks
     assert (begun.collective.kind, begun.collective.bytes) == ("all-to-all", 8 * 4 * 2)
