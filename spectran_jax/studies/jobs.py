@@ -6,12 +6,9 @@ cut off resumes from its checkpoint, so that an experiment survives whatever sto
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter, deque
@@ -26,6 +23,7 @@ from spectran_jax.ranks import Ranks, read_ranks
 from spectran_jax.report import words
 from spectran_jax.signals import StopRequest
 from spectran_jax.studies.board import Board
+from spectran_jax.studies.children import Children
 from spectran_jax.training.workdir import is_locked, locked, read_metrics, refuse_other_run_of_study
 from spectran_jax.writing import write_json
 
@@ -37,9 +35,6 @@ REFUSALS = 2
 it was refused may be a value of its own, as of a search, or a folder that another process holds."""
 FREE_SECONDS = 60.0
 """How long a job waits for a folder that another process holds: a child of a killed experiment that still saves."""
-LAUNCH = Path(__file__).with_name("launch.py")
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""XLA takes a step's temporary memory from the system anew each time; in pages of 2 MiB the kernel has less to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +125,7 @@ def run_jobs(
         done = {name: outcome for name, outcome in found.items() if outcome is not None}
         todo = [job for job in jobs if job.name not in done]
         if todo:
-            with Board(description, len(jobs), len(done), parallel) as board, _Children(parallel) as children:
+            with Board(description, len(jobs), len(done), parallel) as board, Children(parallel) as children:
                 done |= _run_all(todo, workdir / "runs", children, board, stop, command)
         return {job.name: done[job.name] for job in jobs}
 
@@ -166,12 +161,13 @@ def finished(job: Job, folder: Path, *, checked: bool = False) -> Outcome | None
 def _run_all(
     todo: Sequence[Job],
     runs: Path,
-    children: _Children,
+    children: Children,
     board: Board,
     stop: StopRequest,
     command: Callable[[Job, Path], list[str]],
 ) -> dict[str, Outcome]:
     queue = deque((job, 1) for job in todo)
+    under_way: dict[Path, tuple[Job, int]] = {}
     waiting: dict[str, float] = {}
     done: dict[str, Outcome] = {}
     refused: Counter[tuple[Path, str]] = Counter()
@@ -188,17 +184,21 @@ def _run_all(
             if is_locked(folder) and time.monotonic() - since < FREE_SECONDS:
                 queue.append((job, attempt))
                 continue
-            children.start(job, attempt, folder, command(job, folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "job.json", job.config.to_dict())
+            children.start(folder, command(job, folder))
+            under_way[folder] = job, attempt
             board.started(job.name)
         for child in children.ended():
-            if child.status == Interrupted.exit_status and child.attempt < ATTEMPTS:
-                queue.append((child.job, child.attempt + 1))
-                board.again(child.job.name)
+            job, attempt = under_way.pop(child.folder)
+            if child.status == Interrupted.exit_status and attempt < ATTEMPTS:
+                queue.append((job, attempt + 1))
+                board.again(job.name)
                 continue
-            outcome = finished(child.job, child.folder, checked=True) if child.status == 0 else None
+            outcome = finished(job, child.folder, checked=True) if child.status == 0 else None
             if outcome is None:
-                outcome = Outcome(child.job.name, child.folder, failure=_failure(child), status=child.status)
-            done[child.job.name] = outcome
+                outcome = Outcome(job.name, child.folder, failure=child.failure(), status=child.status)
+            done[job.name] = outcome
             board.finished(outcome.name, outcome.failure, _headline(outcome))
             if outcome.status == InputError.exit_status:
                 folder, said = outcome.folder.parent, outcome.failure
@@ -219,107 +219,6 @@ def _without(queue: deque[tuple[Job, int]], refused: Outcome, runs: Path) -> dic
         queue.remove(waits)
     names = [job.name for job, _ in beside]
     return {name: dataclasses.replace(refused, name=name, folder=runs / name) for name in names}
-
-
-@dataclasses.dataclass
-class _Child:
-    job: Job
-    attempt: int
-    folder: Path
-    process: subprocess.Popen[bytes]
-    cores: frozenset[int]
-    said_before: int
-    """Bytes of log.txt from earlier attempts."""
-    status: int = 0
-
-
-class _Children:
-    """The processes under way, each on cores of its own."""
-
-    def __init__(self, parallel: int) -> None:
-        self.running: list[_Child] = []
-        self._shares = core_shares(parallel)
-        self._parallel = parallel
-
-    def __enter__(self) -> _Children:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leaves no child behind, whatever happened: those that are still there did not heed a request to leave."""
-        for child in self.running:
-            child.process.kill()
-            child.process.wait()
-
-    @property
-    def free(self) -> int:
-        """Children that may be started now."""
-        return self._parallel - len(self.running)
-
-    def start(self, job: Job, attempt: int, folder: Path, command: list[str]) -> None:
-        """Starts a job on the share of the cores that the fewest running children have."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "job.json", job.config.to_dict())
-        in_use = [child.cores for child in self.running]
-        cores = min(self._shares, key=in_use.count)
-        launch = [sys.executable, "-P", "-S", str(LAUNCH), str(os.getpid()), ",".join(map(str, sorted(cores)))]
-        with (folder / "log.txt").open("ab") as log:
-            said_before = log.tell()
-            process = subprocess.Popen(
-                [*launch, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=child_defaults(self._parallel) | os.environ,
-                start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which passes it on
-            )
-        self.running.append(_Child(job, attempt, folder, process, cores, said_before))
-
-    def ended(self) -> list[_Child]:
-        """The children that have ended since the last call."""
-        over = [child for child in self.running if child.process.poll() is not None]
-        self.running = [child for child in self.running if child not in over]  # asked twice, one could be in neither
-        for child in over:
-            child.status = child.process.returncode
-        return over
-
-    def leave(self) -> None:
-        """Asks all children to save and leave, and waits for them."""
-        for child in self.running:
-            with contextlib.suppress(ProcessLookupError):
-                child.process.send_signal(signal.SIGTERM)
-        for child in self.running:
-            child.process.wait()
-        self.running = []
-
-
-def child_defaults(parallel: int) -> dict[str, str]:
-    """Variables of a child's environment where the user sets none."""
-    # On a GPU the first of several would otherwise take three quarters of its memory for itself.
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if parallel > 1 else {}
-    return {"GLIBC_TUNABLES": HUGE_PAGES} | shared
-
-
-def core_shares(parallel: int) -> list[frozenset[int]]:
-    """The cores of this process in `parallel` parts of about one size, each core in one; one core each where short."""
-    if not hasattr(os, "sched_getaffinity"):
-        return [frozenset()]
-    cores = sorted(os.sched_getaffinity(0))
-    parts = min(parallel, len(cores))
-    return [frozenset(cores[part::parts]) for part in range(parts)]
-
-
-def _failure(child: _Child) -> str:
-    """Why a run failed: the last line of its log, without the label that commands put before it."""
-    if child.status < 0:
-        name = signal.Signals(-child.status).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"Ended by {name}{hint}; see {child.folder / 'log.txt'}."
-    said = (child.folder / "log.txt").read_bytes()[child.said_before :]
-    lines = said.decode("utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    if child.status == 0:
-        return f"It ended without results of its configuration; see {child.folder / 'log.txt'}."
-    return last.removeprefix("error: ") or f"It ended with status {child.status} and said nothing."
 
 
 def _headline(outcome: Outcome) -> str:

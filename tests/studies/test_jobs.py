@@ -16,7 +16,8 @@ from rich.console import Console
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies.board import Board
-from spectran_jax.studies.jobs import HUGE_PAGES, Job, core_shares, run_jobs
+from spectran_jax.studies.children import HUGE_PAGES, core_shares
+from spectran_jax.studies.jobs import Job, run_jobs
 from spectran_jax.studies.outcomes import why_failed
 from spectran_jax.training.workdir import locked
 
