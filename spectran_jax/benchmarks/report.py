@@ -17,7 +17,6 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.machine import describe_machine
 from spectran_jax.progress import print_line, stderr_console
-from spectran_jax.studies.publish import standalone
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.workdir import locked
 from spectran_jax.writing import write_json, write_text
@@ -186,4 +185,4 @@ def _plot(name: str, curve: Mapping[str, Any]) -> str:
     figures.style(axes, xlabel=curve["xlabel"], ylabel=curve["ylabel"])
     figures.legend(axes)
     axes.set_title(curve["title"], fontsize=figures.FONT, color=figures.INK)
-    return standalone(figures.svg(figure, name, curve["title"]))
+    return figures.standalone(figures.svg(figure, name, curve["title"]))

@@ -27,6 +27,11 @@ _VARIABLES = {
     ORANGE: "--orange",
     GREEN: "--green",
 }
+_COLOURS = {
+    "--ink": "#1a2230", "--muted": "#5a6576", "--line": "#e1e5eb", "--blue": "#2173c6", "--orange": "#d5690a",
+    "--green": "#23875f",
+}  # fmt: skip
+"""Of a figure that stands alone, without the page that knows whether it is light or dark."""
 STYLES = [((BLUE, ORANGE, GREEN)[i % 3], ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5))[i % 4]) for i in range(12)]
 """Colour and dashes of each method's line, all different."""
 
@@ -148,3 +153,11 @@ def svg(figure: Figure, name: str, description: str) -> str:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def standalone(svg: str) -> str:
+    """An inline SVG of `svg` as a file of its own: a namespace, colours and a font."""
+    for variable, colour in _COLOURS.items():
+        svg = svg.replace(f"var({variable})", colour)
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" style="font-family: system-ui, sans-serif; background: #ffffff"'
+    return svg.replace("<svg", opening, 1) + "\n"

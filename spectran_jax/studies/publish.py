@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from spectran_jax.report import html
-from spectran_jax.report.figures import HALF, Plot
+from spectran_jax.report.figures import HALF, Plot, standalone
 from spectran_jax.studies import tables
 from spectran_jax.studies.tables import Table
 from spectran_jax.writing import write_json, write_text
-
-COLOURS = {
-    "--ink": "#1a2230", "--muted": "#5a6576", "--line": "#e1e5eb", "--blue": "#2173c6", "--orange": "#d5690a",
-    "--green": "#23875f",
-}  # fmt: skip
-"""Of a figure that stands alone, without the page that knows whether it is light or dark."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +116,6 @@ def page(result: Result) -> str:
         ]
     )
     return html.document(result.title, body)
-
-
-def standalone(svg: str) -> str:
-    """An inline SVG of `report.figures` as a file of its own: a namespace, colours and a font."""
-    for variable, colour in COLOURS.items():
-        svg = svg.replace(f"var({variable})", colour)
-    opening = '<svg xmlns="http://www.w3.org/2000/svg" style="font-family: system-ui, sans-serif; background: #ffffff"'
-    return svg.replace("<svg", opening, 1) + "\n"
 
 
 def width(svg: str) -> float:

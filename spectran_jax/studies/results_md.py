@@ -16,9 +16,10 @@ from pathlib import Path
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.report.figures import standalone
 from spectran_jax.studies import tables
 from spectran_jax.studies.flags import Study
-from spectran_jax.studies.publish import Result, publish, standalone, unique_names
+from spectran_jax.studies.publish import Result, publish, unique_names
 from spectran_jax.training.workdir import locked
 from spectran_jax.writing import write_text
 
