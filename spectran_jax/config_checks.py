@@ -96,12 +96,24 @@ def _rows_ahead(config: Config) -> None:
 
 
 def _micro_batches(config: Config) -> None:
-    training = config.training
-    if training.micro_batches > 1 and training.parallelism == "pmap":
-        raise InputError(
-            f"--micro_batches={training.micro_batches} cuts the exchange of item rows, and --parallelism=pmap has "
-            "none; leave one of them out."
-        )
+    if config.training.micro_batches == 1:
+        return
+    without = {
+        f"--loss={config.objective.loss}": config.objective.loss == "softmax",
+        f"--table_updates={config.optimizer.table_updates}": config.optimizer.table_updates == "dense",
+        f"--spectrum_memory={config.spectrum.spectrum_memory}": config.spectrum.spectrum_memory != "device",
+        f"--parallelism={config.training.parallelism}": config.training.parallelism == "pmap",
+    }
+    if flags := [flag for flag, holds in without.items() if holds]:
+        raise no_exchange(config, flags[0])
+
+
+def no_exchange(config: Config, flag: str) -> InputError:
+    """What refuses micro-batches beside `flag`."""
+    return InputError(
+        f"--micro_batches={config.training.micro_batches} cuts the exchange of item rows, and {flag} has none; leave "
+        "one of them out."
+    )
 
 
 def _touches_all(config: Config) -> bool:

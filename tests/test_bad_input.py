@@ -234,6 +234,10 @@ BAD = {
         ),
         {"loss": "infonse"},
     ),
+    "micro-batches without an exchange": Bad(
+        ("--micro_batches=2", "--item_encoder=rlmrec has none"),
+        {"item_encoder": "rlmrec", "micro_batches": 2},
+    ),
     "unknown data set": Bad(
         ("Unknown data set 'movielens'. Known: files, movielens_100k. Did you mean 'movielens_100k'?",),
         {"dataset": "movielens", "interactions": "", "items": ""},
@@ -298,6 +302,14 @@ def test_batches_that_devices_can_not_share(name, size, near):
     with pytest.raises(InputError, match=f"--{name}={size} is not divisible by the 4 devices.*{near}"):
         partitioning.check_batches(mesh, config)
     partitioning.check_batches(mesh, TrainingConfig())
+
+
+def test_micro_batches_without_a_history():
+    mesh = types.SimpleNamespace(shape={"data": 4, "model": 2})
+    config = dataclasses.replace(TrainingConfig(), batch_size=16, micro_batches=5)
+    with pytest.raises(InputError, match=r"--micro_batches=5 cuts the 4 of --batch_size=16 .* take at most 4"):
+        partitioning.check_batches(mesh, config)
+    partitioning.check_batches(mesh, dataclasses.replace(config, micro_batches=4))
 
 
 @pytest.mark.usefixtures("no_report")

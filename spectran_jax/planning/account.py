@@ -165,7 +165,8 @@ def payload(job: Job, step: Account) -> Account:
     """
     setup, names = job.setup, job.setup.model.item_encoder.item_params
     devices, sizes = setup.mesh.size, setup.exchange
-    touched = sizes.wanted * sizes.shards if sizes is not None else setup.touched or setup.dataset.num_items
+    items = setup.dataset.num_items
+    touched = min(sizes.wanted, items) * sizes.shards if sizes is not None else setup.touched or items
     shared = sum(
         4 * int(np.prod(leaf.shape))
         for path, leaf in jax.tree_util.tree_leaves_with_path(job.programs.state.params)

@@ -12,7 +12,7 @@ import numpy as np
 
 from spectran_jax import backbones, data, item_encoders, objectives, text
 from spectran_jax.config import Config
-from spectran_jax.config_checks import check
+from spectran_jax.config_checks import check, no_exchange
 from spectran_jax.data import packing
 from spectran_jax.digest import json_digest
 from spectran_jax.errors import InputError
@@ -235,6 +235,10 @@ def assemble(
             f"--parallelism=pmap computes losses on each device's part of the batch, and --item_encoder="
             f"{config.encoder.item_encoder} compares its users with one another; take --parallelism=jit."
         )
+    if config.training.micro_batches > 1 and encoder.has_auxiliary():
+        raise no_exchange(config, f"--item_encoder={config.encoder.item_encoder}")
+    if config.training.micro_batches > 1 and not objective.sampled:  # a loss of one's own
+        raise no_exchange(config, f"--loss={config.objective.loss}")
     if config.spectrum.spectrum_memory != "device" and not objective.sampled:  # a loss of one's own
         raise InputError(
             f"--spectrum_memory={config.spectrum.spectrum_memory} reads the rows that a step touches, and "

@@ -90,13 +90,17 @@ def seen(params):
         {"item_encoder": "moe", "hot": True, "loss": "bce", "table_dtype": "bfloat16", "history_negatives": False},
         {"item_encoder": "rlmrec", "negatives": 6},
         {"item_encoder": "id", "loss": "softmax"},
+        {"item_encoder": "svd", "backbone": "bert4rec", "sampling": "in_batch"},
+        {"item_encoder": "svd", "backbone": "hstu", "loss": "sampled_softmax"},
     ],
-    ids=lambda options: options["item_encoder"],
+    ids=lambda options: f"{options['item_encoder']}-{options.get('backbone', 'sasrec')}",
 )
 def test_every_mesh_gives_the_numbers_of_one_device(options, monkeypatch):
     _, state, want, ranks, watched = on((1, 1), **options)
-    exchanged = options["item_encoder"] in ("spectran", "moe")
+    exchanged = options["item_encoder"] in ("spectran", "moe", "svd")
     meshes = [(shape, "jit", 1) for shape in (SHAPES if options["item_encoder"] == "spectran" else [(4, 2)])]
+    if "backbone" in options:
+        meshes = []  # those of micro-batches, below, will do
     meshes += [((8, 1), "pmap", 1)] * (options["item_encoder"] in ("spectran", "id"))
     meshes += [((2, 2), "jit", 2), ((4, 2), "jit", 3)] * exchanged
     for shape, parallelism, micro_batches in meshes:
