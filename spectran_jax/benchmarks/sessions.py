@@ -97,17 +97,22 @@ class Steps:
         iterator = batches_of(setup)
         count = batches or setup.plan.steps_per_epoch
         self.batches = [partitioning.put_batch(setup.mesh, next(iterator)) for _ in range(count)]
+        self.update: Any = self.programs.train_step
 
     def __call__(self) -> Any:
         """One pass; returns what to wait for."""
         for batch in self.batches:
-            self.state, metrics = self.programs.train_step(self.state, self.frozen, batch)
+            self.state, metrics = self.update(self.state, self.frozen, batch)
         return self.state.step, metrics
+
+    def compiled(self) -> Any:
+        """The step, compiled ahead."""
+        step: Any = self.programs.train_step
+        return step.lower(self.state, self.frozen, self.batches[0]).compile()
 
     def memory(self) -> int:
         """Bytes that the compiled step needs: arguments, temporaries and what it does not write in place."""
-        compiled = self.programs.train_step.lower(self.state, self.frozen, self.batches[0]).compile()  # type: ignore[attr-defined]
-        m = compiled.memory_analysis()
+        m = self.compiled().memory_analysis()
         return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,13 +9,12 @@ import jax
 import numpy as np
 
 from spectran_jax import item_encoders
-from spectran_jax.benchmarks.sessions import batches_of
+from spectran_jax.benchmarks.sessions import Steps
 from spectran_jax.benchmarks.timing import alternate
 from spectran_jax.config import Config
 from spectran_jax.item_encoders import ItemSource
 from spectran_jax.synthetic import bare_spectrum, synthetic_inputs, synthetic_setup
-from spectran_jax.training import catalogue, partitioning
-from spectran_jax.training.programs import build_programs
+from spectran_jax.training import catalogue
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.summary import parameter_counts
 
@@ -103,27 +101,13 @@ def flops_per_item(setup: Setup, params: Any, few: int = 256) -> float:
     return (of(2 * few) - of(few)) / few
 
 
-@dataclasses.dataclass
-class Session:
-    """A model with its step compiled, batches on the device and a validation set to read."""
+class Session(Steps):
+    """A model with its step compiled ahead, and targets to rank."""
 
-    setup: Setup
-
-    def __post_init__(self) -> None:
-        self.programs = build_programs(self.setup, 1_000_000)
-        self.frozen = self.setup.place()
-        self.state = self.programs.init()
-        iterator = batches_of(self.setup)
-        self.batches = [partitioning.put_batch(self.setup.mesh, next(iterator)) for _ in range(BATCHES)]
-        lowered = self.programs.train_step.lower(self.state, self.frozen, self.batches[0])  # type: ignore[attr-defined]
-        self.compiled = lowered.compile()
-        self.targets = self.setup.eval_batches(self.setup.split.test)
-
-    def steps(self) -> Any:
-        """A pass over the batches; returns what to wait for."""
-        for batch in self.batches:
-            self.state, metrics = self.compiled(self.state, self.frozen, batch)
-        return metrics
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup, BATCHES)
+        self.update = self.compiled()
+        self.targets = setup.eval_batches(setup.split.test)
 
     def evaluate(self) -> Any:
         """The item table and the ranks of all targets."""
@@ -132,13 +116,13 @@ class Session:
 
     def account(self) -> dict[str, float]:
         """Parameters, FLOPs and bytes; all but the seconds of a row."""
-        params, memory = self.programs.state.params, self.compiled.memory_analysis()
+        params, memory = self.programs.state.params, self.update.memory_analysis()
         counts = count_parameters(params, self.setup.model.item_encoder.item_params, self.setup.dataset.num_items)
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return {
             "parameters": counts.total,
             "adapter": counts.adapter,
-            "step_flops": flops(self.compiled),
+            "step_flops": flops(self.update),
             "item_flops": flops_per_item(self.setup, params),
             "temporary_bytes": memory.temp_size_in_bytes,
             "peak_bytes": held + memory.temp_size_in_bytes,
@@ -166,7 +150,7 @@ def measure(
     inputs = synthetic_inputs(items, width, users)
     sessions = {name: Session(synthetic_setup(config.replace(item_encoder=name), inputs)) for name in encoders}
     rows = {name: session.account() for name, session in sessions.items()}
-    steps = alternate({name: session.steps for name, session in sessions.items()}, repeats)
+    steps = alternate(sessions, repeats)
     evaluations = alternate({name: session.evaluate for name, session in sessions.items()}, repeats)
     for name, row in rows.items():
         row["step_seconds"] = steps.median(name) / BATCHES
