@@ -193,7 +193,8 @@ def serve(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> Ser
     """What owners deal with in round `at`."""
 
     def exchange(requests: Requests, at: Int[Array, ""]) -> Served:
-        buckets = [_bucket(sizes, requests, which, at) for which in range(len(sizes.lists))]
+        lists = zip(requests.parts, sizes.lists, strict=True)
+        buckets = [_bucket(sizes, part, each.capacity, requests.rounds, at) for part, each in lists]
         received = jax.lax.all_to_all(jnp.concatenate(buckets, axis=1), AXES, 0, 0)
         mine = distinct(received.reshape(-1), sizes.received, sizes.rows)
         ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
@@ -215,58 +216,68 @@ def pack(sizes: Sizes, served: Served, vectors: Float[Array, "D C d"]) -> tuple[
     return _each(sizes, gather, served, vectors)
 
 
-def deliver(
-    sizes: Sizes,
-    requests: Requests,
-    packed: Float[Array, "D D c d"],
-    which: int = 0,
-    at: Int[Array, ""] | int = 0,
-) -> Float[Array, "S w d"]:
+def arrivals(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> tuple[Int[Array, "D w"], ...]:
+    """Which of the vectors that come in round `at` is each item's, of each list: int32, owner by owner, -1 for none."""
+
+    def exchange(requests: Requests, at: Int[Array, ""]) -> tuple[Array, ...]:
+        def of_list(part: Int[Array, "w"], capacity: int) -> Int[Array, "w"]:
+            low, high = _bounds(sizes, part, requests.rounds, at)
+            owner = jnp.minimum(part // sizes.rows, sizes.mesh.size - 1)
+            order = jnp.arange(len(part), dtype=jnp.int32)
+            here = (order >= low[owner]) & (order < high[owner])
+            return jnp.where(here, owner * capacity + order - low[owner], -1)
+
+        lists = zip(requests.parts, sizes.lists, strict=True)
+        return tuple(of_list(part, each.capacity) for part, each in lists)
+
+    return _each(sizes, exchange, requests, jnp.int32(at))
+
+
+def deliver(sizes: Sizes, arrive: Int[Array, "D w"], packed: Float[Array, "D D c d"]) -> Float[Array, "S w d"]:
     """Vectors of one list's items at the shards that want them, in the order of `request`; 0 for other rounds.
 
-    Linear, and its transpose carries gradients home.
+    Linear; its transpose is `send_home`.
 
     Args:
       sizes: what `plan` gave.
-      requests: of the step.
+      arrive: what `arrivals` gave for the list.
       packed: what `pack` gave for the list.
-      which: the list.
-      at: the round.
     """
-    capacity = sizes.lists[which].capacity
 
-    def exchange(requests: Requests, packed: Float[Array, "D c d"], at: Int[Array, ""]) -> Array:
+    def exchange(arrive: Int[Array, "w"], packed: Float[Array, "D c d"]) -> Array:
         got = jax.lax.all_to_all(packed, AXES, 0, 0)
-        low, high = _bounds(sizes, requests, which, at)
-        part = requests.parts[which]
-        owner = jnp.minimum(part // sizes.rows, sizes.mesh.size - 1)
-        order = jnp.arange(len(part))
-        here = (order >= low[owner]) & (order < high[owner])
-        slot = owner * capacity + jnp.where(here, order - low[owner], 0)
-        mine = jnp.where(here[:, None], got.reshape(-1, got.shape[-1])[slot], 0)
+        came = got.reshape(-1, got.shape[-1])[jnp.maximum(arrive, 0)]
+        mine = jnp.where(arrive[:, None] >= 0, came, 0)
         return jax.lax.all_gather(mine, SHARE_AXIS, axis=1).reshape(-1, mine.shape[-1])  # as they were dealt out
 
     same = PartitionSpec(BATCH_AXIS)  # on all that share a shard
-    return _each(sizes, exchange, requests, packed, jnp.int32(at), out=same)
+    return _each(sizes, exchange, arrive, packed, out=same)
+
+
+def send_home(
+    sizes: Sizes, arrive: Int[Array, "D w"], packed: Float[Array, "D D c d"], gradient: Float[Array, "S w d"]
+) -> Float[Array, "D D c d"]:
+    """The gradient of `packed`, at the owners, from that of what `deliver` makes of it."""
+    return jax.vjp(functools.partial(deliver, sizes, arrive), packed)[1](gradient)[0]
 
 
 def _bounds(
-    sizes: Sizes, requests: Requests, which: int, at: Int[Array, ""]
+    sizes: Sizes, part: Int[Array, "w"], rounds: Int[Array, ""], at: Int[Array, ""] | int
 ) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
     """Where, in a device's part of a list, the items of each owner that belong to round `at` begin and end."""
-    width = -(-sizes.rows // requests.rounds)
+    width = -(-sizes.rows // rounds)
     owner = jnp.arange(sizes.mesh.size) * sizes.rows
     first = owner + jnp.minimum(at * width, sizes.rows)
     last = owner + jnp.minimum((at + 1) * width, sizes.rows)
-    part = requests.parts[which]
     return jnp.searchsorted(part, first), jnp.searchsorted(part, last)
 
 
-def _bucket(sizes: Sizes, requests: Requests, which: int, at: Int[Array, ""]) -> Int[Array, "D c"]:
+def _bucket(
+    sizes: Sizes, part: Int[Array, "w"], capacity: int, rounds: Int[Array, ""], at: Int[Array, ""] | int
+) -> Int[Array, "D c"]:
     """The owners' rows that a device asks for of a list, filled up with R."""
-    low, high = _bounds(sizes, requests, which, at)
-    order = low[:, None] + jnp.arange(sizes.lists[which].capacity)
-    part = requests.parts[which]
+    low, high = _bounds(sizes, part, rounds, at)
+    order = low[:, None] + jnp.arange(capacity)
     ids = part[jnp.minimum(order, len(part) - 1)]
     return jnp.where(order < high[:, None], ids - jnp.arange(sizes.mesh.size)[:, None] * sizes.rows, sizes.rows)
 

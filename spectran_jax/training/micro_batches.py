@@ -3,15 +3,20 @@
 A batch of several groups a shard (`data.packing.Plan.groups`) is cut into as many pieces, of one group a shard each.
 Each has a list of items of its own (`exchange.py`), and all score the same negatives. What the pieces' losses add up to
 is the loss of the whole batch, so that a step gives the same numbers with any number of them.
+
+`in_turn` is the order of it: while one piece is computed with, the vectors of the next come and the gradients of the
+one before go home. A loop with one of each a round leaves the compiler's scheduler nothing else to put beside an
+exchange; in a program of all pieces one after another it packs and unpacks lists beside them, and computes afterwards.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from spectran_jax.gather import gather_rows
@@ -21,22 +26,27 @@ from spectran_jax.recommender import Recommender
 from spectran_jax.training import catalogue
 from spectran_jax.training.step import Scalars, step_history, step_negatives, touched_items
 
-Lists = tuple[Float[Array, "S w d"], ...]
-"""Vectors where the shards of the batch read them, or their gradients, of each list of an exchange."""
+Lists = tuple[Float[Array, "..."], ...]
+"""Something of each list of an exchange: of the M micro-batches, whose lists are of one size, stacked [M, ...]; and of
+the negatives where they have a list of their own."""
 
 
 class Piece(NamedTuple):
-    """A micro-batch, and what came for it."""
+    """A micro-batch, and where what it reads stands among the vectors that came for it."""
 
     batch: TrainBatch
-    found: Int[Array, "S w"]
-    """Its distinct items at each shard."""
-    drawn: Int[Array, "n"]
-    """The negatives."""
-    drawn_found: Int[Array, "S w"]
-    """The distinct items among which the negatives are: those of `found`, or a list of their own."""
-    came: Lists
-    """The vectors of `found`, and those of the negatives where they have a list of their own."""
+    items_at: Int[Array, "S i"]
+    """int32, of each position's item."""
+    targets_at: Int[Array, "S t"]
+    """int32, of the item that each supervised position must find."""
+
+
+class Drawn(NamedTuple):
+    """The negatives, which all micro-batches share."""
+
+    ids: Int[Array, "n"]
+    at: Int[Array, "S n"]
+    """int32: where they stand among the vectors that come for a micro-batch, those of a list of their own last."""
 
 
 def touched_at_most(group_items: int, negatives: int, num_items: int, micro_batches: int) -> list[int]:
@@ -53,28 +63,97 @@ def touched_at_most(group_items: int, negatives: int, num_items: int, micro_batc
     return [min(group_items, num_items)] * micro_batches + [min(negatives, num_items)]
 
 
-def touched(pieces: list[TrainBatch], shards: int, drawn: Int[Array, "n"], no_item: int) -> list[Int[Array, "S m"]]:
+def stacked(lists: Sequence[Array]) -> Lists:
+    """`Lists` of one array a list, as `exchange` has them."""
+    number = max(len(lists) - 1, 1)
+    return (jnp.stack(lists[:number]), *lists[number:])
+
+
+def unstacked(lists: Lists) -> tuple[Array, ...]:
+    """Undoes `stacked`."""
+    return (*lists[0], *lists[1:])
+
+
+def piece_of(pieces: Any, at: Int[Array, ""] | int) -> Any:
+    """One of what is stacked [M, ...]."""
+    return jax.tree.map(lambda leaf: leaf[at], pieces)
+
+
+def touched(pieces: TrainBatch, shards: int, drawn: Int[Array, "n"], no_item: int) -> list[Int[Array, "S m"]]:
     """The ids of each list of `touched_at_most`, with repetitions; all shards score the same negatives."""
     shared = jnp.broadcast_to(drawn, (shards, len(drawn)))
     lists = []
-    for piece in pieces:
-        own = touched_items(piece, drawn[:0], no_item).reshape(2, shards, -1)
+    for at in range(len(pieces.item_ids)):
+        own = touched_items(piece_of(pieces, at), drawn[:0], no_item).reshape(2, shards, -1)
         lists.append(jnp.concatenate(own, axis=1))
-    if len(pieces) > 1:
+    if len(lists) > 1:
         return [*lists, shared]
     return [jnp.concatenate([*lists, shared], axis=1)]
 
 
-def cut(batch: TrainBatch, shards: int) -> list[TrainBatch]:
-    """One batch of each group that a shard has, of one group a shard."""
+def cut(batch: TrainBatch, shards: int) -> TrainBatch:
+    """The batches of each group that a shard has, of one group a shard, stacked [M, ...]."""
     number = len(batch.supervised) // shards
-    if number == 1:
-        return [batch]
     batch = batch._replace(layout=batch.layout._replace(row=batch.layout.row_numbers()))
-    apart = lambda leaf: leaf.reshape(shards, number, -1, *leaf.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    whole = lambda leaf, i: leaf[i].reshape(-1, *leaf.shape[3:])  # noqa: E731
-    pieces = jax.tree.map(apart, batch)
-    return [jax.tree.map(functools.partial(whole, i=i), pieces) for i in range(number)]
+
+    def apart(leaf: Array) -> Array:
+        leaf = leaf.reshape(shards, number, -1, *leaf.shape[1:]).swapaxes(0, 1)
+        return leaf.reshape(number, -1, *leaf.shape[3:])
+
+    return jax.tree.map(apart, batch)
+
+
+def placed(batches: TrainBatch, drawn: Int[Array, "n"], found: Sequence[Int[Array, "S w"]]) -> tuple[Piece, Drawn]:
+    """The pieces, stacked [M, ...], and the negatives, from the distinct items of each list.
+
+    All that is searched for is searched for here, ahead of the exchange, where it delays nothing.
+    """
+    number, shards = len(batches.item_ids), len(found[0])
+    at = jax.vmap(catalogue.place)
+    grouped = lambda x: x.reshape(shards, -1)  # noqa: E731
+    of = lambda batch, found: Piece(  # noqa: E731
+        batch, at(found, grouped(batch.item_ids)), at(found, grouped(batch.at_supervised(batch.targets)))
+    )
+    drawn_at = at(found[-1], jnp.broadcast_to(drawn, (shards, len(drawn))))
+    if number > 1:
+        drawn_at += found[0].shape[1]
+    return jax.vmap(of)(batches, jnp.stack(found[:number])), Drawn(drawn, drawn_at)
+
+
+def in_turn(
+    number: int,
+    fetch: Callable[[Int[Array, ""] | int], Array],
+    compute: Callable[[Int[Array, ""] | int, Array], tuple[Array, Any]],
+    send: Callable[[Int[Array, ""] | int, Array], Array],
+) -> tuple[Array, Array, Any]:
+    """Fetches the vectors of every micro-batch, computes with them, and sends their gradients home.
+
+    Args:
+      number: M.
+      fetch: gives the vectors of a micro-batch.
+      compute: gives their gradients, and what is to be summed over micro-batches.
+      send: carries gradients home; gives what the owners get.
+
+    Returns:
+      What the owners get and the gradients, of each micro-batch [M, ...], and the sums.
+    """
+
+    def turn(carry: Any, at: Int[Array, ""] | int) -> Any:
+        came, before, sums = carry
+        coming, went = fetch(at + 1), send(at - 1, before)
+        gradient, more = compute(at, came)
+        return (coming, gradient, optax.tree.add(sums, more)), (went, before)
+
+    came = fetch(0)
+    if number == 1:
+        gradient, sums = compute(0, came)
+        return send(0, gradient)[None], gradient[None], sums
+    coming = fetch(1)
+    gradient, sums = compute(0, came)
+    (came, gradient, sums), (went, gradients) = jax.lax.scan(turn, (coming, gradient, sums), jnp.arange(1, number - 1))
+    last, more = compute(number - 1, came)
+    went = jnp.concatenate([went, send(number - 2, gradient)[None], send(number - 1, last)[None]])
+    return went, jnp.concatenate([gradients, gradient[None], last[None]]), optax.tree.add(sums, more)
 
 
 def loss(
@@ -82,25 +161,20 @@ def loss(
     objective: Objective,
     sampler: dict[str, Any],
     piece: Piece,
+    drawn: Drawn,
+    vectors: Float[Array, "S w d"],
     total_weight: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Scalars]:
     """A micro-batch's part of the loss of the whole batch, from each shard's own copy of the vectors that it touches.
 
     `total_weight` is that of the whole batch.
     """
-    batch, found, drawn = piece.batch, piece.found, piece.drawn
-    shards = len(found)
+    batch, shards = piece.batch, len(vectors)
     grouped = lambda x: x.reshape(shards, -1, *x.shape[1:])  # noqa: E731
-    at = jax.vmap(catalogue.place)
-    rows, length = batch.item_ids.shape
-    vectors = jnp.concatenate(piece.came, axis=1)
-    item_at = at(found, batch.item_ids.reshape(shards, -1))
-    inputs = jax.vmap(gather_rows)(vectors, item_at).reshape(rows, length, -1)
+    inputs = jax.vmap(gather_rows)(vectors, piece.items_at).reshape(*batch.item_ids.shape, -1)
     states = module.read(inputs, batch.layout, train=True)
     targets, weight = batch.at_supervised(batch.targets), batch.weight()
-    drawn_at = at(piece.drawn_found, jnp.broadcast_to(drawn, (shards, len(drawn))))
-    drawn_at += vectors.shape[1] - piece.came[-1].shape[1]
-    given = step_negatives(objective, sampler, batch, targets, drawn, drawn_at)
+    given = step_negatives(objective, sampler, batch, targets, drawn.ids, drawn.at)
     given = given._replace(excluded=grouped(given.excluded), excluded_mass=grouped(given.excluded_mass))
     axes = Negatives(0, None, 0, 0)  # type: ignore[arg-type]
     if objective.history_negatives:
@@ -116,7 +190,7 @@ def loss(
     losses, extra = jax.vmap(of_shard, in_axes=(0, 0, 0, 0, axes))(
         grouped(batch.at_supervised(states)),
         module.scored(vectors),
-        at(found, grouped(targets)),
+        piece.targets_at,
         grouped(weight),
         given,
     )

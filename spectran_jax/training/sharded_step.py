@@ -23,7 +23,7 @@ from spectran_jax.layout import TrainBatch
 from spectran_jax.objectives import Objective
 from spectran_jax.recommender import Recommender
 from spectran_jax.training import catalogue, exchange, micro_batches
-from spectran_jax.training.micro_batches import Lists, Piece
+from spectran_jax.training.micro_batches import Lists, in_turn, piece_of, stacked, unstacked
 from spectran_jax.training.optimizer import clip
 from spectran_jax.training.step import (
     Frozen,
@@ -64,7 +64,7 @@ class Rounds:
         arrays = exchange.take(self.sizes, frozen, served, encoder.item_arrays, as_stored=True)
         return Owned(served, exchange.take(self.sizes, params, served, encoder.item_params), arrays)
 
-    def encode(self, params: Params, owned: Owned) -> tuple[Float[Array, "D D c d"], ...]:
+    def encode(self, params: Params, owned: Owned) -> Lists:
         """The vectors of a round's items at their owners, packed for those who ask.
 
         `params` are those of `owned`, by themselves as a gradient goes to them.
@@ -73,12 +73,13 @@ class Rounds:
         variables = {"params": params, "frozen": owned.arrays}
         vectors: Any = self.part.apply(variables, rngs={"dropout": self.dropout}, method=encode)
         vectors = vectors.reshape(self.sizes.mesh.size, self.sizes.received, -1)
-        return exchange.pack(self.sizes, owned.served, vectors)
+        return stacked(exchange.pack(self.sizes, owned.served, vectors))
 
     def fetch(self, params: Params, owned: Owned, round_number: Int[Array, ""] | int) -> Lists:
         """Those vectors where the shards of the batch read them, zero where another round's go."""
-        packed = enumerate(self.encode(params, owned))
-        return tuple(exchange.deliver(self.sizes, self.requests, each, which, round_number) for which, each in packed)
+        arriving = exchange.arrivals(self.sizes, self.requests, round_number)
+        lists = zip(arriving, unstacked(self.encode(params, owned)), strict=True)
+        return stacked([exchange.deliver(self.sizes, arrive, packed) for arrive, packed in lists])
 
     def pull_back(self, params: Params, round_number: Int[Array, ""] | int, gradients: Lists) -> tuple[Owned, Params]:
         """What the owners hold of a round's items, and the gradient that goes home from the vectors delivered."""
@@ -126,54 +127,58 @@ def make_sharded_train_step(
         assert sampler is not None
         targets, weight = batch.at_supervised(batch.targets), batch.weight()
         drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=weight)
-        pieces = micro_batches.cut(batch, sizes.shards)
-        found, requests = exchange.request(sizes, micro_batches.touched(pieces, sizes.shards, drawn, no_item))
+        batches = micro_batches.cut(batch, sizes.shards)
+        number = len(batches.item_ids)
+        found, requests = exchange.request(sizes, micro_batches.touched(batches, sizes.shards, drawn, no_item))
+        pieces, negatives = micro_batches.placed(batches, drawn, found)
         rounds = Rounds(part, sizes, requests, frozen.item_encoder, keys.dropout)
 
         # The vectors of all rounds come to the shards. Gradients of the first round's go home the way they came.
         first = rounds.owned(state.params, 0)
         packed, encoded = jax.vjp(lambda params: rounds.encode(params, first), first.params)
-        ways = [
-            jax.vjp(lambda each, which=which: exchange.deliver(sizes, requests, each, which), each)
-            for which, each in enumerate(packed)
-        ]
-        delivered = tuple(came for came, _ in ways)
+        nothing = [jnp.zeros((*ids.shape, packed[0].shape[-1]), packed[0].dtype) for ids in found]
 
-        def fetch(round_number: Int[Array, ""], delivered: Lists) -> Lists:
+        def fetch_later(round_number: Int[Array, ""], came: Lists) -> Lists:
             owned = rounds.owned(state.params, round_number)
-            return _add(delivered, rounds.fetch(owned.params, owned, round_number))
+            return optax.tree.add(came, rounds.fetch(owned.params, owned, round_number))
 
-        delivered = _add(delivered, rounds.after_the_first(fetch, jax.tree.map(jnp.zeros_like, delivered)))
+        later = rounds.after_the_first(fetch_later, stacked(nothing))
+        arriving = stacked(exchange.arrivals(sizes, requests))
+        bring, send = functools.partial(_bring, sizes), functools.partial(exchange.send_home, sizes)
+        held, others = _split(first.params, names)
+        shared = tuple(map(bring, arriving[1:], packed[1:], later[1:]))
 
-        def loss_of(params: Params, came: Lists, number: int) -> tuple[Float[Array, ""], Scalars]:
-            variables = {"params": params, "frozen": first.arrays}
-            piece = Piece(pieces[number], found[number], drawn, found[-1], came)
-            loss = lambda module: micro_batches.loss(module, objective, frozen.sampler, piece, weight.sum())  # noqa: E731
-            value: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=loss)
-            return value
+        def compute(at: Int[Array, ""] | int, came: Float[Array, "S w d"]) -> tuple[Array, Any]:
+            def loss_of(others: Params, came: Array, shared: tuple[Array, ...]) -> tuple[Array, Scalars]:
+                variables = {"params": _join(held, others), "frozen": first.arrays}
+                vectors = jnp.concatenate([came, *shared], axis=1)
+                loss = lambda module: micro_batches.loss(  # noqa: E731
+                    module, objective, frozen.sampler, piece_of(pieces, at), negatives, vectors, weight.sum()
+                )
+                value: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=loss)
+                return value
 
-        differentiate = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
-        shared_lists = delivered[len(pieces) :]
-        made = [
-            differentiate(first.params, (own, *shared_lists), number)
-            for number, own in enumerate(delivered[: len(pieces)])
-        ]
-        grads, metrics = functools.reduce(_add, ((of_params, values) for (of_params, _), values in made))
-        vector_grads = (
-            *(own for (_, (own, *_)), _ in made),
-            *functools.reduce(_add, (shared for (_, (_, *shared)), _ in made)),
+            differentiate = jax.grad(loss_of, argnums=(0, 1, 2), has_aux=True)
+            (of_others, own, of_shared), metrics = differentiate(others, came, shared)
+            return own, (of_others, optax.tree.cast(of_shared, jnp.float32), metrics)
+
+        home, own_grads, (of_others, shared_grads, metrics) = in_turn(
+            number,
+            lambda at: bring(arriving[0][at], packed[0][at], later[0][at]),
+            compute,
+            lambda at, gradient: send(arriving[0][at], packed[0][at], gradient),
         )
-        home = tuple(back(gradient)[0] for (_, back), gradient in zip(ways, vector_grads, strict=True))
-        grads = _add(grads, encoded(home)[0])
+        vector_grads = (own_grads, *optax.tree.cast(shared_grads, own_grads.dtype))
+        rows, of_encoder = _split(encoded((home, *map(send, arriving[1:], packed[1:], vector_grads[1:])))[0], names)
+        grads = optax.tree.add(of_others, of_encoder)
 
         # The gradient of what has no rows is a sum over all rounds, and so is the norm that everything is clipped by.
         def add(round_number: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:
             rows, shared = _split(rounds.pull_back(state.params, round_number, vector_grads)[1], names)
             return jax.tree.map(jnp.add, sums[0], shared), sums[1] + optax.global_norm(rows) ** 2
 
-        rows, shared = _split(grads, names)
-        shared, square = rounds.after_the_first(add, (shared, optax.global_norm(rows) ** 2))
-        norm = jnp.sqrt(square + optax.global_norm(shared) ** 2)
+        grads, square = rounds.after_the_first(add, (grads, optax.global_norm(rows) ** 2))
+        norm = jnp.sqrt(square + optax.global_norm(grads) ** 2)
 
         # The owners update their rows, a round after the other.
         def update(owned: Owned, grads: Params, opt_state: Any) -> tuple[Params, Any]:
@@ -196,7 +201,7 @@ def make_sharded_train_step(
             changed = _with_rows(tables[0], params, names), _with_rows(tables[1], opt_state, names)
             return write(tables, owned, changed)
 
-        tables = write((state.params, state.opt_state), first, update(first, _join(rows, shared), state.opt_state))
+        tables = write((state.params, state.opt_state), first, update(first, _join(rows, grads), state.opt_state))
         params, opt_state = rounds.after_the_first(write_later, tables)
         metrics |= {
             "grad_norm": norm,
@@ -208,9 +213,9 @@ def make_sharded_train_step(
     return train_step
 
 
-def _add(a: Any, b: Any) -> Any:
-    """Of two trees."""
-    return jax.tree.map(jnp.add, a, b)
+def _bring(sizes: exchange.Sizes, arrive: Array, packed: Array, later: Array) -> Float[Array, "S w d"]:
+    """The vectors of a list that the shards read: those of the first round, and of `later` ones."""
+    return exchange.deliver(sizes, arrive, packed) + later
 
 
 def _split(tree: Any, names: tuple[str, ...]) -> tuple[Any, Any]:

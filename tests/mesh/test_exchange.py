@@ -34,7 +34,8 @@ def fetch(sizes, table, lists):
         served = exchange.serve(sizes, requests, at)
         mine = jax.vmap(lambda part, which: part.at[which].get(mode="clip"))(rows, served.mine)
         packed = exchange.pack(sizes, served, mine)
-        return [exchange.deliver(sizes, requests, each, which, at) for which, each in enumerate(packed)]
+        lists = zip(exchange.arrivals(sizes, requests, at), packed, strict=True)
+        return [exchange.deliver(sizes, arrive, each) for arrive, each in lists]
 
     return wanted, one, requests.rounds
 
