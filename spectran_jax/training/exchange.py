@@ -21,6 +21,7 @@ dropped, and what a step gives does not depend on the number of rounds.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -158,10 +159,13 @@ def request(sizes: Sizes, ids: Sequence[Int[Array, "S T"]]) -> tuple[tuple[Int[A
       ids: int32 items of each list, with repetitions; N for none.
     """
     items = sizes.rows * sizes.mesh.size
-    found = tuple(
-        jax.vmap(lambda row, size=each.wanted: distinct(row, size, items))(these)
-        for each, these in zip(sizes.lists, ids, strict=True)
-    )
+    found: list[Array] = []
+    # One sort for all lists of a size: a TPU's compiler takes long for each.
+    for (each, _), alike in itertools.groupby(
+        zip(sizes.lists, ids, strict=True), lambda pair: (pair[0], pair[1].shape)
+    ):
+        of_row = lambda row, size=each.wanted: distinct(row, size, items)  # noqa: E731
+        found.extend(jax.vmap(jax.vmap(of_row))(jnp.stack([these for _, these in alike])))
 
     def ask(*parts: Int[Array, "w"]) -> Requests:
         def above(rounds: Array) -> Array:
@@ -186,7 +190,7 @@ def request(sizes: Sizes, ids: Sequence[Int[Array, "S T"]]) -> tuple[tuple[Int[A
     # The devices of a shard deal out its items, which ascend: a run of them each would be of few owners.
     sharing = sizes.mesh.shape[SHARE_AXIS]
     deal = lambda found: found.reshape(sizes.shards, -1, sharing).swapaxes(1, 2).reshape(sizes.mesh.size, -1)  # noqa: E731
-    return found, _each(sizes, ask, *map(deal, found), out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
+    return tuple(found), _each(sizes, ask, *map(deal, found), out=Requests(_CUT, _WHOLE))  # type: ignore[arg-type]
 
 
 def serve(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> Served:
@@ -236,29 +240,47 @@ def arrivals(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> 
 def deliver(sizes: Sizes, arrive: Int[Array, "D w"], packed: Float[Array, "D D c d"]) -> Float[Array, "S w d"]:
     """Vectors of one list's items at the shards that want them, in the order of `request`; 0 for other rounds.
 
-    Linear; its transpose is `send_home`.
-
     Args:
       sizes: what `plan` gave.
       arrive: what `arrivals` gave for the list.
       packed: what `pack` gave for the list.
     """
+    return unpack(sizes, arrive, *swap(sizes, packed))
 
-    def exchange(arrive: Int[Array, "w"], packed: Float[Array, "D c d"]) -> Array:
-        got = jax.lax.all_to_all(packed, AXES, 0, 0)
+
+def send_home(sizes: Sizes, arrive: Int[Array, "D w"], gradient: Float[Array, "S w d"], capacity: int) -> Array:
+    """The gradient of `packed` at the owners, [D, D, c, d], from that of what `deliver` makes of it."""
+    return swap(sizes, pack_gradient(sizes, arrive, gradient, capacity))[0]
+
+
+def swap(sizes: Sizes, *packed: Float[Array, "D D c d"]) -> list[Float[Array, "D D c d"]]:
+    """What every device has for every other, [from, to, ...], at the others, [to, from, ...]: vectors at those who ask
+    for them, gradients at the owners. All in one all-to-all; it is its own transpose."""
+    ends = np.cumsum([each.shape[2] for each in packed])[:-1]
+
+    def exchange(*packed: Float[Array, "D c d"]) -> tuple[Array, ...]:
+        return tuple(jnp.split(jax.lax.all_to_all(jnp.concatenate(packed, axis=1), AXES, 0, 0), ends, axis=1))
+
+    return list(_each(sizes, exchange, *packed))
+
+
+def unpack(sizes: Sizes, arrive: Int[Array, "D w"], got: Float[Array, "D D c d"]) -> Float[Array, "S w d"]:
+    """The vectors of a list in its order, from those that `swap` brought; linear."""
+
+    def exchange(arrive: Int[Array, "w"], got: Float[Array, "D c d"]) -> Array:
         came = got.reshape(-1, got.shape[-1])[jnp.maximum(arrive, 0)]
         mine = jnp.where(arrive[:, None] >= 0, came, 0)
         return jax.lax.all_gather(mine, SHARE_AXIS, axis=1).reshape(-1, mine.shape[-1])  # as they were dealt out
 
     same = PartitionSpec(BATCH_AXIS)  # on all that share a shard
-    return _each(sizes, exchange, arrive, packed, out=same)
+    return _each(sizes, exchange, arrive, got, out=same)
 
 
-def send_home(
-    sizes: Sizes, arrive: Int[Array, "D w"], packed: Float[Array, "D D c d"], gradient: Float[Array, "S w d"]
-) -> Float[Array, "D D c d"]:
-    """The gradient of `packed`, at the owners, from that of what `deliver` makes of it."""
-    return jax.vjp(functools.partial(deliver, sizes, arrive), packed)[1](gradient)[0]
+def pack_gradient(sizes: Sizes, arrive: Int[Array, "D w"], gradient: Float[Array, "S w d"], capacity: int) -> Array:
+    """The transpose of `unpack`: what is to be swapped, [D, D, c, d], of a list of this capacity."""
+    shape = (sizes.mesh.size, sizes.mesh.size, capacity, gradient.shape[-1])
+    got = jnp.zeros(shape, gradient.dtype)
+    return jax.vjp(functools.partial(unpack, sizes, arrive), got)[1](gradient)[0]
 
 
 def _bounds(

@@ -121,28 +121,33 @@ def placed(batches: TrainBatch, drawn: Int[Array, "n"], found: Sequence[Int[Arra
 
 
 def in_turn(
-    number: int,
-    fetch: Callable[[Int[Array, ""] | int], Array],
+    packed: Float[Array, "M *p"],
+    swap: Callable[..., Sequence[Array]],
+    unpack: Callable[[Int[Array, ""] | int, Array], Array],
     compute: Callable[[Int[Array, ""] | int, Array], tuple[Array, Any]],
-    send: Callable[[Int[Array, ""] | int, Array], Array],
-) -> tuple[Array, Array, Any]:
+    pack: Callable[[Int[Array, ""] | int, Array], Array],
+) -> tuple[Float[Array, "M *p"], Array, Any]:
     """Fetches the vectors of every micro-batch, computes with them, and sends their gradients home.
 
     Args:
-      number: M.
-      fetch: gives the vectors of a micro-batch.
+      packed: vectors as their owners send them, of each micro-batch.
+      swap: exchanges one array or several; see `exchange.swap`.
+      unpack: gives the vectors of a micro-batch from what came.
       compute: gives their gradients, and what is to be summed over micro-batches.
-      send: carries gradients home; gives what the owners get.
+      pack: gives what goes home.
 
     Returns:
-      What the owners get and the gradients, of each micro-batch [M, ...], and the sums.
+      What came home and the gradients, of each micro-batch [M, ...], and the sums.
     """
+    number = len(packed)
+    fetch = lambda at: unpack(at, *swap(packed[at]))  # noqa: E731
+    send = lambda at, gradient: swap(pack(at, gradient))[0]  # noqa: E731
 
-    def turn(carry: Any, at: Int[Array, ""] | int) -> Any:
+    def turn(carry: Any, at: Int[Array, ""]) -> Any:
         came, before, sums = carry
-        coming, went = fetch(at + 1), send(at - 1, before)
+        got, home = swap(packed[at + 1], pack(at - 1, before))
         gradient, more = compute(at, came)
-        return (coming, gradient, optax.tree.add(sums, more)), (went, before)
+        return (unpack(at + 1, got), gradient, optax.tree.add(sums, more)), (home, before)
 
     came = fetch(0)
     if number == 1:
@@ -150,10 +155,10 @@ def in_turn(
         return send(0, gradient)[None], gradient[None], sums
     coming = fetch(1)
     gradient, sums = compute(0, came)
-    (came, gradient, sums), (went, gradients) = jax.lax.scan(turn, (coming, gradient, sums), jnp.arange(1, number - 1))
+    (came, gradient, sums), (home, gradients) = jax.lax.scan(turn, (coming, gradient, sums), jnp.arange(1, number - 1))
     last, more = compute(number - 1, came)
-    went = jnp.concatenate([went, send(number - 2, gradient)[None], send(number - 1, last)[None]])
-    return went, jnp.concatenate([gradients, gradient[None], last[None]]), optax.tree.add(sums, more)
+    home = jnp.concatenate([home, send(number - 2, gradient)[None], send(number - 1, last)[None]])
+    return home, jnp.concatenate([gradients, gradient[None], last[None]]), optax.tree.add(sums, more)
 
 
 def loss(

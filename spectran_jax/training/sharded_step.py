@@ -144,9 +144,9 @@ def make_sharded_train_step(
 
         later = rounds.after_the_first(fetch_later, stacked(nothing))
         arriving = stacked(exchange.arrivals(sizes, requests))
-        bring, send = functools.partial(_bring, sizes), functools.partial(exchange.send_home, sizes)
         held, others = _split(first.params, names)
-        shared = tuple(map(bring, arriving[1:], packed[1:], later[1:]))
+        shared = tuple(exchange.deliver(sizes, *of_list) for of_list in zip(arriving[1:], packed[1:], strict=True))
+        shared = optax.tree.add(shared, later[1:])
 
         def compute(at: Int[Array, ""] | int, came: Float[Array, "S w d"]) -> tuple[Array, Any]:
             def loss_of(others: Params, came: Array, shared: tuple[Array, ...]) -> tuple[Array, Scalars]:
@@ -163,13 +163,18 @@ def make_sharded_train_step(
             return own, (of_others, optax.tree.cast(of_shared, jnp.float32), metrics)
 
         home, own_grads, (of_others, shared_grads, metrics) = in_turn(
-            number,
-            lambda at: bring(arriving[0][at], packed[0][at], later[0][at]),
+            packed[0],
+            functools.partial(exchange.swap, sizes),
+            lambda at, got: exchange.unpack(sizes, arriving[0][at], got) + later[0][at],
             compute,
-            lambda at, gradient: send(arriving[0][at], packed[0][at], gradient),
+            lambda at, gradient: exchange.pack_gradient(sizes, arriving[0][at], gradient, sizes.lists[0].capacity),
         )
         vector_grads = (own_grads, *optax.tree.cast(shared_grads, own_grads.dtype))
-        rows, of_encoder = _split(encoded((home, *map(send, arriving[1:], packed[1:], vector_grads[1:])))[0], names)
+        shared_home = (
+            exchange.send_home(sizes, arrive, gradient, each.capacity)
+            for arrive, gradient, each in zip(arriving[1:], vector_grads[1:], sizes.lists[number:], strict=True)
+        )
+        rows, of_encoder = _split(encoded((home, *shared_home))[0], names)
         grads = optax.tree.add(of_others, of_encoder)
 
         # The gradient of what has no rows is a sum over all rounds, and so is the norm that everything is clipped by.
@@ -211,11 +216,6 @@ def make_sharded_train_step(
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
-
-
-def _bring(sizes: exchange.Sizes, arrive: Array, packed: Array, later: Array) -> Float[Array, "S w d"]:
-    """The vectors of a list that the shards read: those of the first round, and of `later` ones."""
-    return exchange.deliver(sizes, arrive, packed) + later
 
 
 def _split(tree: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
