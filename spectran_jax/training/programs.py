@@ -107,8 +107,9 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
         train_step = make_sharded_train_step(model, objective, optimizer, schedule, setup.exchange, clip_norm)
     else:
         train_step = make_train_step(model, objective, optimizer, schedule, setup.touched, clip_norm)
+    options = compiler_options(mesh, 0 if setup.exchange is None else len(setup.exchange.lists))
     update = functools.partial(
-        jax.jit, donate_argnums=0, out_shardings=(shardings, everywhere), compiler_options=_compiler_options(setup)
+        jax.jit, donate_argnums=0, out_shardings=(shardings, everywhere), compiler_options=options
     )
     return Programs(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
@@ -123,18 +124,23 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     )
 
 
-def _compiler_options(setup: Setup) -> dict[str, bool]:
-    """Of an update: what a TPU's compiler is to be told, so that lists of an exchange travel beside computing."""
-    several = setup.exchange is not None and len(setup.exchange.lists) > 1
-    if setup.mesh.devices.flat[0].platform != "tpu" or not several or _must_wait(setup.mesh):
+def compiler_options(mesh: jax.sharding.Mesh, lists: int) -> dict[str, bool | float]:
+    """Of an update that exchanges so many lists of items: what its compiler is to be told beside the program.
+
+    With several, a TPU's compiler is to let them travel while the step computes. Its scheduler takes an all-to-all for
+    shorter than a large slice makes it, so computing is made to look shorter, too. On v5e slices of more than 16 chips
+    every all-to-all blocks: the compiler refuses others ("not supported on limited ICI").
+    """
+    device = mesh.devices.flat[0]
+    blocks = device.device_kind in ("TPU v5 lite", "TPU v5e") and mesh.size > 16
+    if device.platform != "tpu" or lists < 2 or blocks:
         return {}
-    return {"xla_tpu_enable_async_all_to_all": True, "xla_tpu_force_async_all_to_all": True}
-
-
-def _must_wait(mesh: jax.sharding.Mesh) -> bool:
-    """Whether the devices are those of a TPU on which every all-to-all blocks: a v5e slice of more than 16 chips, where
-    the compiler refuses others ("not supported on limited ICI")."""
-    return mesh.devices.flat[0].device_kind in ("TPU v5 lite", "TPU v5e") and mesh.size > 16
+    return {
+        "xla_tpu_enable_async_all_to_all": True,
+        "xla_tpu_force_async_all_to_all": True,
+        "xla_lhs_loop_fusion_latency_multiplier": 0.25,
+        "xla_lhs_output_fusion_latency_multiplier": 0.25,
+    }
 
 
 def build_table(setup: Setup) -> item_table.TableBuilder:

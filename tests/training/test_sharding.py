@@ -1,14 +1,17 @@
 """The mesh from its flag, and the table of shardings; `tests/mesh` trains on meshes of eight devices."""
 
 import dataclasses
+import types
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spectran_jax.errors import InputError
 from spectran_jax.training import partitioning
+from spectran_jax.training.programs import compiler_options
 from spectran_jax.training.run import notices
 from spectran_jax.training.setup import prepare
 
@@ -70,3 +73,21 @@ def test_a_run_says_that_its_mesh_does_not_cut_the_tables(tiny_config, devices, 
     mesh = jax.sharding.AbstractMesh((devices, 1), partitioning.AXES)
     lines = notices(dataclasses.replace(prepare(tiny_config), mesh=mesh))
     assert (f"{devices} devices do not cut the 40 rows of item tables evenly: each holds them whole." in lines) == told
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "lists", "told"),
+    [
+        ("TPU v5", 6144, 9, True),
+        ("TPU v5", 6144, 1, False),
+        ("TPU v5 lite", 16, 3, True),
+        ("TPU v5 lite", 32, 3, False),
+        ("TPU v5e", 256, 3, False),
+        ("TPU v6 lite", 256, 3, True),
+        ("NVIDIA H100", 8, 3, False),
+    ],
+)
+def test_a_compiler_is_told_to_exchange_beside_computing_where_it_can(kind, devices, lists, told):
+    device = types.SimpleNamespace(device_kind=kind, platform="tpu" if kind.startswith("TPU") else "gpu")
+    mesh = types.SimpleNamespace(devices=np.full(devices, device, object), size=devices)
+    assert bool(compiler_options(mesh, lists)) == told
