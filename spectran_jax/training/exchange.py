@@ -245,23 +245,18 @@ def deliver(sizes: Sizes, arrive: Int[Array, "D w"], packed: Float[Array, "D D c
       arrive: what `arrivals` gave for the list.
       packed: what `pack` gave for the list.
     """
-    return unpack(sizes, arrive, *swap(sizes, packed))
+    return unpack(sizes, arrive, swap(sizes, packed))
 
 
 def send_home(sizes: Sizes, arrive: Int[Array, "D w"], gradient: Float[Array, "S w d"], capacity: int) -> Array:
     """The gradient of `packed` at the owners, [D, D, c, d], from that of what `deliver` makes of it."""
-    return swap(sizes, pack_gradient(sizes, arrive, gradient, capacity))[0]
+    return swap(sizes, pack_gradient(sizes, arrive, gradient, capacity))
 
 
-def swap(sizes: Sizes, *packed: Float[Array, "D D c d"]) -> list[Float[Array, "D D c d"]]:
+def swap(sizes: Sizes, packed: Float[Array, "D D c d"]) -> Float[Array, "D D c d"]:
     """What every device has for every other, [from, to, ...], at the others, [to, from, ...]: vectors at those who ask
-    for them, gradients at the owners. All in one all-to-all; it is its own transpose."""
-    ends = np.cumsum([each.shape[2] for each in packed])[:-1]
-
-    def exchange(*packed: Float[Array, "D c d"]) -> tuple[Array, ...]:
-        return tuple(jnp.split(jax.lax.all_to_all(jnp.concatenate(packed, axis=1), AXES, 0, 0), ends, axis=1))
-
-    return list(_each(sizes, exchange, *packed))
+    for them, gradients at the owners. One all-to-all; it is its own transpose."""
+    return _each(sizes, lambda packed: jax.lax.all_to_all(packed, AXES, 0, 0), packed)
 
 
 def unpack(sizes: Sizes, arrive: Int[Array, "D w"], got: Float[Array, "D D c d"]) -> Float[Array, "S w d"]:

@@ -121,17 +121,17 @@ def placed(batches: TrainBatch, drawn: Int[Array, "n"], found: Sequence[Int[Arra
 
 
 def in_turn(
-    packed: Float[Array, "M *p"],
-    swap: Callable[..., Sequence[Array]],
+    packed: Float[Array, "M D D c d"],
+    swap: Callable[[Array], Array],
     unpack: Callable[[Int[Array, ""] | int, Array], Array],
     compute: Callable[[Int[Array, ""] | int, Array], tuple[Array, Any]],
     pack: Callable[[Int[Array, ""] | int, Array], Array],
-) -> tuple[Float[Array, "M *p"], Array, Any]:
+) -> tuple[Float[Array, "M D D c d"], Array, Any]:
     """Fetches the vectors of every micro-batch, computes with them, and sends their gradients home.
 
     Args:
       packed: vectors as their owners send them, of each micro-batch.
-      swap: exchanges one array or several; see `exchange.swap`.
+      swap: sends what there is for each device, and gives what came; see `exchange.swap`.
       unpack: gives the vectors of a micro-batch from what came.
       compute: gives their gradients, and what is to be summed over micro-batches.
       pack: gives what goes home.
@@ -139,26 +139,28 @@ def in_turn(
     Returns:
       What came home and the gradients, of each micro-batch [M, ...], and the sums.
     """
-    number = len(packed)
-    fetch = lambda at: unpack(at, *swap(packed[at]))  # noqa: E731
-    send = lambda at, gradient: swap(pack(at, gradient))[0]  # noqa: E731
+    number, capacity = len(packed), packed.shape[3]
+    beside = lambda vectors, gradients: jnp.concatenate([vectors, gradients], axis=2)  # noqa: E731
+    send = lambda at, gradient: swap(pack(at, gradient))[None]  # noqa: E731
 
     def turn(carry: Any, at: Int[Array, ""]) -> Any:
         came, before, sums = carry
-        got, home = swap(packed[at + 1], pack(at - 1, before))
-        gradient, more = compute(at, came)
-        return (unpack(at + 1, got), gradient, optax.tree.add(sums, more)), (home, before)
+        # What comes is unpacked in the next round: nothing in this one waits for it.
+        coming = swap(beside(packed[at + 1], pack(at - 1, before)))
+        gradient, more = compute(at, unpack(at, came[:, :, :capacity]))
+        return (coming, gradient, optax.tree.add(sums, more)), (came[:, :, capacity:], before)
 
-    came = fetch(0)
+    first = unpack(0, swap(packed[0]))
     if number == 1:
-        gradient, sums = compute(0, came)
-        return send(0, gradient)[None], gradient[None], sums
-    coming = fetch(1)
-    gradient, sums = compute(0, came)
-    (came, gradient, sums), (home, gradients) = jax.lax.scan(turn, (coming, gradient, sums), jnp.arange(1, number - 1))
-    last, more = compute(number - 1, came)
-    home = jnp.concatenate([home, send(number - 2, gradient)[None], send(number - 1, last)[None]])
-    return home, jnp.concatenate([gradients, gradient[None], last[None]]), optax.tree.add(sums, more)
+        gradient, sums = compute(0, first)
+        return send(0, gradient), gradient[None], sums
+    came = beside(swap(packed[1]), jnp.zeros_like(packed[1]))
+    gradient, sums = compute(0, first)
+    (came, gradient, sums), (home, gradients) = jax.lax.scan(turn, (came, gradient, sums), jnp.arange(1, number - 1))
+    last, more = compute(number - 1, unpack(number - 1, came[:, :, :capacity]))
+    home = [home, came[None, :, :, capacity:], send(number - 2, gradient), send(number - 1, last)]
+    gradients = jnp.concatenate([gradients, gradient[None], last[None]])
+    return jnp.concatenate(home)[1:], gradients, optax.tree.add(sums, more)  # with the first vectors came nothing home
 
 
 def loss(
