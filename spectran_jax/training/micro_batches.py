@@ -69,11 +69,6 @@ def stacked(lists: Sequence[Array]) -> Lists:
     return (jnp.stack(lists[:number]), *lists[number:])
 
 
-def unstacked(lists: Lists) -> tuple[Array, ...]:
-    """Undoes `stacked`."""
-    return (*lists[0], *lists[1:])
-
-
 def piece_of(pieces: Any, at: Int[Array, ""] | int) -> Any:
     """One of what is stacked [M, ...]."""
     return jax.tree.map(lambda leaf: leaf[at], pieces)

@@ -23,7 +23,7 @@ from spectran_jax.layout import TrainBatch
 from spectran_jax.objectives import Objective
 from spectran_jax.recommender import Recommender
 from spectran_jax.training import catalogue, exchange, micro_batches
-from spectran_jax.training.micro_batches import Lists, in_turn, piece_of, stacked, unstacked
+from spectran_jax.training.micro_batches import Lists, in_turn, piece_of, stacked
 from spectran_jax.training.optimizer import clip
 from spectran_jax.training.step import (
     Frozen,
@@ -77,9 +77,11 @@ class Rounds:
 
     def fetch(self, params: Params, owned: Owned, round_number: Int[Array, ""] | int) -> Lists:
         """Those vectors where the shards of the batch read them, zero where another round's go."""
-        arriving = exchange.arrivals(self.sizes, self.requests, round_number)
-        lists = zip(arriving, unstacked(self.encode(params, owned)), strict=True)
-        return stacked([exchange.deliver(self.sizes, arrive, packed) for arrive, packed in lists])
+        arriving = stacked(exchange.arrivals(self.sizes, self.requests, round_number))
+        packed = self.encode(params, owned)
+        # In a loop: a program of thousands of devices is long for each exchange that it holds.
+        own = jax.lax.map(lambda of_list: exchange.deliver(self.sizes, *of_list), (arriving[0], packed[0]))
+        return own, *(exchange.deliver(self.sizes, *each) for each in zip(arriving[1:], packed[1:], strict=True))
 
     def pull_back(self, params: Params, round_number: Int[Array, ""] | int, gradients: Lists) -> tuple[Owned, Params]:
         """What the owners hold of a round's items, and the gradient that goes home from the vectors delivered."""
