@@ -100,7 +100,7 @@ def _micro_batches(config: Config) -> None:
         return
     without = {
         f"--loss={config.objective.loss}": config.objective.loss == "softmax",
-        f"--table_updates={config.optimizer.table_updates}": config.optimizer.table_updates == "dense",
+        f"--table_updates={config.optimizer.table_updates}": _touches_all(config),
         f"--spectrum_memory={config.spectrum.spectrum_memory}": config.spectrum.spectrum_memory != "device",
         f"--parallelism={config.training.parallelism}": config.training.parallelism == "pmap",
     }

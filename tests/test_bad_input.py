@@ -297,7 +297,7 @@ def test_folders_that_can_not_be_written(refused, tiny_flags, tmp_path):
 @pytest.mark.parametrize("name", ["batch_size", "eval_batch_size"])
 @pytest.mark.parametrize(("size", "near"), [(18, "16 or 20"), (3, "take 4")])
 def test_batches_that_devices_can_not_share(name, size, near):
-    mesh = types.SimpleNamespace(shape={"data": 4, "model": 2})
+    mesh = types.SimpleNamespace(shape={"data": 4, "model": 2}, size=8)
     config = dataclasses.replace(TrainingConfig(), **{name: size})
     with pytest.raises(InputError, match=f"--{name}={size} is not divisible by the 4 devices.*{near}"):
         partitioning.check_batches(mesh, config)
@@ -305,7 +305,7 @@ def test_batches_that_devices_can_not_share(name, size, near):
 
 
 def test_micro_batches_without_a_history():
-    mesh = types.SimpleNamespace(shape={"data": 4, "model": 2})
+    mesh = types.SimpleNamespace(shape={"data": 4, "model": 2}, size=8)
     config = dataclasses.replace(TrainingConfig(), batch_size=16, micro_batches=5)
     with pytest.raises(InputError, match=r"--micro_batches=5 cuts the 4 of --batch_size=16 .* take at most 4"):
         partitioning.check_batches(mesh, config)

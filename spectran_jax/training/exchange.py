@@ -7,8 +7,8 @@ lists the distinct items that it touches, and its devices ask the owners for an 
     vectors [devices, capacity, d]  all-to-all back, then an all-gather over the devices that share a shard of the batch
     gradients                       the transpose of the same, so each owner sums what concerns its rows
 
-The items may come in several lists, of each micro-batch its own: all are asked for at once, vectors are delivered a
-list at a time, and gradients go home a list at a time, so that one list travels while another is computed with.
+The items may come in several lists, of each micro-batch its own: all are asked for at once, and then an all-to-all
+brings the vectors of one list and takes the gradients of another home, while a third is computed with.
 
 Nothing here has the length of the catalogue, and the traffic follows the touched rows. An owner sees each of its items
 once, however many devices and lists ask for it, so the optimiser runs there on distinct rows, as it does on one device.

@@ -4,9 +4,9 @@ A batch of several groups a shard (`data.packing.Plan.groups`) is cut into as ma
 Each has a list of items of its own (`exchange.py`), and all score the same negatives. What the pieces' losses add up to
 is the loss of the whole batch, so that a step gives the same numbers with any number of them.
 
-`in_turn` is the order of it: while one piece is computed with, the vectors of the next come and the gradients of the
-one before go home. A loop with one of each a round leaves the compiler's scheduler nothing else to put beside an
-exchange; in a program of all pieces one after another it packs and unpacks lists beside them, and computes afterwards.
+`take_turns` is the order of it: while one piece is computed with, the vectors of the next come and the gradients of the
+one before go home. A loop with one all-to-all a round leaves the compiler's scheduler little else to put beside it; in
+a program of all pieces one after another it packs and unpacks lists beside them, and computes afterwards.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def piece_of(pieces: Any, at: Int[Array, ""] | int) -> Any:
     return jax.tree.map(lambda leaf: leaf[at], pieces)
 
 
-def touched(pieces: TrainBatch, shards: int, drawn: Int[Array, "n"], no_item: int) -> list[Int[Array, "S m"]]:
+def touched(batches: TrainBatch, shards: int, drawn: Int[Array, "n"], no_item: int) -> list[Int[Array, "S m"]]:
     """The ids of each list of `touched_at_most`, with repetitions; all shards score the same negatives."""
     shared = jnp.broadcast_to(drawn, (shards, len(drawn)))
     lists = []
-    for at in range(len(pieces.item_ids)):
-        own = touched_items(piece_of(pieces, at), drawn[:0], no_item).reshape(2, shards, -1)
+    for at in range(len(batches.item_ids)):
+        own = touched_items(piece_of(batches, at), drawn[:0], no_item).reshape(2, shards, -1)
         lists.append(jnp.concatenate(own, axis=1))
     if len(lists) > 1:
         return [*lists, shared]
@@ -115,7 +115,7 @@ def placed(batches: TrainBatch, drawn: Int[Array, "n"], found: Sequence[Int[Arra
     return jax.vmap(of)(batches, jnp.stack(found[:number])), Drawn(drawn, drawn_at)
 
 
-def in_turn(
+def take_turns(
     packed: Float[Array, "M D D c d"],
     swap: Callable[[Array], Array],
     unpack: Callable[[Int[Array, ""] | int, Array], Array],

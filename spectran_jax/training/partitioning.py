@@ -109,7 +109,7 @@ def build_mesh(spec: str, parallelism: str = "jit", devices: Sequence[Any] | Non
 
 
 def check_batches(mesh: Mesh, config: TrainingConfig) -> None:
-    """Refuses batches that the data axis of the mesh can't share evenly, and micro-batches without a history.
+    """Refuses batches that the data axis of the mesh can't share evenly, and micro-batches beyond a device's histories.
 
     Raises:
       InputError: naming the flag, the devices and the sizes that fit.
@@ -124,7 +124,7 @@ def check_batches(mesh: Mesh, config: TrainingConfig) -> None:
                 f"--{name}={size} is not divisible by the {devices} devices of the mesh's data axis; take {near}."
             )
     most = config.batch_size // devices
-    if config.micro_batches > most:
+    if mesh.size > 1 and config.micro_batches > most:
         raise InputError(
             f"--micro_batches={config.micro_batches} cuts the {most} of --batch_size={config.batch_size} that each of "
             f"the {devices} devices of the mesh's data axis has; take at most {most}."

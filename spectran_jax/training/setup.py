@@ -237,7 +237,7 @@ def assemble(
         )
     if config.training.micro_batches > 1 and encoder.has_auxiliary():
         raise no_exchange(config, f"--item_encoder={config.encoder.item_encoder}")
-    if config.training.micro_batches > 1 and not objective.sampled:  # a loss of one's own
+    if config.training.micro_batches > 1 and objective.sampler is None:  # a loss of one's own
         raise no_exchange(config, f"--loss={config.objective.loss}")
     if config.spectrum.spectrum_memory != "device" and not objective.sampled:  # a loss of one's own
         raise InputError(

@@ -23,7 +23,7 @@ from spectran_jax.layout import TrainBatch
 from spectran_jax.objectives import Objective
 from spectran_jax.recommender import Recommender
 from spectran_jax.training import catalogue, exchange, micro_batches
-from spectran_jax.training.micro_batches import Lists, in_turn, piece_of, stacked
+from spectran_jax.training.micro_batches import Lists, piece_of, stacked, take_turns
 from spectran_jax.training.optimizer import clip
 from spectran_jax.training.step import (
     Frozen,
@@ -135,7 +135,7 @@ def make_sharded_train_step(
         pieces, negatives = micro_batches.placed(batches, drawn, found)
         rounds = Rounds(part, sizes, requests, frozen.item_encoder, keys.dropout)
 
-        # The vectors of all rounds come to the shards. Gradients of the first round's go home the way they came.
+        # Vectors of later rounds come at once; those of the first are encoded here, and travel in turn, below.
         first = rounds.owned(state.params, 0)
         packed, encoded = jax.vjp(lambda params: rounds.encode(params, first), first.params)
         nothing = [jnp.zeros((*ids.shape, packed[0].shape[-1]), packed[0].dtype) for ids in found]
@@ -164,7 +164,7 @@ def make_sharded_train_step(
             (of_others, own, of_shared), metrics = differentiate(others, came, shared)
             return own, (of_others, optax.tree.cast(of_shared, jnp.float32), metrics)
 
-        home, own_grads, (of_others, shared_grads, metrics) = in_turn(
+        home, own_grads, (of_others, shared_grads, metrics) = take_turns(
             packed[0],
             functools.partial(exchange.swap, sizes),
             lambda at, got: exchange.unpack(sizes, arriving[0][at], got) + later[0][at],

@@ -113,6 +113,17 @@ def test_gradients_go_home_to_the_owner_and_add_up(mesh):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_what_goes_home_is_the_gradient_of_what_is_delivered(mesh):
+    sizes = exchange.plan(mesh, ITEMS, [TOUCHED])
+    _, requests = exchange.request(sizes, [ids_of("hot", mesh.shape["data"])])
+    (arrive,), capacity = exchange.arrivals(sizes, requests), sizes.lists[0].capacity
+    rng = np.random.default_rng(0)
+    packed = jnp.asarray(rng.normal(size=(mesh.size, mesh.size, capacity, D)), jnp.float32)
+    came, back = jax.vjp(lambda packed: exchange.deliver(sizes, arrive, packed), packed)
+    gradient = jnp.asarray(rng.normal(size=came.shape), jnp.float32)
+    np.testing.assert_allclose(exchange.send_home(sizes, arrive, gradient, capacity), back(gradient)[0], rtol=1e-6)
+
+
 def test_gradients_of_an_item_in_several_lists_are_rounded_once(mesh):
     """1 + 1/256 + 1/256 is a number of bfloat16, and 1 + 1/256 is not."""
     item, parts = 7, (2**-8, 1, 2**-8)

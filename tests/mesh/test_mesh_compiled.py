@@ -43,7 +43,7 @@ def compiled(items: int, micro_batches: int):
     return programs.train_step.lower(programs.state, setup.abstract(), shapes).compile()
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 4])
 def test_nothing_that_travels_and_no_temporary_follows_the_catalogue(micro_batches):
     programs = [compiled(items, micro_batches) for items in (SMALL, LARGE)]
     exchanged = [

@@ -102,7 +102,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(options, monkeypatch):
     if "backbone" in options:
         meshes = []  # those of micro-batches, below, will do
     meshes += [((8, 1), "pmap", 1)] * (options["item_encoder"] in ("spectran", "id"))
-    meshes += [((2, 2), "jit", 2), ((4, 2), "jit", 4)] * exchanged
+    meshes += [((2, 2), "jit", 4), ((4, 2), "jit", 3)] * exchanged
     for shape, parallelism, micro_batches in meshes:
         crowded = shape[0] == 2 and exchanged
         if crowded:  # requests that one round can't carry

@@ -157,7 +157,7 @@ def test_shares_of_a_job():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the extra [plan], is not installed")
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 4])
 def test_by_the_real_compiler(micro_batches, tmp_path, run_command):
     flags = {"topology": "v5e:2x2", "programs": "train", "num_items": 100_000, "rank": 32, "text_dimension": 48}
     flags |= {"dimension": 16, "blocks": 1, "max_length": 8, "batch_size": 16, "negatives": 16, "dropout": 0}

@@ -90,4 +90,6 @@ def test_a_run_says_that_its_mesh_does_not_cut_the_tables(tiny_config, devices, 
 def test_a_compiler_is_told_to_exchange_beside_computing_where_it_can(kind, devices, lists, told):
     device = types.SimpleNamespace(device_kind=kind, platform="tpu" if kind.startswith("TPU") else "gpu")
     mesh = types.SimpleNamespace(devices=np.full(devices, device, object), size=devices)
-    assert bool(compiler_options(mesh, lists)) == told
+    options = compiler_options(mesh, lists)
+    assert ("xla_tpu_enable_async_all_to_all" in options) == told
+    assert len(options) == (4 if told else 0)
