@@ -124,23 +124,17 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     )
 
 
-def compiler_options(mesh: jax.sharding.Mesh, lists: int) -> dict[str, bool | float]:
+def compiler_options(mesh: jax.sharding.Mesh, lists: int) -> dict[str, bool]:
     """Of an update that exchanges so many lists of items: what its compiler is to be told beside the program.
 
-    With several, a TPU's compiler is to let them travel while the step computes. Its scheduler takes an all-to-all for
-    shorter than a large slice makes it, so computing is made to look shorter, too. On v5e slices of more than 16 chips
+    With several, a TPU's compiler is to let them travel while the step computes. On v5e slices of more than 16 chips
     every all-to-all blocks: the compiler refuses others ("not supported on limited ICI").
     """
     device = mesh.devices.flat[0]
     blocks = device.device_kind in ("TPU v5 lite", "TPU v5e") and mesh.size > 16
     if device.platform != "tpu" or lists < 2 or blocks:
         return {}
-    return {
-        "xla_tpu_enable_async_all_to_all": True,
-        "xla_tpu_force_async_all_to_all": True,
-        "xla_lhs_loop_fusion_latency_multiplier": 0.25,
-        "xla_lhs_output_fusion_latency_multiplier": 0.25,
-    }
+    return {"xla_tpu_enable_async_all_to_all": True, "xla_tpu_force_async_all_to_all": True}
 
 
 def build_table(setup: Setup) -> item_table.TableBuilder:

@@ -92,4 +92,4 @@ def test_a_compiler_is_told_to_exchange_beside_computing_where_it_can(kind, devi
     mesh = types.SimpleNamespace(devices=np.full(devices, device, object), size=devices)
     options = compiler_options(mesh, lists)
     assert ("xla_tpu_enable_async_all_to_all" in options) == told
-    assert len(options) == (4 if told else 0)
+    assert len(options) == (2 if told else 0)
