@@ -104,8 +104,8 @@ def _micro_batches(config: Config) -> None:
         f"--spectrum_memory={config.spectrum.spectrum_memory}": config.spectrum.spectrum_memory != "device",
         f"--parallelism={config.training.parallelism}": config.training.parallelism == "pmap",
     }
-    if flags := [flag for flag, holds in without.items() if holds]:
-        raise no_exchange(config, flags[0])
+    if flag := next((flag for flag, holds in without.items() if holds), None):
+        raise no_exchange(config, flag)
 
 
 def no_exchange(config: Config, flag: str) -> InputError:

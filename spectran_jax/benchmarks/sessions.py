@@ -85,6 +85,12 @@ def batches_of(setup: Setup, epochs: int = MANY_EPOCHS) -> data.TrainIterator:
     )
 
 
+def needed_bytes(compiled: Any) -> int:
+    """Of a compiled program: arguments, temporaries and what it does not write in place."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+
+
 class Steps:
     """The training step on batches that lie on the device; each call makes one pass over them."""
 
@@ -111,9 +117,8 @@ class Steps:
         return step.lower(self.state, self.frozen, self.batches[0]).compile()
 
     def memory(self) -> int:
-        """Bytes that the compiled step needs: arguments, temporaries and what it does not write in place."""
-        m = self.compiled().memory_analysis()
-        return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        """`needed_bytes` of the step."""
+        return needed_bytes(self.compiled())
 
 
 class Epochs:

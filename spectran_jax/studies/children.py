@@ -36,8 +36,6 @@ class Child:
         said = (self.folder / "log.txt").read_bytes()[self.said_before :]
         lines = said.decode("utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        if self.status == 0:
-            return f"It ended without results of its configuration; see {self.folder / 'log.txt'}."
         return last.removeprefix("error: ") or f"It ended with status {self.status} and said nothing."
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from spectran_jax import item_encoders
-from spectran_jax.benchmarks.sessions import Steps
+from spectran_jax.benchmarks.sessions import Steps, needed_bytes
 from spectran_jax.benchmarks.timing import alternate
 from spectran_jax.config import Config
 from spectran_jax.item_encoders import ItemSource
@@ -116,16 +116,15 @@ class Session(Steps):
 
     def account(self) -> dict[str, float]:
         """Parameters, FLOPs and bytes; all but the seconds of a row."""
-        params, memory = self.programs.state.params, self.update.memory_analysis()
+        params = self.programs.state.params
         counts = count_parameters(params, self.setup.model.item_encoder.item_params, self.setup.dataset.num_items)
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return {
             "parameters": counts.total,
             "adapter": counts.adapter,
             "step_flops": flops(self.update),
             "item_flops": flops_per_item(self.setup, params),
-            "temporary_bytes": memory.temp_size_in_bytes,
-            "peak_bytes": held + memory.temp_size_in_bytes,
+            "temporary_bytes": self.update.memory_analysis().temp_size_in_bytes,
+            "peak_bytes": needed_bytes(self.update),
         }
 
 

@@ -197,7 +197,9 @@ def _run_all(
                 continue
             outcome = finished(job, child.folder, checked=True) if child.status == 0 else None
             if outcome is None:
-                outcome = Outcome(job.name, child.folder, failure=child.failure(), status=child.status)
+                nothing = f"It ended without results of its configuration; see {child.folder / 'log.txt'}."
+                failure = child.failure() if child.status else nothing
+                outcome = Outcome(job.name, child.folder, failure=failure, status=child.status)
             done[job.name] = outcome
             board.finished(outcome.name, outcome.failure, _headline(outcome))
             if outcome.status == InputError.exit_status:

@@ -182,7 +182,7 @@ def make_sharded_train_step(
         # The gradient of what has no rows is a sum over all rounds, and so is the norm that everything is clipped by.
         def add(round_number: Int[Array, ""], sums: tuple[Params, Array]) -> tuple[Params, Array]:
             rows, shared = _split(rounds.pull_back(state.params, round_number, vector_grads)[1], names)
-            return jax.tree.map(jnp.add, sums[0], shared), sums[1] + optax.global_norm(rows) ** 2
+            return optax.tree.add(sums[0], shared), sums[1] + optax.global_norm(rows) ** 2
 
         grads, square = rounds.after_the_first(add, (grads, optax.global_norm(rows) ** 2))
         norm = jnp.sqrt(square + optax.global_norm(grads) ** 2)
