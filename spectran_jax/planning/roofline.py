@@ -37,7 +37,7 @@ import numpy as np
 from jaxtyping import Int
 
 from spectran_jax.planning.costs import Cost
-from spectran_jax.planning.schedule import Await, Collective, Compute, Event, Issue, Loop, total
+from spectran_jax.planning.schedule import Await, Collective, Compute, Event, Issue, Loop, collectives, total
 from spectran_jax.planning.topologies import HOP_SECONDS, Chip, Topology
 
 EXCHANGES = ("all-to-all", "ragged-all-to-all")
@@ -190,5 +190,7 @@ def _run(roofline: Roofline, events: tuple[Event, ...], scale: float) -> float:
         elif isinstance(event, Await):
             clock = max(clock, ends.get(event.key, 0.0))
         elif event.trips:
-            clock = max(clock, free) + event.trips * _run(roofline, event.events, scale)
+            if any(collectives(event.events)):  # those of a round are timed as if nothing else were on its way
+                clock = max(clock, free)
+            clock += event.trips * _run(roofline, event.events, scale)
     return max(clock, free)

@@ -137,20 +137,26 @@ def take_turns(
     number, capacity = len(packed), packed.shape[3]
     beside = lambda vectors, gradients: jnp.concatenate([vectors, gradients], axis=2)  # noqa: E731
     send = lambda at, gradient: swap(pack(at, gradient))[None]  # noqa: E731
+    # What has come is first used when a gradient is there. Else a TPU's scheduler awaits a large exchange before the
+    # backward pass: carried on it is copied, and it finds no better place for the copy.
+    awaited = jax.lax.optimization_barrier
 
     def turn(carry: Any, at: Int[Array, ""]) -> Any:
         came, before, sums = carry
         # What comes is unpacked in the next round: nothing in this one waits for it.
         coming = swap(beside(packed[at + 1], pack(at - 1, before)))
         gradient, more = compute(at, unpack(at, came[:, :, :capacity]))
+        coming, gradient = awaited((coming, gradient))
         return (coming, gradient, optax.tree.add(sums, more)), (came[:, :, capacity:], before)
 
     first = unpack(0, swap(packed[0]))
     if number == 1:
         gradient, sums = compute(0, first)
         return send(0, gradient), gradient[None], sums
-    came = beside(swap(packed[1]), jnp.zeros_like(packed[1]))
+    came = swap(packed[1])
     gradient, sums = compute(0, first)
+    came, gradient = awaited((came, gradient))
+    came = beside(came, jnp.zeros_like(came))
     (came, gradient, sums), (home, gradients) = jax.lax.scan(turn, (came, gradient, sums), jnp.arange(1, number - 1))
     last, more = compute(number - 1, unpack(number - 1, came[:, :, :capacity]))
     home = [home, came[None, :, :, capacity:], send(number - 2, gradient), send(number - 1, last)]

@@ -95,6 +95,10 @@ def test_overlap_counts_between_start_and_end_only():
     two = (Issue("a", exchange, False), Issue("b", exchange, False), work, Await("a"), Await("b"))
     assert times(bound, two) == pytest.approx((0.010, 0.012, 0.012))
     assert times(bound, (Loop(3, apart), Loop(None, plain))) == pytest.approx((0.030, 0.018, 0.030))
+    # What is on its way waits for no loop that only computes, and a loop that sends waits for it.
+    around = lambda loop: times(bound, (Issue("b", exchange, False), loop, Await("b"))).overlapped  # noqa: E731
+    assert around(Loop(2, (work,))) == pytest.approx(0.020)
+    assert around(Loop(2, apart)) == pytest.approx(0.006 + 0.020)
 
 
 def test_memory_or_flops_whichever_is_longer():
