@@ -35,6 +35,8 @@ from spectran_jax.writing import write_arrays, write_json
 
 _LOCK_SECONDS = 150.0
 """How long a restart waits for its folder: a server of files keeps the lock of a host that vanished for so long."""
+_FILLER = 0.2
+"""Share of a batch above which rows that only fill it up deserve a word."""
 _REPEATS = 0.01
 """Share of training interactions above which negatives from a user's own history deserve a word."""
 _REPEATS_USERS = 100_000
@@ -224,10 +226,18 @@ def notices(setup: Setup) -> list[str]:
     name = setup.config.backbone.backbone
     if backbones.lookup(name).reads_time and not setup.timed:
         lines.append(f"The interactions have no timestamps: {name} leaves its time bias out.")
-    if setup.mesh.size > 1 and setup.config.training.parallelism == "jit" and not setup.access.cut:
+    training, rows = setup.config.training, setup.plan.rows_per_step
+    if setup.mesh.size > 1 and training.parallelism == "jit" and not setup.access.cut:
+        idle = f", and --micro_batches={training.micro_batches} hides no exchange" if training.micro_batches > 1 else ""
         lines.append(
             f"{setup.mesh.size} devices do not cut the {setup.access.rows:,} rows of item tables evenly: each holds "
-            "them whole."
+            f"them whole{idle}."
+        )
+    filler = 1 - setup.plan.num_rows / setup.plan.steps_per_epoch / rows
+    if setup.plan.groups > 1 and filler > _FILLER:
+        lines.append(
+            f"Of the {rows:,} rows of a batch, a multiple of {setup.plan.groups} for the devices and micro-batches, "
+            f"{filler:.0%} are empty: a larger --batch_size wastes less."
         )
     doubled = dataset.histories.doubled
     if doubled:

@@ -73,6 +73,18 @@ def test_a_run_says_that_its_mesh_does_not_cut_the_tables(tiny_config, devices, 
     mesh = jax.sharding.AbstractMesh((devices, 1), partitioning.AXES)
     lines = notices(dataclasses.replace(prepare(tiny_config), mesh=mesh))
     assert (f"{devices} devices do not cut the 40 rows of item tables evenly: each holds them whole." in lines) == told
+    idle = notices(dataclasses.replace(prepare(tiny_config.replace(micro_batches=2)), mesh=mesh))
+    assert any("whole, and --micro_batches=2 hides no exchange." in line for line in idle) == told
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 8])
+def test_a_run_says_how_much_of_its_batches_is_empty(tiny_config, micro_batches):
+    mesh = jax.sharding.AbstractMesh((2, 1), partitioning.AXES)
+    setup = prepare(tiny_config.replace(micro_batches=micro_batches, batch_size=16), mesh)
+    lines = [line for line in notices(setup) if "are empty" in line]
+    rows, each = setup.plan.num_rows / setup.plan.steps_per_epoch, 2 * micro_batches
+    told = f"Of the {each * -(-rows // each):.0f} rows of a batch, a multiple of {each} for"
+    assert [line.startswith(told) for line in lines] == [True] * (micro_batches == 8), (rows, lines)
 
 
 @pytest.mark.parametrize(
