@@ -21,7 +21,8 @@ message the shorter way around, reaches the bound, because every link of an axis
 **Several devices a chip** (two cores, on tpu7x) share its links, each its part. Of what is gathered or reduced, a chip
 whose cores are all in the group needs one copy, over all its links.
 
-**Permutation.** Messages of V bytes are routed axis by axis; the link with most of them decides.
+**Permutation.** Messages of V bytes are routed axis by axis, half of one each way where both are as short; the link with
+most of them decides.
 
 Where a group takes every s-th chip of an axis, s groups share its links. A first byte needs `HOP_SECONDS` a link, to
 the farthest device and, of an all-reduce, back: an exchange takes the longer of that and of its bytes.
@@ -29,6 +30,7 @@ the farthest device and, of an all-reduce, back: an exchange takes the longer of
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
@@ -85,10 +87,10 @@ class Roofline:
 
     def seconds(self, collective: Collective) -> float:
         """Of a collective."""
-        link = self.chip.link_bandwidth / self.chip.devices
         if collective.kind == "collective-permute":
             load, hops = self._permutation(collective.groups)
-            return max(hops * HOP_SECONDS, load * collective.bytes / link)
+            return max(hops * HOP_SECONDS, load * collective.bytes / self.chip.link_bandwidth)
+        link = self.chip.link_bandwidth / self.chip.devices
         group = collective.groups[0]
         if collective.kind not in EXCHANGES:
             places = self.coordinates[group][:, : len(self.topology.shape)]
@@ -106,23 +108,25 @@ class Roofline:
             sides.append(Side(len(found), stride, closed))
         return sides
 
-    def _permutation(self, pairs: Int[np.ndarray, "pairs two"]) -> tuple[int, int]:
-        """Messages on the busiest link, and links of the longest way."""
-        load: dict[tuple[int, ...], int] = {}
+    def _permutation(self, pairs: Int[np.ndarray, "pairs two"]) -> tuple[float, int]:
+        """Messages on the busiest link of a chip, and links of the longest way."""
+        load: dict[tuple[int, ...], float] = collections.defaultdict(float)
         longest = 0
         for source, target in pairs:
-            at, hops = list(self.coordinates[source]), 0
+            at, hops = [int(place) for place in self.coordinates[source]], 0
             for axis, (size, ring) in enumerate(zip(self.topology.shape, self.topology.rings, strict=True)):
-                ahead = int(self.coordinates[target][axis]) - int(at[axis])
+                ahead = int(self.coordinates[target][axis]) - at[axis]
                 if ring and abs(ahead) * 2 > size:
                     ahead -= size if ahead > 0 else -size
-                for _ in range(abs(ahead)):
-                    link = (axis, ahead > 0, *(int(place) for place in at))
-                    load[link] = load.get(link, 0) + 1
-                    at[axis] = (at[axis] + (1 if ahead > 0 else -1)) % size
-                    hops += 1
+                ways = (ahead, -ahead) if ring and abs(ahead) * 2 == size else (ahead,)
+                for way in ways:
+                    step = 1 if way > 0 else -1
+                    for done in range(0, way, step):
+                        load[axis, step, *at[:axis], (at[axis] + done) % size, *at[axis + 1 :]] += 1 / len(ways)
+                at[axis] = (at[axis] + ahead) % size
+                hops += abs(ahead)
             longest = max(longest, hops)
-        return max(load.values(), default=0), longest
+        return max(load.values(), default=0.0), longest
 
 
 def box_seconds(kind: str, size: float, sides: list[Side], link: float) -> float:

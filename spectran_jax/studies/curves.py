@@ -54,6 +54,7 @@ def lines(
     markers: bool = True,
     size: tuple[int, int] = WIDE,
     legend: bool = True,
+    joined: bool = True,
 ) -> Plot:
     """One line a method, told apart by colour, dash and marker together, with a legend beside the plot.
 
@@ -70,6 +71,7 @@ def lines(
       markers: whether points are marked.
       size: width and height in CSS pixels.
       legend: whether lines are named.
+      joined: whether a line joins the points of a method.
     """
     figure = figures.figure(*size)
     axes = figure.add_subplot()
@@ -80,7 +82,7 @@ def lines(
             line.y,
             yerr=line.spread,
             color=colour,
-            linestyle=(0, dashes) if dashes else "solid",
+            linestyle="none" if not joined else (0, dashes) if dashes else "solid",
             marker=_MARKERS[i % len(_MARKERS)] if markers or len(line.x) == 1 else None,
             markersize=4,
             linewidth=1.8,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spectran_jax.digest import params_digest
+from spectran_jax.digest import code_digest, params_digest
 from spectran_jax.errors import InputError
 from spectran_jax.npz import read_arrays
 from spectran_jax.writing import write_arrays
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # it imports every module of a model
 
 
 def kept(path: Path, digest: str, required: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a file, by name; made anew where there is none, a damaged one, or one of other parameters.
+    """The arrays of a file, by name; made anew where there is none, a damaged one, or one of other parameters or code.
 
     Args:
       path: .npz, in the folder of the run.
@@ -28,6 +28,7 @@ def kept(path: Path, digest: str, required: str, make: Callable[[], Mapping[str,
       required: the array without which a file is no such file.
       make: takes them from the checkpoint.
     """
+    digest = f"{digest} {code_digest()}"
     with contextlib.suppress(OSError, ValueError):
         found = read_arrays(path)
         if str(found.pop("digest", "")) == digest and required in found:

@@ -95,11 +95,13 @@ def difference_table(grid: Grid, groups: Sequence[str], reference: str) -> Table
 
 
 def group_plot(grid: Grid, dataset: str, groups: Sequence[str]) -> Plot:
-    """NDCG@10 by group, a line an encoder."""
+    """NDCG@10 by group, the encoders of one beside one another."""
     series, shown = {}, []
-    for encoder in grid.shown(dataset):
+    encoders = list(grid.shown(dataset))
+    for nth, encoder in enumerate(encoders):
         runs = ranks_of(grid, dataset, encoder)
-        found = [(i, group_metric(runs, g, "ndcg@10")) for i, g in enumerate(groups)]
+        aside = (nth - (len(encoders) - 1) / 2) * 0.6 / len(encoders)
+        found = [(i + aside, group_metric(runs, g, "ndcg@10")) for i, g in enumerate(groups)]
         kept = [(i, value) for i, value in found if value is not None]
         series[encoder] = Series.over_seeds(dict(kept))
         shown += [value for _, value in kept]
@@ -111,4 +113,5 @@ def group_plot(grid: Grid, dataset: str, groups: Sequence[str]) -> Plot:
         xlabel="Popularity of the target in training",
         ylabel="NDCG@10",
         ticks=dict(enumerate(groups)),
+        joined=False,
     )

@@ -71,12 +71,23 @@ def test_two_cores_of_a_chip_need_one_copy():
     assert bound.seconds(sent("all-to-all", V, both)) == pytest.approx(64 * 64 * V / 128 / (16 * 2) / 100e9)
 
 
+def test_two_cores_of_a_chip_send_over_its_links():
+    topology = topologies.parse("tpu7x:4x4x4")
+    chips = np.stack(np.unravel_index(np.arange(64), topology.shape), axis=-1)
+    bound = Roofline(topology, np.repeat(chips, 2, axis=0))
+    one, both = [[0, 2]], [[0, 2], [1, 3]]  # to the next chip of the last axis
+    assert bound.seconds(sent("collective-permute", V, one)) == pytest.approx(V / 100e9)
+    assert bound.seconds(sent("collective-permute", V, both)) == pytest.approx(2 * V / 100e9)
+
+
 def test_permutations_and_latency():
     bound = roofline("v5e:16x16")
     ring = [[i, (i + 1) % 16] for i in range(16)]  # the last axis, around
     assert bound.seconds(sent("collective-permute", V, ring)) == pytest.approx(V / 50e9)
     both_ways = [[0, 2], [1, 2]]  # share the link from 1 to 2
     assert bound.seconds(sent("collective-permute", V, both_ways)) == pytest.approx(2 * V / 50e9)
+    opposite = [[i, (i + 8) % 16] for i in range(16)]  # as far either way: 16 x 8 links to go, over 32
+    assert bound.seconds(sent("collective-permute", V, opposite)) == pytest.approx(4 * V / 50e9)
     # 8 + 8 links to the farthest chip, and back.
     assert bound.seconds(sent("all-reduce", 4, [range(256)])) == pytest.approx(32 * topologies.HOP_SECONDS)
 

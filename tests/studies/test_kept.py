@@ -44,6 +44,13 @@ def test_a_run_that_went_on_has_other_parameters(read, made):
     assert made == ["before", "after"]
 
 
+def test_other_code_makes_it_anew(read, made, monkeypatch):
+    read("d")
+    monkeypatch.setattr("spectran_jax.studies.kept.code_digest", lambda: "of a change")
+    read("d")
+    assert made == ["d", "d"]
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"{}", None])
 def test_a_damaged_file_is_made_again(tmp_path, read, made, content):
     read("d")
