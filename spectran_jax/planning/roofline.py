@@ -21,8 +21,8 @@ message the shorter way around, reaches the bound, because every link of an axis
 **Several devices a chip** (two cores, on tpu7x) share its links, each its part. Of what is gathered or reduced, a chip
 whose cores are all in the group needs one copy, over all its links.
 
-**Permutation.** Messages of V bytes are routed axis by axis, half of one each way where both are as short; the link with
-most of them decides.
+**Permutation.** Messages of V bytes are routed axis by axis, half of one each way where both are as short; the link
+with most of them decides.
 
 Where a group takes every s-th chip of an axis, s groups share its links. A first byte needs `HOP_SECONDS` a link, to
 the farthest device and, of an all-reduce, back: an exchange takes the longer of that and of its bytes.
