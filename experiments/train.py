@@ -6,7 +6,7 @@ from spectran_jax.flags import config_from_flags, define_config_flags, define_pa
 SYNOPSIS = """
 Trains one model, evaluates it by full ranking, and writes metrics.json and report.html to --workdir.
 
-  python -m experiments.train --workdir=runs/demo
+  python -m experiments.train --item_encoder=id --workdir=runs/first
   python -m experiments.train --dataset=files --interactions=clicks.tsv --items=products.jsonl --workdir=runs/mine
 
 The same command again resumes from the last checkpoint and goes on to the same end. On several hosts, start it once on

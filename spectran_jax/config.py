@@ -377,7 +377,8 @@ class TrainingConfig:
     eval_every: int = _field(1, "Epochs between two validations.", low=1)
     patience: int = _field(
         10,
-        "Stop after this many validations without a better validation NDCG@20; 0 trains to the end.",
+        "Stop after this many validations without a better validation NDCG@20, from the end of the warm-up on; 0 trains "
+        "to the end.",
         low=0,
         resumable=True,
     )

@@ -27,7 +27,7 @@ from spectran_jax.training.programs import build_table
 from spectran_jax.training.restore import load_run, read_run, tell_of_end
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.step import Params
-from spectran_jax.training.workdir import refuse_own
+from spectran_jax.training.workdir import EXPORT, refuse_own
 from spectran_jax.writing import new_folder, require_writable
 
 FORMAT = 1
@@ -41,7 +41,7 @@ _FILES = {
     "user_states": "user_states.stablehlo: jax.export.deserialize(bytes).call(*arguments)",
 }
 
-_NAMES = frozenset({"vectors.npy", "lengths.npy", "item_ids.jsonl", "user_states.stablehlo", "export.json"})
+_NAMES = frozenset({"vectors.npy", "lengths.npy", "item_ids.jsonl", "user_states.stablehlo", EXPORT})
 """What an export holds, and nothing else."""
 
 
@@ -97,7 +97,7 @@ def export_run(
                 lines = "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in ids)
                 (draft / "item_ids.jsonl").write_text(lines, encoding="utf-8")
                 (draft / "user_states.stablehlo").write_bytes(program)
-                (draft / "export.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+                (draft / EXPORT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             reason = error.strerror or "the disk took a part of it"  # NumPy has no number for that
             advice = "free some space, or " if error.errno in (None, *DISK_FULL) else ""
@@ -216,7 +216,7 @@ def _check_output(output: Path, workdir: Path) -> None:
     refuse_own(workdir, output)
     if output.exists():
         names = {path.name for path in output.iterdir()} if output.is_dir() else {""}
-        if names and "export.json" not in names:
+        if names and EXPORT not in names:
             raise InputError(f"--output={output} is there already and no export; name a folder that is free.")
         if foreign := sorted(names - _NAMES):
             raise InputError(

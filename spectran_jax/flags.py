@@ -110,9 +110,9 @@ def read_config(path: Path) -> Config:
 
 
 def _defined(flag_values: flags.FlagValues) -> list[str]:
-    """The flags of an experiment in the order of their definition, without those that absl brings."""
+    """The flags of an experiment in the order of their definition, without those that libraries bring."""
     module = flag_values.find_module_defining_flag
-    return [name for name in flag_values if not str(module(name)).startswith("absl.")]
+    return [name for name in flag_values if not str(module(name)).startswith(("absl.", "orbax."))]
 
 
 def help_text(synopsis: str, flag_values: flags.FlagValues = flags.FLAGS) -> str:

@@ -284,8 +284,16 @@ class TrainingProgress:
                 f"{self._place()}: {told}{recall}, {standing}{self._loss_text(', ')}",
             )
 
+    def stopped(self, why: str) -> None:
+        """Training has ended before its last step."""
+        self._total = self._step
+        self.note(why)
+        if self._bar is not None and self._row is not None:
+            self._bar.update(self._row, total=self._total)
+            self._refresh()
+
     def note(self, text: str) -> None:
-        """A line that stays, above the bar: a checkpoint saved, an early stop."""
+        """A line that stays, above the bar: a checkpoint saved."""
         print_line(self.console if self._bar is None else self._bar.console, text)
 
     @contextlib.contextmanager

@@ -59,6 +59,13 @@ def test_help_shows_every_flag():
         assert f"--{field.name}" in text or f"--[no]{field.name}" in text
 
 
+def test_help_leaves_out_what_libraries_define():
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("theirs", False, "Of Orbax.", flag_values=values, module_name="orbax.checkpoint._src")
+    flags.DEFINE_boolean("ours", False, "Ours.", flag_values=values)
+    assert [name for name in ("ours", "theirs") if f"--[no]{name}" in help_text("What it does.", values)] == ["ours"]
+
+
 def test_help_shows_every_default_that_is_something_and_choices_once():
     values = flags.FlagValues()
     define_config_flags(values)

@@ -39,7 +39,7 @@ class Record:
     best_value: float = -1.0
     best_step: int = 0
     stale: int = 0
-    """Validations since the best."""
+    """Validations since the best, after the warm-up."""
     validated_step: int = 0
     """That of the last validation."""
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -56,10 +56,6 @@ class Record:
                 f"({unknown[0]}); go on with that version, or train in another folder."
             )
         return cls(**values)
-
-    def exhausted(self, patience: int) -> bool:
-        """Whether validation has not become better for `patience` validations; 0 is never."""
-        return 0 < patience <= self.stale
 
 
 @dataclasses.dataclass
@@ -92,7 +88,12 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether all steps are done, or patience is."""
-        return self.step >= self.timetable.total or self.record.exhausted(self.setup.config.training.patience)
+        return self.step >= self.timetable.total or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether validation has not become better for `--patience` validations; 0 is never."""
+        return 0 < self.setup.config.training.patience <= self.record.stale
 
     def dispatch(self, feed: Feed) -> dict[str, jax.Array]:
         """Starts the next updates, one or several, and gives their metrics, which may take a while to come."""
@@ -144,7 +145,7 @@ class Run:
             with self._saving():
                 about = {"metrics": values, "data": self.setup.inputs_digest}
                 self.checkpoints.save_best(self.step, self.state.params, about)
-        else:
+        elif self.step > self.setup.config.optimizer.warmup_steps:  # before, little can become better
             record.stale += 1
         progress.validation(values, better)
 

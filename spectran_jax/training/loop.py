@@ -117,6 +117,11 @@ def train(
                 run.save()
             if stopping:
                 run.leave(stopping)
+        if run.out_of_patience and run.step < timetable.total:
+            progress.stopped(
+                f"Stopped at step {run.step:,} of {timetable.total:,}: no validation was better since step "
+                f"{record.best_step:,} (--patience={training.patience})."
+            )
     stop.deferred = False
     if stop.requested:  # too late for the loop
         run.leave(stop.requested)
@@ -140,6 +145,8 @@ def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
     memory.require(setup, programs.state)
     frozen = setup.place()
 
+    summaries = Summaries(workdir / "tensorboard") if config.training.tensorboard and cluster.is_first else None
+
     # Initial state, or the one to resume from; never both at once.
     checkpoints = Checkpoints(workdir / "checkpoints", cluster)
     restored = checkpoints.restore(programs.state, setup.inputs_digest)
@@ -147,11 +154,13 @@ def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
         step, state, saved = restored
         record = Record.from_checkpoint(saved["loop"], workdir)
         if step > total:
-            raise InputError(f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}.")
+            raise InputError(
+                f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}; give as many "
+                "as the run has done, or another folder."
+            )
         batches.set_state(record.data)
     else:
         step, state, record = 0, programs.init(), Record(data=batches.get_state())
-    summaries = Summaries(workdir / "tensorboard") if config.training.tensorboard and cluster.is_first else None
     run = Run(
         setup=setup,
         workdir=workdir,

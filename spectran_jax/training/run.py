@@ -30,7 +30,7 @@ from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.shares import rows_of_process
 from spectran_jax.training.timetable import total_steps
-from spectran_jax.training.workdir import locked, read_metrics, refuse_other_files, refuse_other_run
+from spectran_jax.training.workdir import locked, read_metrics, refuse_export, refuse_other_files, refuse_other_run
 from spectran_jax.writing import write_arrays, write_json
 
 _LOCK_SECONDS = 150.0
@@ -96,6 +96,7 @@ def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
         if not cluster.alone:
             consensus.require_same_run(cluster, config)
         if cluster.is_first:
+            refuse_export(workdir)
             stack.enter_context(locked(workdir, patience=0 if cluster.alone else _LOCK_SECONDS))
             refuse_other_run(workdir, config)
         consensus.require_shared(cluster, workdir)

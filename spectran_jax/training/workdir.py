@@ -26,6 +26,8 @@ _OWN = (*RESULTS, "config.json", "metrics.jsonl", "checkpoints", "profile", "ten
 """What a run writes into its folder."""
 STUDY = "study.json"
 """What a study notes its command in, in a folder of its own."""
+EXPORT = "export.json"
+"""What an export says of itself, in a folder that is replaced as a whole."""
 _TRIES = 10
 """Times that a folder is made which another process, which had made it before, takes away again."""
 
@@ -144,6 +146,12 @@ def is_locked(workdir: Path) -> bool:
             raise
         return False  # a file system without locks, where nobody can hold one
     return False
+
+
+def refuse_export(workdir: Path) -> None:
+    """Checks, before anything is written there, that the work directory is no export's; raises `InputError`."""
+    if (workdir / EXPORT).is_file():
+        raise InputError(f"--workdir={workdir} holds an export, which the next one replaces; take another folder.")
 
 
 def refuse_other_run(workdir: Path, config: Config) -> None:

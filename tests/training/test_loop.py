@@ -31,6 +31,24 @@ def train(config, workdir):
 
 
 @pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("warmup_steps", "epochs"), [(0, 2), (9, 3)])
+def test_patience_begins_after_the_warm_up_and_its_end_is_told(tiny_config, tmp_path, capsys, warmup_steps, epochs):
+    """A model that does not move gets no better after the first validation."""
+    config = tiny_config.replace(
+        epochs=5, eval_every=1, patience=1, warmup_steps=warmup_steps, learning_rate=1e-12, batch_size=16
+    )
+    metrics = train_and_report(config, tmp_path)
+    assert metrics["train"]["epochs"] == epochs
+    steps, best = metrics["train"]["steps"], metrics["train"]["best_step"]
+    told = (
+        f"Stopped at step {steps} of {steps // epochs * 5}: no validation was better since step {best} (--patience=1)."
+    )
+    shown = capsys.readouterr().err
+    assert told in shown.replace("\n", " "), shown
+    assert f"step {steps}/{steps}" in shown.replace("\n", " ").split(told)[1]
+
+
+@pytest.mark.usefixtures("no_report")
 def test_each_program_compiles_once(tiny_config, tmp_path, caplog):
     for kept in (recommend._best_step, item_table._table_programs):
         kept.cache_clear()  # what a test before this one asked for is compiled already

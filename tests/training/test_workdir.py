@@ -15,8 +15,11 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError, RunError
+from spectran_jax.training import loop
+from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.engine import Record
-from spectran_jax.training.run import finished
+from spectran_jax.training.run import finished, train_and_report
+from spectran_jax.training.setup import prepare
 from spectran_jax.training.tensorboard import Summaries
 from spectran_jax.training.workdir import MetricsLog, is_locked, locked, refuse_other_files, refuse_other_run
 from spectran_jax.writing import write_arrays, write_json, write_text
@@ -192,10 +195,18 @@ def test_a_finished_run_counts_whatever_changes_no_number(tmp_path):
         assert (finished(tmp_path, setup) is not None) == counts
 
 
-def test_tensorboard_names_its_extra_or_gets_the_scalars(tmp_path, monkeypatch):
+def test_an_export_is_no_folder_of_a_run(tiny_config, tmp_path):
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an export, which the next one replaces; take another folder"):
+        train_and_report(tiny_config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]  # a lock would be in the way of the next
+
+
+def test_tensorboard_names_its_extra_or_gets_the_scalars(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "clu", None)
     with pytest.raises(InputError, match=r"pip install '\.\[tensorboard\]'"):
-        Summaries(tmp_path)
+        loop.start(prepare(tiny_config.replace(tensorboard=True)), tmp_path, Cluster())
+    assert not list(tmp_path.iterdir())
 
     written = []
     writer = types.SimpleNamespace(
