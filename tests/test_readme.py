@@ -1,4 +1,4 @@
-"""What README.md and docs/ show works as it stands there: the Python, and the flags of commands."""
+"""What the documents show works as it stands there: the Python of README.md, and the flags of commands."""
 
 import re
 
@@ -15,6 +15,10 @@ README = (REPO / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 DEFINED = re.compile(r'\b(?:DEFINE_\w+|define_path)\(\s*"(\w+)"')
 PLAIN = ("help", "dataset", "datasets")
+OTHERS = re.compile(r"\b(?:docker|gcloud|kubectl|squeue|xpk) (?:\\\n|[^`\n])*")
+"""Commands of other programs, to the end of the line that is not continued."""
+FOREIGN = ("sparse", "compile", "xla_gpu_autotune_level", "spot", "accelerator")
+"""Flags of other programs that a text names by themselves: of the peer in PyTorch, of XLA, of gcloud."""
 
 
 def test_its_python_does_what_it_says(tiny_flags, tmp_path, monkeypatch, no_report):
@@ -44,10 +48,12 @@ def test_its_python_does_what_it_says(tiny_flags, tmp_path, monkeypatch, no_repo
     assert len(set(served["best"]) & set(range(40))) == 10
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/scale.md", "docs/sharding.md"])
+@pytest.mark.parametrize("path", ["README.md", "RESULTS.md", "docs/scale.md", "docs/sharding.md", "launch/README.md"])
 def test_every_flag_that_is_named_is_one_of_some_command(path):
     sources = [*(REPO / "experiments").glob("*.py"), *(REPO / "spectran_jax").rglob("*.py")]
     known = {name for source in sources for name in DEFINED.findall(source.read_text(encoding="utf-8"))}
-    known |= {*Config().flat(), *cluster_flags.NAMES, *PLAIN}
-    named = set(re.findall(r"(?<![\w-])--(\w+)\b(?!-)", (REPO / path).read_text(encoding="utf-8")))
+    known |= {*Config().flat(), *cluster_flags.NAMES, *PLAIN, *FOREIGN}
+    known |= {f"no{name}" for name, value in Config().flat().items() if isinstance(value, bool)}
+    ours = OTHERS.sub("", (REPO / path).read_text(encoding="utf-8"))
+    named = set(re.findall(r"(?<![\w-])--(\w+)\b(?!-)", ours))
     assert named - known == set()

@@ -107,7 +107,11 @@ def to_terminal(table: Table) -> RichTable:
 
 
 def to_csv(table: Table) -> str:
-    """Values as they are, unrounded. A column of spreads becomes two, `TITLE` and `TITLE s.d.`."""
+    """Numbers as they are, unrounded. A column of spreads becomes two, `TITLE` and `TITLE s.d.`.
+
+    Gains, differences and their intervals are text in a table, and stay as they are shown. result.json has those of
+    NDCG@10 over all users unrounded: `versus` of a comparison, `variants` of a study of variants.
+    """
     spreads = [any(isinstance(row[j], Spread) for row in table.rows) for j in range(len(table.columns))]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
