@@ -261,6 +261,9 @@ def test_histories_by_user_in_original_ids(write):
     assert users == [9, 4]
     assert items == [["a", "b", "x"], ["7"]]
     assert times == [[2, 3, 3], [1]]
+    users, items, times = histories_by_user(read_interactions(write("i.csv", text + "9,b,3\n9,b,4\n9,a,2\n")), "drop")
+    assert items == [["a", "b", "x", "b"], ["7"]]
+    assert times == [[2, 3, 3, 4], [1]]
 
 
 def test_unknown_items(write):
