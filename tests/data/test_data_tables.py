@@ -101,6 +101,23 @@ def test_times_that_are_none(tmp_path, time, message):
         files.read_interactions(tmp_path / "c.csv")
 
 
+def test_dates_without_dashes_are_no_seconds(tmp_path):
+    def read(*times):
+        path = parquet(tmp_path / "c.parquet", user_id=["u"] * len(times), item_id=["a"] * len(times), timestamp=times)
+        return files.read_interactions(path).timestamps.tolist()
+
+    (tmp_path / "c.csv").write_text("user_id,item_id,timestamp\nu,a,20200229\nu,b,20210301\n")
+    with pytest.raises(InputError, match=r"line 2: timestamp '20200229' is a date without dashes.*write 2026-01-31"):
+        files.read_interactions(tmp_path / "c.csv")
+    with pytest.raises(InputError, match="row 1: timestamp '19900101' is a date without dashes"):
+        read(19900101, 21001231)
+    for seconds in (20210229, 20211301, 20210001, 19891231, 21010101):  # no days, or none of these years
+        assert read(20200229, seconds) == [20200229, seconds]
+    assert read(20200229.0, 20200301.5) == [20200229, 20200301]
+    dates = pa.array([20200229, 20200301], pa.int64()).cast(pa.timestamp("s"))
+    assert read(*dates.to_pylist()) == [20200229, 20200301]
+
+
 def test_a_cell_of_megabytes_is_read(tmp_path):
     (tmp_path / "i.csv").write_text(f"item_id,text\na,{'word ' * 600_000}\nb,short\n")
     items = files.read_items(tmp_path / "i.csv")
