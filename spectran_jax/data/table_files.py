@@ -153,6 +153,8 @@ def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[s
             # it refuses them.
             if name.endswith("_id") and not pa.types.is_integer(found[name]):
                 found[name] = pa.string()
+        # It would take written times without a zone among others for UTC; `Table.times` refuses them, in every format.
+        found = {name: pa.string() if pa.types.is_timestamp(kind) else kind for name, kind in found.items()}
         # Arrow makes a column of every key, as long as the file; so it is told which, and to pass over the others.
         schema = pa.schema([(name, found.get(name, pa.null())) for name in wanted])
         with _stream(path) as stream:
