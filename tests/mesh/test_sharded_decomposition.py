@@ -105,3 +105,21 @@ def test_float32_through_decompose():
         np.testing.assert_allclose(got.sigma, want.sigma, atol=1e-5)
         u = got.u if got.u_scale is None else got.u * got.u_scale
         np.testing.assert_allclose(u, want.u, atol=1e-3 if got.u_scale is None else 0.03)
+
+
+def test_float32_takes_every_magnitude_of_float32():
+    x = np.random.default_rng(0).normal(size=(500, M)).astype(np.float32)
+    want = decompose(x, method="gram")
+    for scale in (1e-30, 1e30, np.where(np.arange(500) % 2, 1e-23, 1e25)[:, None]):
+        got = decompose(x * np.asarray(scale, np.float32), method="gram", precision="float32")
+        assert got.count == 500
+        np.testing.assert_allclose(got.sigma, want.sigma, atol=1e-5)
+        np.testing.assert_allclose(got.u, want.u, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [3e17, 1e25])  # the sum is too large, or one square
+def test_rows_as_they_are_whose_squares_float32_does_not_hold_are_told_so(scale):
+    x = (np.random.default_rng(0).normal(size=(500, M)) * scale).astype(np.float32)
+    with pytest.raises(InputError, match=r"sum up to more than float32 holds: take --decomposition_precision=float64"):
+        decompose(x, method="gram", precision="float32", normalize_rows=False)
+    assert decompose(x, method="gram", normalize_rows=False).count == 500
