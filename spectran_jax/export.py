@@ -38,7 +38,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 _FILES = {
     "items": "vectors.npy, lengths.npy and item_ids.jsonl: a row each; the catalogue's, then new ones",
-    "user_states": "user_states.stablehlo: jax.export.deserialize(bytes).call(*arguments)",
+    "user_states": "user_states.stablehlo: jax.export.deserialize(bytes).call(*arguments); a row of NaN for a history "
+    "with an item outside 0..N-1 or a count outside 1..L",
 }
 
 _NAMES = frozenset({"vectors.npy", "lengths.npy", "item_ids.jsonl", "user_states.stablehlo", EXPORT})
@@ -110,12 +111,13 @@ def user_states_function(setup: Setup, params: Params) -> Callable[..., Float[ja
     """`user_states(vectors, lengths, items, counts[, timestamps]) -> [B, d]`, float32: the state after each history.
 
     A pure function over one device. The backbone's parameters are constants of it, a few MiB at most; the item table,
-    which may be of any size and hold new items, is an argument.
+    which may be of any size and hold new items, is an argument. A history that is not as said below has a state of NaN:
+    a program can't refuse, and would read another item's row.
 
     - `vectors [N, d]` and `lengths [N]`, float32: the item table;
     - `items [B, L]` int32, L = `--max_length`: rows of the table, the newest L items of a history, the oldest of them
       in column 0; what is right of the newest is not read;
-    - `counts [B]` int32: how many they are, at least 1;
+    - `counts [B]` int32: how many they are, from 1 to L;
     - `timestamps [B, L]` int32, for a backbone that was trained with times: seconds of the interactions since any
       moment of one's own, the same within a row.
     """
@@ -140,6 +142,8 @@ def user_states_function(setup: Setup, params: Params) -> Callable[..., Float[ja
     ) -> Float[jax.Array, "B d"]:
         at, count = jnp.arange(length + masked, dtype=jnp.int32)[None], counts[:, None]
         known, behind = at < count, at == count
+        there = (items >= 0) & (items < vectors.shape[0]) | ~known[:, :length]
+        good = there.all(axis=1) & (counts >= 1) & (counts <= length)
         room = ((0, 0), (0, masked))
         mask = known | behind if masked else known
         if timestamps is not None:
@@ -155,7 +159,8 @@ def user_states_function(setup: Setup, params: Params) -> Callable[..., Float[ja
         )
         inputs = ItemTable(vectors, lengths).inputs(jnp.where(known, jnp.pad(items, room), 0))
         states = jnp.asarray(model.apply({"params": held}, inputs, layout, method=model.read))
-        return jnp.take_along_axis(states, (count if masked else count - 1)[..., None], axis=1)[:, 0]
+        state = jnp.take_along_axis(states, (count if masked else count - 1)[..., None], axis=1)[:, 0]
+        return jnp.where(good[:, None], state, jnp.nan)
 
     return user_states
 

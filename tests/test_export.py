@@ -129,6 +129,13 @@ def test_every_backbone_has_the_states_of_the_run(tiny_config, options):
     arguments = [given[name] for name in ("items", "counts", "timestamps")[: 2 + takes_time]]
     states = program.call(*table, *arguments)
     np.testing.assert_allclose(states, user_states(setup, params, histories, table=table), atol=1e-5)
+    items, counts = (given[name].copy() for name in ("items", "counts"))
+    rows, length = table.vectors.shape[0], items.shape[1]
+    items[0, counts[0] - 1], items[1, 0], counts[2:5] = rows, -1, (0, length + 1, -3)
+    items[5:, :][np.arange(length) >= counts[5:, None]] = rows + 50  # is not read
+    wrong = np.asarray(program.call(*table, items, counts, *arguments[2:]))
+    assert np.isnan(wrong[:5]).all()
+    np.testing.assert_array_equal(wrong[5:], states[5:])
     if takes_time:  # and times are read
         given["timestamps"][:, 0] -= 10_000_000
         assert np.abs(np.asarray(program.call(*table, *given.values())) - states).max() > 1e-4

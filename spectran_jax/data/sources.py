@@ -19,6 +19,7 @@ from spectran_jax.data.interactions import Dataset
 from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
 from spectran_jax.data.text_files import content_suffix, is_gzip, require_file
 from spectran_jax.errors import DISK_FULL, InputError, RunError, first_line, unknown_name
+from spectran_jax.file_state import FileState
 from spectran_jax.writing import new_folder, write_errors
 
 _LAYOUT_VERSION = 4
@@ -111,7 +112,7 @@ def _files(config: DataConfig, folder: Path) -> Source:
     digest = hashlib.sha256()
     for path in paths:
         require_file(path)
-    before = [_state(path) for path in paths]
+    before = [FileState.of(path) for path in paths]
     for path in paths:
         # The endings say how the bytes are read; what else a name says, other dots among it, does not matter.
         ending = content_suffix(path) + (path.suffix.lower() if is_gzip(path) else "")
@@ -121,18 +122,11 @@ def _files(config: DataConfig, folder: Path) -> Source:
 
     def read() -> tuple[files.Interactions, files.Items]:
         found = files.read_interactions(paths[0]), files.read_items(paths[1])
-        for path, state in zip(paths, before, strict=True):
-            if _state(path) != state:  # what was read is not what the digest is of
-                raise InputError(f"{path} was changed while it was read; start again when it is complete.")
+        for state in before:
+            state.require_same()  # or what was read is not what the digest is of
         return found
 
     return Source(digest.hexdigest(), read)
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    """Changes whenever the file does."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _prepared(name: str, folder: Path, content: Callable[[], Content]) -> Content:

@@ -62,9 +62,11 @@ class Options:
     def rank(self, singular: Float[np.ndarray, "k"], noise: float) -> int:
         """How many of the descending singular values are kept."""
         if singular[0] <= noise:
+            close = ", or differ by less than float32 tells; take --decomposition_precision=float64"
             raise InputError(
-                "The text has no spectrum: all items with text have the same embedding. Give --text_columns or "
-                "--embeddings that tell items apart."
+                "The text has no spectrum: all items with text have the same embedding"
+                f"{close if self.precision == 'float32' else ''}. Give --text_columns or --embeddings that tell items "
+                "apart."
             )
         r = int(np.count_nonzero(singular >= max(self.rtol * singular[0], noise)))
         return min(r, self.max_rank) if self.max_rank else r

@@ -100,10 +100,13 @@ def programs(mesh: Mesh, *, normalize_rows: bool = True, center: bool = True, dt
         return Sums(zeros((mesh.size, m, m)), zeros((mesh.size, m)), zeros(mesh.size), none, none)
 
     def scaled(x: jax.Array, part: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rows, which of them take part, and their norms before scaling."""
+        """Rows, which of them take part, and their norms before the last scaling."""
         x = x.astype(dtype)
+        part &= jnp.isfinite(x).all(axis=1)
+        if normalize_rows:
+            # Exact; squares of tiny or huge numbers would be 0 or infinite.
+            x = jnp.ldexp(x, -jnp.frexp(jnp.max(jnp.abs(x), axis=1, keepdims=True))[1])
         norm = jnp.sqrt(jnp.sum(x * x, axis=1))
-        part &= jnp.isfinite(norm)
         if normalize_rows:
             part &= norm > 0
             x *= jnp.where(part, 1 / norm, 0)[:, None]
@@ -118,7 +121,7 @@ def programs(mesh: Mesh, *, normalize_rows: bool = True, center: bool = True, dt
             shifted.sum(axis=0),
             energy.astype(dtype).sum(),
             jnp.sum(present, dtype=np.int32),
-            jnp.sum(part & ~jnp.isfinite(norm), dtype=np.int32),
+            jnp.sum(part & ~jnp.isfinite(x.astype(dtype)).all(axis=1), dtype=np.int32),
         )
         return jax.tree.map(lambda old, new: old + new[None], sums, more)
 

@@ -71,7 +71,8 @@ def gram_over_mesh(
       items: rows of all processes, for messages; those of this one by default.
 
     Raises:
-      InputError: NaN or inf, fewer than two items with text, all rows alike; the same on every process.
+      InputError: NaN or inf, sums of squares beyond the range of `precision`, fewer than two items with text, all rows
+        alike; the same on every process.
     """
     feed = _Feed(x, part, mesh, options)
     longest = int(feed.every(np.array(len(x))).max())
@@ -87,6 +88,11 @@ def gram_over_mesh(
     found = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), eigen)
     if found.bad:
         raise _not_finite(x, part, options, feed, int(found.bad), first_row, items or len(x))
+    if not (np.isfinite(found.energy) and np.isfinite(found.values).all()):
+        other = " take --decomposition_precision=float64, or" if options.precision == "float32" else ""
+        raise InputError(
+            f"The squares of the text embeddings sum up to more than {options.precision} holds:{other} scale them down."
+        )
     # One solver's eigenvectors for all: two kinds of hosts may differ in the sign, or more, of near-equal ones.
     values, vectors, mean = (feed.one(array).astype(np.float64) for array in (found.values, found.vectors, found.mean))
     rows = checked(SurveyedRows(x, part, None, mean, float(found.energy), int(found.count)), items or len(x))
@@ -191,8 +197,7 @@ def _not_finite(
     step = max(1, BLOCK_BYTES // (8 * x.shape[1]))
     for start in range(0, len(x), step):
         block = x[start : start + step].astype(options.precision)
-        with np.errstate(over="ignore", invalid="ignore"):
-            bad = ~np.isfinite(np.einsum("ij,ij->i", block, block)) & part[start : start + step]
+        bad = ~np.isfinite(block).all(axis=1) & part[start : start + step]
         found += [first_row + start + int(row) for row in np.flatnonzero(bad)]
         if len(found) >= 3:
             break

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 
 Array = jax.Array | np.ndarray
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same embeddings would give another spectrum, so that no cache serves the old one."""
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from spectran_jax import processes
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
+from spectran_jax.file_state import FileState
 from spectran_jax.text import encoders, precomputed, store
 from spectran_jax.text.digests import digest_of
 
@@ -38,6 +39,8 @@ class TextEmbeddings:
     """SHA-256 of content, order and items, 64 hex digits: equal digests mean equal rows for equal items."""
     name: str
     """Where they come from: the encoder's name, or "precomputed"."""
+    file: FileState | None = None
+    """Of your own that `matrix` is mapped from, as it was when `digest` was taken; None for what lies in the cache."""
 
     @property
     def without_text(self) -> int:
@@ -88,7 +91,7 @@ def item_embeddings(
     if config.text.embeddings:
         if items_file_rows is None and config.data.k_core == 0:
             items_file_rows = len(item_ids)
-        matrix, has_text, digest = precomputed.load(
+        matrix, has_text, digest, file = precomputed.load(
             Path(config.text.embeddings).expanduser(),
             item_ids=item_ids,
             items_row=items_row,
@@ -101,7 +104,7 @@ def item_embeddings(
                 f"{config.text.embeddings}: all {len(item_ids)} rows are zero, which says that no item has text; "
                 "at least two rows must hold a text embedding."
             )
-        result = TextEmbeddings(matrix, has_text, digest, "precomputed")
+        result = TextEmbeddings(matrix, has_text, digest, "precomputed", file)
     else:
         encoder = processes.together(lambda: encoders.build(config.text.text_encoder))
         if require_text and not any(text.strip() for text in item_text):

@@ -13,9 +13,6 @@ from jaxtyping import Float
 
 from spectran_jax.errors import InputError, first_line, unknown_name
 
-_ENDS_BYTES = 2**20
-"""What is read of both ends of a model's files, to tell two of one size apart."""
-
 
 class TextEncoder(Protocol):
     """What every text encoder offers. `name` and `version` together decide the numbers: caches are keyed by them."""
@@ -146,17 +143,13 @@ def _installed(package: str, remedy: str) -> str:
 
 
 def _folder_fingerprint(model: Path) -> str:
-    """Tells two states of a model's folder apart without reading gigabytes: by the names of its files, their sizes and
-    both ends of what they hold, so that copies on other hosts have the same; "hub" for a model by its hub name."""
+    """Tells two states of a model's folder apart, by the names of its files and all that they hold (training moves
+    weights in the middle of a file), so that copies on other hosts have the same; "hub" for a model by its hub name."""
     if not model.is_dir():
         return "hub"
     digest = hashlib.sha256()
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(model).as_posix()} {size}\n".encode())
+        digest.update(f"{path.relative_to(model).as_posix()}\n".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_ENDS_BYTES))
-            if size > _ENDS_BYTES:
-                file.seek(max(_ENDS_BYTES, size - _ENDS_BYTES))
-                digest.update(file.read())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

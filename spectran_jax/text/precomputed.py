@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from spectran_jax import npy, processes
 from spectran_jax.errors import InputError, first_line
+from spectran_jax.file_state import FileState
 from spectran_jax.text import store
 from spectran_jax.text.digests import checksum, digest_of, row_chunks, scan
 
@@ -22,7 +23,7 @@ def load(
     expected_rows: int | None,
     cache_dir: Path,
     items_file: str = "the items file",
-) -> tuple[Float[np.ndarray, "N m"], Bool[np.ndarray, "N"], str]:
+) -> tuple[Float[np.ndarray, "N m"], Bool[np.ndarray, "N"], str, FileState | None]:
     """Opens [rows of the items file, m] text embeddings and picks the rows of the catalogue.
 
     Where the catalogue is a run of the file's rows, the file itself is mapped. Otherwise (a k-core left items out)
@@ -38,13 +39,14 @@ def load(
       items_file: its name, for messages.
 
     Returns:
-      The matrix [N, m] in the file's dtype; which rows are not all zero, bool [N]; a digest of content and order.
+      The matrix [N, m] in the file's dtype; which rows are not all zero, bool [N]; a digest of content and order; the
+      file as it was before the digest was taken, where the matrix is mapped from it and not from a copy.
 
     Raises:
       InputError: file missing, no .npy, of Python objects, not a floating matrix, another number of rows, m < 2,
-        NaN, inf or a number beyond float32's range in a row of the catalogue.
+        NaN, inf or a number beyond float32's range in a row of the catalogue; or changed while it was copied.
     """
-    matrix = processes.together(lambda: _open(path))
+    matrix, state = processes.together(lambda: _open(path))
     rows = matrix.shape[0]
     needed = int(np.max(items_row, initial=-1)) + 1
     if rows != expected_rows if expected_rows is not None else rows < needed:
@@ -74,14 +76,15 @@ def load(
         "rows": checksum(items_row.astype(np.int64)),
     }
     digest = digest_of([*identity.values(), digest_of(item_ids)])
-    return _pick(matrix, items_row, identity, cache_dir), nonzero[items_row], digest
+    picked = _pick(matrix, items_row, identity, cache_dir, state)
+    return picked, nonzero[items_row], digest, state if np.may_share_memory(picked, matrix) else None
 
 
-def _open(path: Path) -> np.ndarray:
+def _open(path: Path) -> tuple[np.ndarray, FileState]:
     try:
         if not path.is_file():
             raise InputError(f"--embeddings: file not found: {path}; it must be a .npy file.")
-        matrix = npy.open_array(path)
+        state, matrix = FileState.of(path), npy.open_array(path)
     except (OSError, ValueError, EOFError) as error:
         reason = "it holds pickled Python objects" if "object" in str(error).lower() else first_line(error).rstrip(".")
         raise InputError(
@@ -99,10 +102,12 @@ def _open(path: Path) -> np.ndarray:
         raise InputError(
             f"{path}: text embeddings must be float16, float32 or float64, got dtype {matrix.dtype}{hint}."
         )
-    return matrix
+    return matrix, state
 
 
-def _pick(matrix: np.ndarray, items_row: np.ndarray, identity: store.Identity, cache_dir: Path) -> np.ndarray:
+def _pick(
+    matrix: np.ndarray, items_row: np.ndarray, identity: store.Identity, cache_dir: Path, state: FileState
+) -> np.ndarray:
     """`matrix[items_row]`, as a view where it is one, else as a memory-mapped copy; native byte order."""
     if len(items_row) and matrix.dtype.isnative and (np.diff(items_row) == 1).all():
         return matrix[items_row[0] : items_row[0] + len(items_row)]
@@ -114,5 +119,6 @@ def _pick(matrix: np.ndarray, items_row: np.ndarray, identity: store.Identity, c
         picked = (matrix[own[where]] for where in row_chunks(np.broadcast_to(matrix[:1], (len(own), shape[1]))))
         with store.sealed_folder(folder, identity) as draft:
             draft.write_rows("embeddings", picked, shape=shape, dtype=dtype)
+            processes.together(state.require_same)  # or the copy is not of what `identity` says
         stored = store.reopen(folder, identity, ["embeddings"])
     return stored.arrays["embeddings"]

@@ -36,8 +36,8 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
       A `Spectrum` over the N items, `u` memory-mapped.
 
     Raises:
-      InputError: as `spectral.decompose`, `cache_dir` can't be written to, or its disk has too little space left,
-        which is said before anything is computed.
+      InputError: as `spectral.decompose`, `cache_dir` can't be written to, its disk has too little space left,
+        which is said before anything is computed, or the file of the embeddings was changed meanwhile.
       RunError: the disk is full.
     """
     options = config.spectrum
@@ -59,6 +59,8 @@ def load_or_decompose(config: Config, embeddings: TextEmbeddings, cache_dir: Pat
                 embeddings.has_text,
                 **decompose_options(options),
             )
+            if embeddings.file is not None:
+                processes.together(embeddings.file.require_same)  # or this is not the spectrum of `embeddings.digest`
             draft.adopt("u", shape=spectrum.u.shape, dtype=spectrum.u.dtype, sha256=sha256)
             _write(draft, spectrum, [name for name in (*_NAMES, *_OPTIONAL) if name != "u"])
         # From disk from the first run on: the same mapped `u` as in every later one.

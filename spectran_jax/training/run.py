@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from spectran_jax.cluster_flags import ALONE, ClusterOptions
 from spectran_jax.config import LENGTH, Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
+from spectran_jax.item_encoders.text import sample
 from spectran_jax.progress import print_line, quiet, stderr_console
 from spectran_jax.ranks import read_ranks
 from spectran_jax.report import metrics_table, parameter_table, phase_table
 from spectran_jax.report.terminal import print_table
 from spectran_jax.signals import StopRequest
+from spectran_jax.text import TextEmbeddings
 from spectran_jax.training import consensus, loop, partitioning, run_report, summary
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.join import joined
@@ -35,6 +38,10 @@ from spectran_jax.writing import write_arrays, write_json
 
 _LOCK_SECONDS = 150.0
 """How long a restart waits for its folder: a server of files keeps the lock of a host that vanished for so long."""
+_ALIKE = 0.05
+"""Share of a sample of the items with text above which those with one and the same embedding deserve a word."""
+_ALIKE_LEAST = 10
+"""How many of the sample they must be: a few items may well have the same title."""
 _FILLER = 0.2
 """Share of a batch above which rows that only fill it up deserve a word."""
 _REPEATS = 0.01
@@ -213,6 +220,7 @@ def notices(setup: Setup) -> list[str]:
         source, width = setup.config.text.embeddings or made, setup.embeddings.matrix.shape[1]
         kept = "" if setup.spectrum is None else f", {len(setup.spectrum.sigma):,} spectral components"
         lines.append(f"Text of the items: {source}; {width:,} dimensions{kept}.")
+        lines += _alike(setup.embeddings, dataset.item_ids)
     cold = int((split.item_counts == 0).sum())
     if cold:
         by_text = item_encoders.lookup(setup.config.encoder.item_encoder).knows_cold_items()
@@ -259,6 +267,22 @@ def notices(setup: Setup) -> list[str]:
             f"{tied['count']:,} of {tied['total']:,} test targets are decided by a tie in time; file order breaks it."
         )
     return lines
+
+
+def _alike(embeddings: TextEmbeddings, item_ids: Sequence[str | int]) -> list[str]:
+    """A line where many items share a text embedding, by a sample of up to 1,024: the whole may be a huge file."""
+    items = sample(embeddings.has_text)
+    rows = [row.tobytes() for row in embeddings.matrix[items]]
+    [(shared, count)] = collections.Counter(rows).most_common(1)
+    if count <= max(_ALIKE_LEAST, _ALIKE * len(rows)):
+        return []
+    about = "" if len(rows) == np.count_nonzero(embeddings.has_text) else "About "
+    own = embeddings.name == "precomputed"
+    remedy = "make those rows of --embeddings zeros" if own else "leave it empty"
+    return [
+        f"{about}{count / len(rows):.0%} of the items with text have the same text embedding as item "
+        f"{item_ids[items[rows.index(shared)]]!r}. If it stands for missing text, {remedy}: it is learned from as any."
+    ]
 
 
 def _command(config: Config, workdir: Path) -> str:

@@ -70,8 +70,8 @@ def test_a_bad_row_is_named(mesh, case, monkeypatch):
     with pytest.raises(InputError, match="at least two items with text, got 1 of 203"):
         sharded_route.gram_over_mesh(x, np.arange(N) == 9, options, mesh)
     alike = np.ones((N, M), np.float32) / 3
-    for precision in ("float64", "float32"):
-        with pytest.raises(InputError, match="all items with text have the same embedding"):
+    for precision, more in (("float64", ""), ("float32", ", or differ by less .* --decomposition_precision=float64")):
+        with pytest.raises(InputError, match=rf"all items with text have the same embedding{more}\. Give"):
             sharded_route.gram_over_mesh(alike, part, Options(method="gram", precision=precision), mesh)
 
 
@@ -105,3 +105,29 @@ def test_float32_through_decompose():
         np.testing.assert_allclose(got.sigma, want.sigma, atol=1e-5)
         u = got.u if got.u_scale is None else got.u * got.u_scale
         np.testing.assert_allclose(u, want.u, atol=1e-3 if got.u_scale is None else 0.03)
+
+
+def test_float32_does_not_call_rows_that_are_close_the_same():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=M) + 1e-6 * rng.normal(size=(500, M))).astype(np.float32)
+    with pytest.raises(InputError, match=r"or differ by less than float32 tells; take --decomposition_precision"):
+        decompose(x, method="gram", precision="float32")
+    assert decompose(x, method="gram").rank == M - 1  # of unit length, they differ across their direction alone
+
+
+def test_float32_takes_every_magnitude_of_float32():
+    x = np.random.default_rng(0).normal(size=(500, M)).astype(np.float32)
+    want = decompose(x, method="gram")
+    for scale in (1e-30, 1e30, np.where(np.arange(500) % 2, 1e-23, 1e25)[:, None]):
+        got = decompose(x * np.asarray(scale, np.float32), method="gram", precision="float32")
+        assert got.count == 500
+        np.testing.assert_allclose(got.sigma, want.sigma, atol=1e-5)
+        np.testing.assert_allclose(got.u, want.u, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [3e17, 1e25])  # the sum is too large, or one square
+def test_rows_as_they_are_whose_squares_float32_does_not_hold_are_told_so(scale):
+    x = (np.random.default_rng(0).normal(size=(500, M)) * scale).astype(np.float32)
+    with pytest.raises(InputError, match=r"sum up to more than float32 holds: take --decomposition_precision=float64"):
+        decompose(x, method="gram", precision="float32", normalize_rows=False)
+    assert decompose(x, method="gram", normalize_rows=False).count == 500

@@ -8,7 +8,7 @@ import pytest
 from spectran_jax import spectral
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
-from spectran_jax.text import TextEmbeddings, load_or_decompose
+from spectran_jax.text import TextEmbeddings, item_embeddings, load_or_decompose
 from spectran_jax.text.digests import checksum
 
 
@@ -54,6 +54,34 @@ def test_decomposed_once(tmp_path, decompositions):
     assert not first.u[4].any()
     assert int(first.count) == 29
     equal(first, spectral.decompose(embeddings.matrix, embeddings.has_text))
+
+
+def test_embeddings_that_change_meanwhile_leave_no_spectrum(tmp_path, monkeypatch):
+    path, original, other = tmp_path / "x.npy", spectral.decompose_to, make(seed=1).matrix
+    np.save(path, make().matrix)
+    rows = np.arange(30, dtype=np.int32)
+
+    def read():
+        config = Config().replace(embeddings=str(path))
+        return item_embeddings(
+            config, item_ids=rows.tolist(), item_text=[""] * 30, items_row=rows, cache_dir=tmp_path / "cache"
+        )
+
+    def changed_first(*args, **options):
+        np.save(path, other)  # in place: what is mapped is the new content
+        return original(*args, **options)
+
+    before = read()
+    monkeypatch.setattr(spectral, "decompose_to", changed_first)
+    with pytest.raises(InputError, match=r"x\.npy was changed while it was read; start again when it is complete"):
+        load_or_decompose(Config(), before, tmp_path / "cache")
+    assert not any((tmp_path / "cache" / "spectrum").iterdir())
+    monkeypatch.setattr(spectral, "decompose_to", original)
+    after = read()
+    equal(load_or_decompose(Config(), after, tmp_path / "cache"), spectral.decompose(other))
+    path.unlink()
+    with pytest.raises(InputError, match="was changed while it was read"):
+        load_or_decompose(Config().replace(max_rank=2), after, tmp_path / "cache")
 
 
 def test_options_reach_the_decomposition_and_the_key(tmp_path, decompositions):

@@ -5,6 +5,7 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
+from spectran_jax.item_encoders import text as text_encoders
 from spectran_jax.text import embeddings, encoders, item_embeddings
 from spectran_jax.training.run import notices
 from spectran_jax.training.setup import prepare
@@ -158,6 +159,25 @@ def test_a_run_says_what_text_it_reads(tiny_config, tiny_flags):
     hashed = notices(prepare(tiny_config.replace(embeddings="", item_encoder="mlp")))
     assert any(line.startswith("Text of the items: title, by wordllama; ") for line in hashed)
     assert not any(line.startswith("Text") for line in notices(prepare(tiny_config.replace(item_encoder="id"))))
+
+
+def test_a_run_says_where_many_items_share_an_embedding(tiny_config, tiny_flags, tmp_path, monkeypatch):
+    def told(number, **options):
+        rows = np.load(tiny_flags["embeddings"])
+        rows[[0, 39]] = 0  # no text, which is no embedding
+        rows[3 : 3 + number] = rows[3]
+        np.save(tmp_path / "x.npy", rows)
+        setup = prepare(tiny_config.replace(embeddings=str(tmp_path / "x.npy"), **options))
+        return [line for line in notices(setup) if "same text embedding" in line]
+
+    assert told(10) == []
+    assert told(19) == [
+        "50% of the items with text have the same text embedding as item 'item-3'. If it stands for missing text, "
+        "make those rows of --embeddings zeros: it is learned from as any."
+    ]
+    monkeypatch.setattr(text_encoders, "_SAMPLE", 20)
+    (line,) = told(30, item_encoder="mlp")
+    assert line.startswith("About ")
 
 
 def test_processes_that_would_encode_something_else_are_refused(encode, monkeypatch):

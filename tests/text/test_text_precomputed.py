@@ -6,7 +6,7 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
-from spectran_jax.text import digests, item_embeddings
+from spectran_jax.text import digests, item_embeddings, precomputed
 
 
 def embeddings(path, tmp_path, *, n=6, items_row=None, item_ids=None, **options):
@@ -60,6 +60,22 @@ def test_picked_rows_that_were_damaged_are_copied_again(path, matrix, tmp_path, 
     np.save(stored, np.zeros((2, 4), np.float16))
     np.testing.assert_array_equal(embeddings(path, tmp_path, items_row=[4, 1], k_core=2).matrix, matrix[[4, 1]])
     assert "made anew" in caplog.text
+
+
+def test_a_file_that_changes_while_its_rows_are_picked_is_refused(path, matrix, tmp_path, monkeypatch):
+    def then_changed(rows):
+        found = digests.scan(rows)
+        with path.open("r+b") as file:
+            file.seek(-2 * matrix.shape[1], 2)
+            file.write(matrix[0].tobytes())
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(precomputed, "scan", then_changed)
+        with pytest.raises(InputError, match=r"x\.npy was changed while it was read; start again when it is complete"):
+            embeddings(path, tmp_path, items_row=[5, 1], k_core=2)
+    assert not any((tmp_path / "cache" / "text").iterdir())
+    np.testing.assert_array_equal(embeddings(path, tmp_path, items_row=[5, 1], k_core=2).matrix, matrix[[0, 1]])
 
 
 def test_digest_follows_content_order_and_items(path, matrix, tmp_path):
