@@ -7,9 +7,9 @@ from spectran_jax.flags import run
 
 SYNOPSIS = """
 Reads many files of interactions with Apache Beam, leaves out what no model needs, and writes one Parquet file for
---dataset=files: items that are not in the catalogue, users and items outside a k-core, all but the newest interactions
-of each user. In this process and its memory, or on whatever runner Beam has. Needs Beam: in the repository,
-pip install '.[beam]'.
+--dataset=files: items that are not in the catalogue, interactions said twice, users and items outside a k-core, all
+but the newest interactions of each user. In this process and its memory, or on whatever runner Beam has. Needs Beam: in
+the repository, pip install '.[beam]'.
 
   python -m experiments.prepare --interactions='logs/part-*.tsv' --items=items.jsonl --unknown_items=drop --k_core=5 \\
       --newest=200 --output=interactions.parquet
@@ -46,6 +46,13 @@ _NEWEST = flags.DEFINE_integer(
 _UNKNOWN_ITEMS = flags.DEFINE_enum(
     "unknown_items", "error", ["error", "drop"], "What to do with interactions that name items missing from --items."
 )
+_DUPLICATES = flags.DEFINE_enum(
+    "duplicates",
+    "keep",
+    ["keep", "drop"],
+    "What to do with interactions of the same user, item and time (and position): drop takes each of them once, before "
+    "the k-core. Training can't any more: what is written has a position of its own for each.",
+)
 _BEAM = flags.DEFINE_multi_string("beam", [], "An option of Beam's pipeline, such as --runner=FlinkRunner; repeatable.")
 
 
@@ -64,7 +71,7 @@ def main() -> None:
         _INTERACTIONS.value,
         _ITEMS.value,
         _OUTPUT.value,
-        Filters(_K_CORE.value, _NEWEST.value, _UNKNOWN_ITEMS.value),
+        Filters(_K_CORE.value, _NEWEST.value, _UNKNOWN_ITEMS.value, _DUPLICATES.value),
         options=_BEAM.value,
         progress=lambda line: print_line(console, line),
     )
@@ -72,6 +79,8 @@ def main() -> None:
         print(f"{name}: {counts.pop(name):,}")
     if tied := counts.pop("placed_by_file_order", 0):
         print(f"placed by file order: {tied:,}")
+    if again := counts.pop("said_again", 0):
+        print(f"said again: {again:,}, the same user, item and time; --duplicates=drop takes each once")
     for reason, count in counts.items():
         print(f"left out: {count:,} {reason.replace('_', ' ')}")
     print(f"output: {_OUTPUT.value}")

@@ -252,7 +252,7 @@ def _of_file(setup: Setup, path: Path, unknown_items: str) -> tuple[list[Any], H
     """The users of a file of histories, and these; says what is left out."""
     from spectran_jax.data.history_files import read_histories
 
-    users, known, left_out, unknown = read_histories(path, setup.dataset, unknown_items)
+    users, known, left_out, unknown = read_histories(path, setup.dataset, unknown_items, setup.config.data.duplicates)
     if unknown:
         entries = unknown + len(known.items)
         _tell(f"{path}: {unknown:,} of {entries:,} entries name items that the run does not know, and are passed over.")

@@ -171,6 +171,19 @@ def test_a_file_of_the_test_histories_gives_the_same(write, events, tmp_path, ki
     assert write(histories=path) == write()
 
 
+def test_a_file_of_histories_is_read_with_the_duplicates_of_the_run(write, loaded, tmp_path, monkeypatch):
+    path, rows = tmp_path / "histories.csv", ["u,item-3,5", "u,item-4,5", "u,item-5,6"]
+    header = "user_id,item_id,timestamp\n"
+    path.write_text(header + "\n".join(rows))
+    once = write(histories=path)
+    path.write_text(header + "\n".join(rows[:2] * 3 + rows[2:]))
+    assert write(histories=path) != once
+    setup, params = loaded
+    dropping = dataclasses.replace(setup, config=setup.config.replace(duplicates="drop")), params
+    monkeypatch.setattr(restore, "load_run", lambda workdir, files, cold_scale: dropping)
+    assert write(histories=path) == once
+
+
 def test_a_history_never_seen_before(write, tmp_path):
     path = tmp_path / "new.jsonl"
     path.write_text(

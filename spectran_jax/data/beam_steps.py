@@ -131,6 +131,21 @@ def _known(grouped: tuple[str, Iterable[Row | None]]) -> Iterator[Any]:
         yield beam.pvalue.TaggedOutput("counts", ("unknown_ids", 1))
 
 
+def distinct_rows(rows: Any) -> tuple[Any, Any]:
+    """The rows, of those of the same user, item, time and position only the first; and ["duplicates", n]."""
+    said = rows | "by all it says" >> beam.Map(lambda row: (json.dumps([row["user_id"], *_said(row)]), row))
+    kept = said | "group same" >> beam.GroupByKey() | beam.FlatMap(_first).with_outputs("counts", main="rows")
+    return kept.rows, kept.counts | "duplicates" >> beam.CombinePerKey(sum)
+
+
+def _first(grouped: tuple[str, Iterable[Row]]) -> Iterator[Any]:
+    _, rows = grouped
+    again = sum(1 for _ in rows) - 1
+    yield min(rows, key=_age)
+    if again:
+        yield beam.pvalue.TaggedOutput("counts", ("duplicates", again))
+
+
 def core_round(rows: Any, k: int) -> tuple[Any, Any]:
     """The rows without those of users, and then of items, that have fewer than k; and ["dropped", n]."""
     counts = []
@@ -154,8 +169,9 @@ def _at_least(grouped: tuple[str, Iterable[Row]], k: int) -> Iterator[Any]:
 def histories(rows: Any, newest: int, integers: dict[str, bool]) -> tuple[Any, Any]:
     """The rows as they are written, each with its position in the history of its user, and counts:
 
-    ["users", n], ["interactions", n], ["older", n], those before the `newest` of a user, and ["tied", n], those
-    that nothing but the order of files and rows puts after the one before.
+    ["users", n], ["interactions", n], ["older", n], those before the `newest` of a user, ["tied", n], those that
+    nothing but the order of files and rows puts after the one before, and ["again", n], those that say what another
+    said.
     """
     made = (
         rows
@@ -171,7 +187,8 @@ def _history(grouped: tuple[str, Iterable[Row]], newest: int, integers: dict[str
     total = sum(1 for _ in rows)
     kept = heapq.nlargest(newest or total, rows, key=_age)[::-1]
     tied = sum(_age(one)[:-1] == _age(other)[:-1] for one, other in itertools.pairwise(kept))
-    counts = {"users": 1, "interactions": len(kept), "older": total - len(kept), "tied": tied}
+    again = len(kept) - len(set(map(_said, kept)))
+    counts = {"users": 1, "interactions": len(kept), "older": total - len(kept), "tied": tied, "again": again}
     for name, count in counts.items():
         yield beam.pvalue.TaggedOutput("counts", (name, count))
     for position, row in enumerate(kept):
@@ -182,6 +199,11 @@ def _history(grouped: tuple[str, Iterable[Row]], newest: int, integers: dict[str
 
 def _age(row: Row) -> tuple[int, int, int, int]:
     return row["timestamp"] or 0, row["nanosecond"] or 0, row["position"] or 0, row["order"]
+
+
+def _said(row: Row) -> tuple[str, int, int, int]:
+    """What a row says of its user."""
+    return row["item_id"], *_age(row)[:-1]
 
 
 def _by(column: str) -> Any:

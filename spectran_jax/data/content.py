@@ -71,7 +71,7 @@ def assemble(
             raise unknown_items_error(interactions.path, items.path, unknown, len(different), names, known)
         dropped["unknown_items"] = unknown
     if duplicates == "drop":
-        again = _again(interactions)
+        again = interactions.again()
         dropped["duplicates"] = int((again & keep).sum())
         keep &= ~again
     users_before = int((np.bincount(user) > 0).sum())
@@ -107,17 +107,6 @@ def assemble(
         text_columns=items.text_columns,
         dropped={reason: count for reason, count in dropped.items() if count},
     )
-
-
-def _again(interactions: Interactions) -> Bool[np.ndarray, "n"]:
-    """Whether a row says what one before it in the file said."""
-    columns = (interactions.positions, interactions.nanoseconds, interactions.timestamps)
-    keys = [interactions.items.codes, *(key for key in columns if key is not None), interactions.users.codes]
-    order = np.lexsort(keys)  # which keeps file order among equals
-    same = np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0)
-    again = np.zeros(len(order), bool)
-    again[order[1:]] = same
-    return again
 
 
 def _placed(interactions: Interactions, order: Int[np.ndarray, "nnz"]) -> Bool[np.ndarray, "nnz"] | None:

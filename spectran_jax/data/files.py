@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from spectran_jax.data import table_files, tables, text_files
 from spectran_jax.data.interactions import OriginalId
@@ -43,8 +43,19 @@ class Interactions:
     def order(self) -> Int[np.ndarray, "n"]:
         """The rows user by user, each from the oldest on: by time, then position, then file order; int64."""
         # The last key of lexsort counts first, and equal keys keep file order.
-        keys = (self.positions, self.nanoseconds, self.timestamps, self.users.codes)
-        return np.lexsort([key for key in keys if key is not None])
+        return np.lexsort([*self._age(), self.users.codes])
+
+    def again(self) -> Bool[np.ndarray, "n"]:
+        """Whether a row says what one before it in the file said: the same user, item, time and position."""
+        keys = [self.items.codes, *self._age(), self.users.codes]
+        order = np.lexsort(keys)  # which keeps file order among equals
+        same = np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0)
+        again = np.zeros(len(order), bool)
+        again[order[1:]] = same
+        return again
+
+    def _age(self) -> list[Int[np.ndarray, "n"]]:
+        return [key for key in (self.positions, self.nanoseconds, self.timestamps) if key is not None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,12 +87,19 @@ def read_interactions(path: Path) -> Interactions:
 
 
 def histories_by_user(
-    interactions: Interactions,
+    interactions: Interactions, duplicates: str = "keep"
 ) -> tuple[list[OriginalId], list[list[OriginalId]], list[list[int]] | None]:
-    """Original ids of the users, by first appearance, of the items of each, oldest first, and their timestamps."""
+    """Original ids of the users, by first appearance, of the items of each, oldest first, and their timestamps.
+
+    Args:
+      interactions: who interacted with what.
+      duplicates: "drop" takes interactions of the same user, item, time and position once, "keep" as often as they are.
+    """
     order = interactions.order()
+    if duplicates == "drop":
+        order = order[~interactions.again()[order]]
     items, users = interactions.items.originals(), interactions.users.originals()
-    ends = np.cumsum(np.bincount(interactions.users.codes, minlength=len(users)))[:-1]
+    ends = np.cumsum(np.bincount(interactions.users.codes[order], minlength=len(users)))[:-1]
     rows = [[items[code] for code in part.tolist()] for part in np.split(interactions.items.codes[order], ends)]
     here = [index for index, row in enumerate(rows) if row]
     times = None

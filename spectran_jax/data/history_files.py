@@ -11,7 +11,9 @@ from spectran_jax.data.spelling import remedy
 from spectran_jax.errors import InputError
 
 
-def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[list[Any], Histories, int, int]:
+def read_histories(
+    path: Path, dataset: Dataset, unknown_items: str, duplicates: str = "keep"
+) -> tuple[list[Any], Histories, int, int]:
     """Original user ids, their items as dense ids, oldest first, and how many users and entries were left out.
 
     JSONL holds `{"user_id": ..., "items": [...]}` a line; TSV, CSV and Parquet hold interactions, whose timestamps,
@@ -21,6 +23,8 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
       path: the file.
       dataset: whose items the histories name.
       unknown_items: "drop" leaves out items that the data set lacks, and users who have no other, "error" refuses them.
+      duplicates: "drop" takes interactions of the same user, item, time and position once; the lists of JSONL have no
+        times, and stay as they are.
 
     Raises:
       InputError: naming the file and the line, user or item.
@@ -29,7 +33,7 @@ def read_histories(path: Path, dataset: Dataset, unknown_items: str) -> tuple[li
         users, rows = _read_jsonl(path)
         times = None
     else:
-        users, rows, times = files.histories_by_user(files.read_interactions(path))
+        users, rows, times = files.histories_by_user(files.read_interactions(path), duplicates)
     if not rows:
         raise InputError(f"{path} holds no history.")
     dense = [dataset.dense_items(row) for row in rows]

@@ -54,6 +54,9 @@ class Filters:
     """Keep this many interactions of each user, the newest; after the k-core."""
     unknown_items: str = "error"
     """"drop" leaves out interactions with items that the catalogue lacks, "error" refuses them."""
+    duplicates: str = "keep"
+    """"drop" takes interactions of the same user, item, time and position once, before the k-core; afterwards their
+    positions tell them apart."""
 
 
 def reduce_interactions(
@@ -82,8 +85,8 @@ def reduce_interactions(
 
     Returns:
       Counts: files, users and interactions, those whose place only the order of files and rows decides (the output has
-      positions for all, so that training no longer sees these ties), and those left out, by reason; of the last two
-      only what occurred.
+      positions for all, so that training no longer sees these ties), those that say again what another says (which
+      training no longer sees either), and those left out, by reason; of the last three only what occurred.
 
     Raises:
       InputError: for bad input; names the file and, where there is one, the line.
@@ -99,7 +102,8 @@ def reduce_interactions(
     with StopRequest(goes_on=""), contextlib.closing(_Work(output, beam_options)) as work:
         progress(f"Reading {len(sources)} files of interactions ...")
         common, unknown = _read(work, sources, catalogue, filters, items)
-        left_out = {"unknown_items": unknown.interactions, "k_core_interactions": 0}
+        again = dict(beam_steps.read_facts(work.path("again"))).get("duplicates", 0)
+        left_out = {"unknown_items": unknown.interactions, "duplicates": again, "k_core_interactions": 0}
         part = rounds = 0
         while filters.k_core > 1:
             rounds += 1
@@ -117,7 +121,8 @@ def reduce_interactions(
             source = ", ".join(interactions)
             raise nothing_left(source, filters.k_core, filters.unknown_items, unknown.names, known, unknown.items)
         work.publish()
-    left_out |= {"older_interactions": counts["older"], "placed_by_file_order": counts.get("tied", 0)}
+    left_out |= {"older_interactions": counts["older"]}
+    left_out |= {"placed_by_file_order": counts.get("tied", 0), "said_again": counts.get("again", 0)}
     found = {"files": len(sources), "users": counts["users"], "interactions": counts["interactions"]}
     return found | {reason: count for reason, count in left_out.items() if count}
 
@@ -205,6 +210,9 @@ def _read(
             beam_steps.write_facts(summaries, work.path("items"))
             rows, facts = beam_steps.known_rows(rows, items)
             beam_steps.write_facts(facts, work.path("unknown"))
+        if filters.duplicates == "drop":
+            rows, facts = beam_steps.distinct_rows(rows)
+            beam_steps.write_facts(facts, work.path("again"))
         _write_rows(rows, work.path("rows-0"))
 
     work.run(build)

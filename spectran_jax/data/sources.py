@@ -17,7 +17,7 @@ from spectran_jax.data import files, movielens
 from spectran_jax.data.content import Content, assemble, to_dataset
 from spectran_jax.data.interactions import Dataset
 from spectran_jax.data.splits import LEAVE_ONE_OUT_MINIMUM
-from spectran_jax.data.text_files import require_file
+from spectran_jax.data.text_files import content_suffix, is_gzip, require_file
 from spectran_jax.errors import DISK_FULL, InputError, RunError, first_line, unknown_name
 from spectran_jax.writing import new_folder, write_errors
 
@@ -113,8 +113,9 @@ def _files(config: DataConfig, folder: Path) -> Source:
         require_file(path)
     before = [_state(path) for path in paths]
     for path in paths:
-        # The name says how the bytes are read.
-        digest.update(os.fsencode("".join(path.suffixes).lower()) + b"\0")
+        # The endings say how the bytes are read; what else a name says, other dots among it, does not matter.
+        ending = content_suffix(path) + (path.suffix.lower() if is_gzip(path) else "")
+        digest.update(os.fsencode(ending) + b"\0")
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
 

@@ -79,8 +79,26 @@ def read_table(path: Path, *, required: Collection[str], wanted: Collection[str]
         _blame_line(path, delimiter, names, error)
     if not len(table):
         raise text_files.NoRows(f"{path}: has a header but no rows.")
+    if quoted:
+        _refuse_open_quotes(path, delimiter, len(table))
     columns = {plain[name]: column for name, column in zip(chosen, table.columns, strict=True)}
     return Table(path, columns, delimiter)
+
+
+def _refuse_open_quotes(path: Path, delimiter: str, rows: int) -> None:
+    """Refuses a quoted cell that only the end of the file closes: Arrow takes all lines up to there for it.
+
+    Only where there are quotes, and not a line for each row, is the file gone through row by row, which takes longer.
+    """
+    lines, quotes, end = 0, False, b""
+    with _stream(path) as stream:
+        while block := stream.read(2**20):
+            lines += block.count(b"\n")
+            quotes = quotes or b'"' in block
+            end = block[-1:]
+    if quotes and rows + 1 != lines + (end != b"\n"):
+        for _ in text_files.lines(path, delimiter)[1]:
+            pass
 
 
 def column_names(path: Path) -> list[str]:
@@ -153,6 +171,8 @@ def _read_json_lines(path: Path, required: Collection[str], wanted: Collection[s
             # it refuses them.
             if name.endswith("_id") and not pa.types.is_integer(found[name]):
                 found[name] = pa.string()
+        # It would take written times without a zone among others for UTC; `Table.times` refuses them, in every format.
+        found = {name: pa.string() if pa.types.is_timestamp(kind) else kind for name, kind in found.items()}
         # Arrow makes a column of every key, as long as the file; so it is told which, and to pass over the others.
         schema = pa.schema([(name, found.get(name, pa.null())) for name in wanted])
         with _stream(path) as stream:

@@ -109,11 +109,17 @@ class Table:
         if _is_dated(self.columns[name]):
             return dataclasses.replace(self, columns={name: self._dates(name)}).times(name)
         seconds, nanoseconds = self._numbers(name)
-        far = (seconds > _LATEST_SECONDS) | (seconds < -_LATEST_SECONDS)
-        if not pa.types.is_temporal(_value_type(self.columns[name])) and far.any():
-            late = "looks like milliseconds or a written date; times are Unix seconds"
-            self.blame(name, lambda cell: abs(float(cell)) <= _LATEST_SECONDS, late)
-        return seconds, None if nanoseconds is None or not nanoseconds.any() else nanoseconds
+        if nanoseconds is not None and not nanoseconds.any():
+            nanoseconds = None
+        if not pa.types.is_temporal(_value_type(self.columns[name])):
+            far = (seconds > _LATEST_SECONDS) | (seconds < -_LATEST_SECONDS)
+            if far.any():
+                late = "looks like milliseconds or a written date; times are Unix seconds"
+                self.blame(name, lambda cell: abs(float(cell)) <= _LATEST_SECONDS, late)
+            if nanoseconds is None and _are_days(seconds):
+                day = "is a date without dashes, as all of this column; write 2026-01-31, or Unix seconds"
+                self.blame(name, lambda _: False, day)
+        return seconds, nanoseconds
 
     def _dates(self, name: str) -> pa.ChunkedArray:
         """A column of ISO 8601 times as Arrow's."""
@@ -234,6 +240,21 @@ def _is_dated(column: pa.ChunkedArray) -> bool:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or not len(column):
         return False
     return _DATED.match(column[0].as_py() or "") is not None
+
+
+def _are_days(numbers: Int[np.ndarray, "n"]) -> bool:
+    """Whether all numbers read as days of 1990 to 2100, like 20260131.
+
+    As Unix seconds they would all lie between 19 August and 1 September 1970: the only real times that can clash.
+    """
+    if not len(numbers) or numbers.min() < 19900101 or numbers.max() > 21001231:
+        return False
+    month, day = numbers // 100 % 100, numbers % 100
+    if not np.all((month >= 1) & (month <= 12)):
+        return False
+    start = ((numbers // 10000 - 1970) * 12 + month - 1).astype("datetime64[M]")
+    length = (start + 1).astype("datetime64[D]") - start.astype("datetime64[D]")
+    return bool(np.all((day >= 1) & (day <= length.astype(np.int64))))
 
 
 def _is_date(cell: str) -> bool:

@@ -139,14 +139,19 @@ def has_quotes(path: Path, delimiter: str) -> bool:
 
 
 def lines(path: Path, delimiter: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The header, and the other rows with the number of the line on which each begins; blank lines are left out."""
-    last = 0
+    """The header, and the other rows with the number of the line on which each begins; blank lines are left out.
+
+    Raises:
+      InputError: for a file without rows, or, at its row, a quoted cell that only the end of the file closes.
+    """
+    last, ended = 0, False
 
     def source() -> Iterator[str]:
-        nonlocal last
+        nonlocal last, ended
         for number, line in text_lines(path):
             last = number
             yield line
+        ended = True
 
     quoting = csv.QUOTE_MINIMAL if has_quotes(path, delimiter) else csv.QUOTE_NONE
     reader = csv.reader(source(), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
@@ -155,6 +160,11 @@ def lines(path: Path, delimiter: str) -> tuple[list[str], Iterator[tuple[int, li
         begin = last + 1
         try:
             for row in reader:
+                if ended:  # other rows come before the reader asks for what is behind their last line
+                    raise InputError(
+                        f'{path}, line {begin}: a cell opens with a quote (") that nothing closes; close it, or leave '
+                        "it out."
+                    )
                 if row:
                     yield begin, row
                 begin = last + 1

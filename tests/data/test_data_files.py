@@ -128,6 +128,19 @@ def test_bad_times_in_iso_8601(write):
             read_interactions(write("i.csv", f"{head}u,b,{cell}\n"))
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_times_with_a_zone_and_without_can_not_be_mixed(write, kind):
+    times = ["2026-01-31T10:00:00Z", "2026-01-31T09:00:00"]
+    for cells in (times, times[::-1]):
+        if kind == "csv":
+            path = write("i.csv", "user_id,item_id,timestamp\n" + "".join(f"u,a,{cell}\n" for cell in cells))
+        else:
+            lines = [json.dumps({"user_id": "u", "item_id": "a", "timestamp": cell}) + "\n" for cell in cells]
+            path = write("i.jsonl", "".join(lines))
+        with pytest.raises(InputError, match=r"is no time like .* a zone .* on all of them or none"):
+            read_interactions(path)
+
+
 def test_duplicates_are_kept_or_dropped_and_counted(write):
     items = write("items.jsonl", ITEMS)
     path = write(
@@ -261,6 +274,9 @@ def test_histories_by_user_in_original_ids(write):
     assert users == [9, 4]
     assert items == [["a", "b", "x"], ["7"]]
     assert times == [[2, 3, 3], [1]]
+    users, items, times = histories_by_user(read_interactions(write("i.csv", text + "9,b,3\n9,b,4\n9,a,2\n")), "drop")
+    assert items == [["a", "b", "x", "b"], ["7"]]
+    assert times == [[2, 3, 3, 4], [1]]
 
 
 def test_unknown_items(write):

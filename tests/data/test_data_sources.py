@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import gzip
 import json
 import os
 import subprocess
@@ -84,6 +85,18 @@ def test_what_another_process_prepared_needs_no_input(config, preparations, tmp_
         data.load(elsewhere, first.digest)
     (tmp_path / "i.tsv").write_text(INTERACTIONS.replace("u0\t0\t0\n", "u0\t4\t0\n"))
     assert data.load(elsewhere, first.digest).digest != first.digest
+
+
+def test_dots_in_a_name_do_not_matter_and_its_endings_do(config, preparations, tmp_path):
+    before = data.load(config)
+    assert before.digest.startswith("2265bed4f0e95576")  # what is kept of names with one dot serves on
+    for name in ("i.v2.tsv", "2026.01.31.TSV"):
+        (tmp_path / name).write_text(INTERACTIONS)
+        assert data.load(config.replace(interactions=str(tmp_path / name))).digest == before.digest
+    assert len(preparations) == 1
+    for name in ("i.inter", "i.v2.tsv.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(INTERACTIONS.encode()) if "gz" in name else INTERACTIONS.encode())
+        assert data.load(config.replace(interactions=str(tmp_path / name))).digest != before.digest
 
 
 def test_a_changed_file_is_read_again_and_a_moved_one_is_not(config, preparations, tmp_path):

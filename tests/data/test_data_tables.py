@@ -1,5 +1,6 @@
 """Tables as tools really write them: times of every kind, damaged text, very long cells; and what is said of them."""
 
+import gzip
 import os
 import stat
 from pathlib import Path
@@ -99,6 +100,49 @@ def test_times_that_are_none(tmp_path, time, message):
     (tmp_path / "c.csv").write_text(f"user_id,item_id,timestamp\nu,a,-5\nu,b,{time}\n")
     with pytest.raises(InputError, match=message):
         files.read_interactions(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("i.csv", 'item_id,title\n1,"Rocky\n2,Foo\n3,Bar', 2),
+        ("i.csv", 'item_id,title\n1,"two\nlines"\n2,5" disk\n\n3,"Bar\n4,Foo', 6),  # quotes are even in number
+        ("i.csv.gz", 'item_id,title\n1,a\n2,"Foo\n3,Bar ""x""', 3),
+        ("i.tsv", '"item_id"\t"title"\n1\t"Rocky\n2\tFoo', 2),
+        ("i.csv", 'item_id,title,year\n1,"Rocky,1976\n2,Foo,1980', 2),
+    ],
+)
+def test_a_quote_that_nothing_closes_takes_no_rows(tmp_path, name, text, line, end):
+    data = (text + end).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(InputError, match=rf'{name}, line {line}: a cell opens with a quote \("\) that nothing closes'):
+        files.read_items(tmp_path / name)
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_quotes_that_are_closed_or_text_are_read(tmp_path, end):
+    (tmp_path / "i.csv").write_text('item_id,title\n1,"two\nlines"\n\n2,5" disk\n3,"say ""a"""' + end)
+    assert files.read_items(tmp_path / "i.csv").columns["title"] == ["two\nlines", '5" disk', 'say "a"']
+    (tmp_path / "i.tsv").write_text('item_id\ttitle\n1\t"Rocky\n2\tFoo' + end)  # quotes are text there
+    assert files.read_items(tmp_path / "i.tsv").columns["title"] == ['"Rocky', "Foo"]
+
+
+def test_dates_without_dashes_are_no_seconds(tmp_path):
+    def read(*times):
+        path = parquet(tmp_path / "c.parquet", user_id=["u"] * len(times), item_id=["a"] * len(times), timestamp=times)
+        return files.read_interactions(path).timestamps.tolist()
+
+    (tmp_path / "c.csv").write_text("user_id,item_id,timestamp\nu,a,20200229\nu,b,20210301\n")
+    with pytest.raises(InputError, match=r"line 2: timestamp '20200229' is a date without dashes.*write 2026-01-31"):
+        files.read_interactions(tmp_path / "c.csv")
+    with pytest.raises(InputError, match="row 1: timestamp '19900101' is a date without dashes"):
+        read(19900101, 21001231)
+    for seconds in (20210229, 20211301, 20210001, 19891231, 21010101):  # no days, or none of these years
+        assert read(20200229, seconds) == [20200229, seconds]
+    assert read(20200229.0, 20200301.5) == [20200229, 20200301]
+    dates = pa.array([20200229, 20200301], pa.int64()).cast(pa.timestamp("s"))
+    assert read(*dates.to_pylist()) == [20200229, 20200301]
 
 
 def test_a_cell_of_megabytes_is_read(tmp_path):

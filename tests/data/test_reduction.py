@@ -123,6 +123,18 @@ def test_parts_of_a_second_order_and_are_no_ties(tmp_path):
     assert [(row["item_id"], row["timestamp"]) for row in rows] == [("y", 5), ("w", 5), ("x", 5), ("z", 6)]
 
 
+def test_what_is_said_again_is_counted_or_dropped_before_the_core(logs):
+    first = (logs / "part-0.tsv").read_text()
+    (logs / "part-3.tsv").write_text(first)  # a log that overlaps another
+    (logs / "whole.tsv").write_text((logs / "whole.tsv").read_text() + first.partition("\n")[2])
+    expected = loaded(logs, "whole.tsv", k_core=9, unknown_items="drop", duplicates="drop")
+    counts = reduced(logs, k_core=9, unknown_items="drop", duplicates="drop")
+    assert histories(loaded(logs, "out.parquet")) == histories(expected)
+    assert counts["duplicates"] == expected.dropped["duplicates"] > 150
+    assert "said_again" not in counts
+    assert reduced(logs, unknown_items="drop")["said_again"] == counts["duplicates"]
+
+
 def test_what_is_left_after_a_cut_trains_with_a_core_of_one(logs):
     """Items whose interactions all went leave the catalogue, and no other."""
     reduced(logs, k_core=9, newest=4, unknown_items="drop")
@@ -341,6 +353,9 @@ def test_the_command(logs, run_command):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("files: 3\nusers: 40\n")
     assert re.search(r"^left out: \d+ unknown items$", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^said again: \d+, the same user, .* --duplicates=drop takes each once$", done.stdout, re.MULTILINE
+    )
     assert done.stderr.splitlines() == ["Reading 3 files of interactions ...", "Ordering histories ..."]
     done = run_command("prepare", {**flags, "beam": "--runner=DataflowRunner"})  # all that it wants is one line
     assert (done.returncode, done.stdout) == (2, "")
