@@ -181,10 +181,11 @@ class TableBuilder:
     def __call__(self, params: Params, frozen: Frozen) -> ItemTable:
         """The table."""
         made, each = self.empty(), self.access.rows // self.access.parts
+        scalar = jax.ShapeDtypeStruct((), np.int32, sharding=partitioning.replicated(self.access.mesh))
         for start in range(0, each, self.size):
             start = min(start, each - self.size)  # the last chunk overlaps the one before it
             rows = {name: self._rows(array, start) for name, array in self.host_arrays.items()}
-            at = jax.device_put(np.int32(start), partitioning.replicated(self.access.mesh))
+            at = partitioning.put_array(np.int32(start), scalar)
             made = self.encode_chunk(params, frozen, rows, made, at)
         return made
 

@@ -83,7 +83,7 @@ def require(
 
 def device_bytes(mesh: jax.sharding.Mesh) -> int | None:
     """Memory of a device of the mesh: what an accelerator says, for a CPU what is free; None if unknown."""
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]  # nobody is told of another process's
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     try:

@@ -20,6 +20,7 @@ from spectran_jax.training.run import train_and_report
 
 FLAGS = {"epochs": 10, "eval_every": 5, "checkpoint_every": 3, "patience": 0, "item_encoder": "svd", "dropout": 0.1}
 ENDLESS = {"epochs": 500}  # until a signal comes, however fast the machine is
+GUARDED = [str(Path(__file__).with_name("guarded_train.py"))]
 TEMPORARY = Interrupted.exit_status
 
 
@@ -92,7 +93,7 @@ def test_killed_stopped_and_restarted_on_fewer_processes(rng, flags, tmp_path):
     workdir = tmp_path / "run"
     endless = {**flags, **ENDLESS, "workdir": workdir}
     # One of many is killed: the others notice, say so and ask to be started again.
-    with started(tmp_path / "killed", 4, endless) as run:
+    with started(tmp_path / "killed", 4, endless, program=GUARDED) as run:
         run.wait_for_step(workdir, 4)  # the second checkpoint: the newest is damaged below
         time.sleep(rng.random() * 0.3)  # wherever that is, in a save or not
         run.each[2].kill()

@@ -1,5 +1,7 @@
 """One update: its rule, packed or padded, one at a time or many; the table that it leaves, and what it needs."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +117,13 @@ def test_a_catalogue_too_large_for_the_device_is_refused_before_anything_is_comp
     assert memory.device_bytes(run.setup.mesh) > 2**20
     dense = Run(tiny_config.replace(table_updates="dense"))
     assert memory.needed(dense.setup, dense.programs.state)["gradients of the ID table"] == 2 * 4 * items * d
+
+
+def test_memory_is_asked_of_a_device_of_this_process():
+    """JAX refuses to tell of another's."""
+    mine, other = (
+        types.SimpleNamespace(platform="tpu", memory_stats=stats)
+        for stats in (lambda: {"bytes_limit": 7}, lambda: 1 / 0)
+    )
+    mesh = types.SimpleNamespace(devices=np.array([other, mine]), local_devices=[mine])
+    assert memory.device_bytes(mesh) == 7
