@@ -14,14 +14,16 @@ Nothing here has the length of the catalogue, and the traffic follows the touche
 once, however many devices and lists ask for it, so the optimiser runs there on distinct rows, as it does on one device.
 
 How many items of one owner a device wants depends on the data: `capacity` is planned, not a bound. Where somebody wants
-more, the owners' rows are dealt with in `rounds`, each a narrower run of rows, until every request fits: nothing is
-dropped, and what a step gives does not depend on the number of rounds.
+more, the owners' rows are dealt with in `rounds`, a part of them in each, until every request fits: nothing is dropped,
+and what a step gives does not depend on the number of rounds. Where many want items that stand side by side, as in a
+catalogue that is sorted by popularity, these shall not all be of one round: `dealt` has the order.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -116,7 +118,7 @@ class Requests(NamedTuple):
     """What a step exchanges."""
 
     parts: tuple[Int[Array, "D w"], ...]
-    """int32 ids of each list that each device asks for, ascending, filled up with N."""
+    """int32 items of each list that each device asks for, as `dealt` numbers them, ascending, filled up with N."""
     rounds: Int[Array, ""]
     """How many rounds it takes."""
 
@@ -151,18 +153,49 @@ def _each(sizes: Sizes, function: Any, *arguments: Any, out: Any = _CUT) -> Any:
     return mapped(*arguments)
 
 
-def request(sizes: Sizes, ids: Sequence[Int[Array, "S T"]]) -> tuple[tuple[Int[Array, "S w"], ...], Requests]:
+def dealt(sizes: Sizes, ids: Int[Array, "*b"]) -> Int[Array, "*b"]:
+    """The number of each item in the order in which owners deal with their rows; of none, N, it is N.
+
+    An owner's rows are cut into runs of about sqrt(R). First come the first rows of all runs, then the second ones, and
+    so on, so that rows side by side are far apart.
+    """
+    step, each, longer = _columns(sizes)
+    owner, row = ids // sizes.rows, ids % sizes.rows
+    column = row % step
+    number = owner * sizes.rows + column * each + jnp.minimum(column, longer) + row // step
+    return jnp.where(ids < sizes.rows * sizes.mesh.size, number, ids)
+
+
+def _undealt(sizes: Sizes, numbers: Int[Array, "*b"]) -> Int[Array, "*b"]:
+    """The rows of an owner by their numbers on it; R for R."""
+    step, each, longer = _columns(sizes)
+    after = numbers - longer * (each + 1)  # the longer columns come first
+    column = jnp.where(after < 0, numbers // (each + 1), longer + after // each)
+    row = (numbers - column * each - jnp.minimum(column, longer)) * step + column
+    return jnp.where(numbers < sizes.rows, row, numbers)
+
+
+def _columns(sizes: Sizes) -> tuple[int, int, int]:
+    """How many columns the rows of an owner have, written row by row; how long they are; how many have one more."""
+    step = math.isqrt(sizes.rows)
+    return step, *divmod(sizes.rows, step)
+
+
+def request(sizes: Sizes, numbers: Sequence[Int[Array, "S T"]]) -> tuple[tuple[Int[Array, "S w"], ...], Requests]:
     """The distinct items of each list of each shard of the batch, and who asks for which.
 
     Args:
       sizes: what `plan` gave.
-      ids: int32 items of each list, with repetitions; N for none.
+      numbers: int32 items of each list, as `dealt` numbers them, with repetitions.
+
+    Returns:
+      The numbers of the items, ascending, filled up with N; and the requests.
     """
     items = sizes.rows * sizes.mesh.size
     found: list[Array] = []
     # One sort for all lists of a size: a TPU's compiler takes long for each.
     for (each, _), alike in itertools.groupby(
-        zip(sizes.lists, ids, strict=True), lambda pair: (pair[0], pair[1].shape)
+        zip(sizes.lists, numbers, strict=True), lambda pair: (pair[0], pair[1].shape)
     ):
         of_row = lambda row, size=each.wanted: distinct(row, size, items)  # noqa: E731
         found.extend(jax.vmap(jax.vmap(of_row))(jnp.stack([these for _, these in alike])))
@@ -199,7 +232,7 @@ def serve(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> Ser
     def exchange(requests: Requests, at: Int[Array, ""]) -> Served:
         lists = zip(requests.parts, sizes.lists, strict=True)
         buckets = [_bucket(sizes, part, each.capacity, requests.rounds, at) for part, each in lists]
-        received = jax.lax.all_to_all(jnp.concatenate(buckets, axis=1), AXES, 0, 0)
+        received = _undealt(sizes, jax.lax.all_to_all(jnp.concatenate(buckets, axis=1), AXES, 0, 0))
         mine = distinct(received.reshape(-1), sizes.received, sizes.rows)
         ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
         return Served(mine, tuple(jnp.split(place(mine, received), ends, axis=1)))
@@ -292,7 +325,7 @@ def _bounds(
 def _bucket(
     sizes: Sizes, part: Int[Array, "w"], capacity: int, rounds: Int[Array, ""], at: Int[Array, ""] | int
 ) -> Int[Array, "D c"]:
-    """The owners' rows that a device asks for of a list, filled up with R."""
+    """The numbers of the owners' rows that a device asks for of a list, filled up with R."""
     low, high = _bounds(sizes, part, rounds, at)
     order = low[:, None] + jnp.arange(capacity)
     ids = part[jnp.minimum(order, len(part) - 1)]

@@ -185,7 +185,7 @@ class TableBuilder:
         for start in range(0, each, self.size):
             start = min(start, each - self.size)  # the last chunk overlaps the one before it
             rows = {name: self._rows(array, start) for name, array in self.host_arrays.items()}
-            at = partitioning.put_array(np.int32(start), scalar)
+            at = partitioning.put_array(np.asarray(start, np.int32), scalar)
             made = self.encode_chunk(params, frozen, rows, made, at)
         return made
 

@@ -98,13 +98,24 @@ def cut(batch: TrainBatch, shards: int) -> TrainBatch:
     return jax.tree.map(apart, batch)
 
 
-def placed(batches: TrainBatch, drawn: Int[Array, "n"], found: Sequence[Int[Array, "S w"]]) -> tuple[Piece, Drawn]:
+def placed(
+    batches: TrainBatch,
+    drawn: Int[Array, "n"],
+    found: Sequence[Int[Array, "S w"]],
+    dealt: Callable[[Array], Array],
+) -> tuple[Piece, Drawn]:
     """The pieces, stacked [M, ...], and the negatives, from the distinct items of each list.
 
     All that is searched for is searched for here, ahead of the exchange, where it delays nothing.
+
+    Args:
+      batches: of each piece.
+      drawn: negatives.
+      found: numbers of the items of each list.
+      dealt: numbers items so.
     """
     number, shards = len(batches.item_ids), len(found[0])
-    at = jax.vmap(catalogue.place)
+    at = lambda found, ids: jax.vmap(catalogue.place)(found, dealt(ids))  # noqa: E731
     grouped = lambda x: x.reshape(shards, -1)  # noqa: E731
     of = lambda batch, found: Piece(  # noqa: E731
         batch, at(found, grouped(batch.item_ids)), at(found, grouped(batch.at_supervised(batch.targets)))

@@ -27,7 +27,9 @@ def ids_of(kind, shards):
 
 def fetch(sizes, table, lists):
     """The items of each list of each shard, what a round delivers of them ([S, w, d] a list), and the rounds."""
-    wanted, requests = exchange.request(sizes, lists)
+    numbers = exchange.dealt(sizes, jnp.arange(ITEMS))
+    item = jnp.full(ITEMS + 1, ITEMS).at[numbers].set(jnp.arange(ITEMS))
+    wanted, requests = exchange.request(sizes, [exchange.dealt(sizes, ids) for ids in lists])
     rows = table.reshape(sizes.mesh.size, sizes.rows, -1)
 
     def one(at):
@@ -37,7 +39,7 @@ def fetch(sizes, table, lists):
         lists = zip(exchange.arrivals(sizes, requests, at), packed, strict=True)
         return [exchange.deliver(sizes, arrive, each) for arrive, each in lists]
 
-    return wanted, one, requests.rounds
+    return [item[each] for each in wanted], one, requests.rounds
 
 
 @pytest.mark.parametrize("capacity", [0, 1])
@@ -61,9 +63,9 @@ def test_every_request_is_served(mesh, capacity):
         for ids, found, came in zip(lists, wanted, got, strict=True):
             for row, items, vectors in zip(ids, np.asarray(found), np.asarray(came), strict=True):
                 want = np.unique(row[row < ITEMS])
-                np.testing.assert_array_equal(items[: len(want)], want)
+                np.testing.assert_array_equal(np.sort(items[: len(want)]), want)
                 assert (items[len(want) :] == ITEMS).all()
-                np.testing.assert_array_equal(vectors[: len(want)], table[want])
+                np.testing.assert_array_equal(vectors[: len(want)], table[items[: len(want)]])
 
 
 def test_items_in_random_order_need_one_round(mesh):
@@ -71,9 +73,31 @@ def test_items_in_random_order_need_one_round(mesh):
     sizes = exchange.plan(mesh, items, [touched])
     rng = np.random.default_rng(0)
     ids = np.stack([rng.choice(items, touched, replace=False) for _ in range(sizes.shards)]).astype(np.int32)
-    _, requests = jax.jit(lambda ids: exchange.request(sizes, [ids]))(ids)
+    _, requests = jax.jit(lambda ids: exchange.request(sizes, [exchange.dealt(sizes, ids)]))(ids)
     assert int(requests.rounds) == 1
     assert sizes.lists[0].capacity < 2 * touched / 8 / mesh.shape["model"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 24, 25, 26, 35, 1_000])
+def test_every_row_has_a_number_on_its_owner(rows):
+    sizes = exchange.Sizes(types.SimpleNamespace(size=3), rows, ())
+    items = np.arange(3 * rows)
+    numbers = np.asarray(exchange.dealt(sizes, items))
+    np.testing.assert_array_equal(np.sort(numbers), items)
+    np.testing.assert_array_equal(numbers // rows, items // rows)
+    np.testing.assert_array_equal(exchange._undealt(sizes, numbers % rows), items % rows)
+    assert int(exchange.dealt(sizes, np.int32(3 * rows))) == 3 * rows
+    assert int(exchange._undealt(sizes, jnp.int32(rows))) == rows
+
+
+def test_popular_items_side_by_side_take_as_many_rounds_as_one_owner_has_to_serve(mesh):
+    """All that is wanted are the first items of the catalogue: those of one owner, and hardly more than are wanted."""
+    items, touched = 8 * 4096, 512
+    sizes = exchange.plan(mesh, items, [touched], capacity=40)
+    ids = np.broadcast_to(np.arange(touched, dtype=np.int32), (sizes.shards, touched))
+    _, requests = jax.jit(lambda ids: exchange.request(sizes, [exchange.dealt(sizes, ids)]))(ids)
+    least = -(-touched // mesh.shape["model"] // 40)
+    assert least <= int(requests.rounds) <= 4 * least
 
 
 @pytest.mark.parametrize(
@@ -115,7 +139,7 @@ def test_gradients_go_home_to_the_owner_and_add_up(mesh):
 
 def test_what_goes_home_is_the_gradient_of_what_is_delivered(mesh):
     sizes = exchange.plan(mesh, ITEMS, [TOUCHED])
-    _, requests = exchange.request(sizes, [ids_of("hot", mesh.shape["data"])])
+    _, requests = exchange.request(sizes, [exchange.dealt(sizes, ids_of("hot", mesh.shape["data"]))])
     (arrive,), capacity = exchange.arrivals(sizes, requests), sizes.lists[0].capacity
     rng = np.random.default_rng(0)
     packed = jnp.asarray(rng.normal(size=(mesh.size, mesh.size, capacity, D)), jnp.float32)
