@@ -30,6 +30,7 @@ from spectran_jax.studies.attention import FILE
 from spectran_jax.studies.differences import difference
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.jobs import Outcome
+from spectran_jax.studies.kept import kept
 from spectran_jax.studies.tables import Spread
 from spectran_jax.studies.variants import Variant, parse_changes, single_changes
 
@@ -64,21 +65,16 @@ def write_run(folder, config):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     weights = np.eye(D, R)
     parts = {"attention": np.full((D, R), 0.5), "diagonal": np.linspace(1.5, 1.1, D), "taylor": [1.0, 0.5, 0.0]}
-    np.savez(folder / FILE, sigma=np.linspace(1, 0.1, R), weights=weights, digest="d", **parts)
+    parts |= {"sigma": np.linspace(1, 0.1, R), "weights": weights}
+    kept(folder / FILE, "d", "weights", lambda: parts)
     text = [0.0] * D if encoder == "id" else [3.0, 3.0] + [0.0] * (D - 2)
-    np.savez(folder / text_part.FILE, digest="d", singular_values=text)
+    kept(folder / text_part.FILE, "d", "singular_values", lambda: {"singular_values": text})
     # At the second factor all cold targets are found, and a third of the others are lost.
     shown = np.where(counts[item] == 0, 0, np.where(rank + np.arange(USERS) % 3, ITEMS - 1, 0))
     sets = {f"{split}_{name}": values for split in ("valid", "test") for name, values in columns.items()}
     sets |= {f"{split}_rank": np.stack([rank, shown]) for split in ("valid", "test")}
-    np.savez(
-        folder / exposure.FILE,
-        digest=f"d {exposure.SCALES} {exposure.PLACES}",
-        scales=[1, 1.5],
-        shares=[0.1, 0.5],
-        item_counts=counts,
-        **sets,
-    )
+    sets |= {"scales": [1, 1.5], "shares": [0.1, 0.5], "item_counts": counts}
+    kept(folder / exposure.FILE, f"d {exposure.SCALES} {exposure.PLACES}", "test_rank", lambda: sets)
     hit = float(good.mean())
     test = {name: hit for name in ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")}
     metrics = {"config": config.to_dict(), "test": test, "protocol": "p", "train": {"best_step": 10}, "digest": "d"}
