@@ -12,7 +12,7 @@ from spectran_jax import negatives, objectives
 from spectran_jax.data.interactions import Histories
 from spectran_jax.layout import SequenceLayout, TrainBatch
 from spectran_jax.recommender import Recommender
-from spectran_jax.training.run import notices
+from spectran_jax.training.notices import notices
 from spectran_jax.training.setup import prepare
 from spectran_jax.training.step import step_history
 

@@ -11,9 +11,10 @@ import pytest
 from spectran_jax import data
 from spectran_jax.data.history_files import read_histories
 from spectran_jax.recommend import recommend, write_recommendations
+from spectran_jax.training.notices import notices
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.restore import load_run
-from spectran_jax.training.run import notices, train_and_report
+from spectran_jax.training.run import train_and_report
 from spectran_jax.training.setup import prepare
 from spectran_jax.training.step import step_negatives, touched_items
 

@@ -7,7 +7,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.item_encoders import text as text_encoders
 from spectran_jax.text import embeddings, encoders, item_embeddings
-from spectran_jax.training.run import notices
+from spectran_jax.training.notices import notices
 from spectran_jax.training.setup import prepare
 
 TEXTS = ["red pen", "", "blue pen", "   ", "paper"]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from spectran_jax.errors import InputError
 from spectran_jax.training import partitioning
+from spectran_jax.training.notices import notices
 from spectran_jax.training.programs import compiler_options
-from spectran_jax.training.run import notices
 from spectran_jax.training.setup import prepare
 
 
