@@ -40,6 +40,8 @@ class Record:
     best_step: int = 0
     stale: int = 0
     """Validations since the best, after the warm-up."""
+    longest: int = 0
+    """The most that `stale` was before the last validation: a run of less `--patience` would have ended there."""
     validated_step: int = 0
     """That of the last validation."""
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -139,6 +141,7 @@ class Run:
         self.write("valid", values | watched)
         record, value = self.record, values[SELECTION_METRIC]
         record.validated_step = self.step
+        record.longest = max(record.longest, record.stale)
         better = value > record.best_value
         if better:
             record.best_value, record.best_step, record.stale = value, self.step, 0

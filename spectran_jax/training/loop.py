@@ -158,6 +158,11 @@ def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
                 f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}; give as many "
                 "as the run has done, or another folder."
             )
+        if 0 < config.training.patience <= record.longest:
+            raise InputError(
+                f"--workdir={workdir} went on after {record.longest} validations that were no better, where "
+                f"--patience={config.training.patience} ends; give more than that, or another folder."
+            )
         batches.set_state(record.data)
     else:
         step, state, record = 0, programs.init(), Record(data=batches.get_state())

@@ -11,7 +11,7 @@ import pytest
 
 from spectran_jax import recommend
 from spectran_jax.config import TrainingConfig
-from spectran_jax.errors import Diverged
+from spectran_jax.errors import Diverged, InputError
 from spectran_jax.metrics import SELECTION_METRIC, metrics_from_ranks
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.recommend import user_states
@@ -46,6 +46,20 @@ def test_patience_begins_after_the_warm_up_and_its_end_is_told(tiny_config, tmp_
     shown = capsys.readouterr().err
     assert told in shown.replace("\n", " "), shown
     assert f"step {steps}/{steps}" in shown.replace("\n", " ").split(told)[1]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_less_patience_than_a_run_had_is_refused(tiny_config, tmp_path):
+    """It would be told of numbers that a run of that patience does not give; where it ended by patience it may end."""
+    still = tiny_config.replace(eval_every=1, warmup_steps=0, learning_rate=1e-12, batch_size=16, epochs=4)
+    train_and_report(still.replace(patience=2), tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    assert train_and_report(still.replace(patience=2), tmp_path)["train"]["epochs"] == 3
+    assert train_and_report(still.replace(patience=0), tmp_path)["train"]["epochs"] == 4
+    with pytest.raises(
+        InputError, match=r"went on after 2 validations .* where --patience=1 ends; give more than that"
+    ):
+        train_and_report(still.replace(patience=1), tmp_path)
 
 
 @pytest.mark.usefixtures("no_report")
