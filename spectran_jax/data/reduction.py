@@ -121,8 +121,11 @@ def reduce_interactions(
             source = ", ".join(interactions)
             raise nothing_left(source, filters.k_core, filters.unknown_items, unknown.names, known, unknown.items)
         work.publish()
-    left_out |= {"older_interactions": counts["older"]}
-    left_out |= {"placed_by_file_order": counts.get("tied", 0), "said_again": counts.get("again", 0)}
+    left_out |= {
+        "older_interactions": counts["older"],
+        "placed_by_file_order": counts.get("tied", 0),
+        "said_again": counts.get("again", 0),
+    }
     found = {"files": len(sources), "users": counts["users"], "interactions": counts["interactions"]}
     return found | {reason: count for reason, count in left_out.items() if count}
 

@@ -181,16 +181,17 @@ def _columns(sizes: Sizes) -> tuple[int, int, int]:
     return step, *divmod(sizes.rows, step)
 
 
-def request(sizes: Sizes, numbers: Sequence[Int[Array, "S T"]]) -> tuple[tuple[Int[Array, "S w"], ...], Requests]:
+def request(sizes: Sizes, ids: Sequence[Int[Array, "S T"]]) -> tuple[tuple[Int[Array, "S w"], ...], Requests]:
     """The distinct items of each list of each shard of the batch, and who asks for which.
 
     Args:
       sizes: what `plan` gave.
-      numbers: int32 items of each list, as `dealt` numbers them, with repetitions.
+      ids: int32 items of each list, with repetitions; N for none.
 
     Returns:
-      The numbers of the items, ascending, filled up with N; and the requests.
+      The items as `dealt` numbers them, ascending, filled up with N; and the requests.
     """
+    numbers = [dealt(sizes, these) for these in ids]
     items = sizes.rows * sizes.mesh.size
     found: list[Array] = []
     # One sort for all lists of a size: a TPU's compiler takes long for each.

@@ -29,7 +29,13 @@ from spectran_jax.training.notices import notices
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.shares import rows_of_process
-from spectran_jax.training.workdir import locked, read_metrics, refuse_export, refuse_other_files, refuse_other_run
+from spectran_jax.training.workdir import (
+    locked,
+    read_metrics,
+    refuse_other_files,
+    refuse_other_folder,
+    refuse_other_run,
+)
 from spectran_jax.writing import write_arrays, write_json
 
 _LOCK_SECONDS = 150.0
@@ -89,7 +95,7 @@ def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
         if not cluster.alone:
             consensus.require_same_run(cluster, config)
         if cluster.is_first:
-            refuse_export(workdir)
+            refuse_other_folder(workdir)
             stack.enter_context(locked(workdir, patience=0 if cluster.alone else _LOCK_SECONDS))
             refuse_other_run(workdir, config)
         consensus.require_shared(cluster, workdir)

@@ -122,7 +122,6 @@ def make_sharded_train_step(
     names = model.item_encoder.item_params
     part = model.of_items(sizes.mesh.size * sizes.received)
     no_item = sizes.mesh.size * sizes.rows
-    dealt = functools.partial(exchange.dealt, sizes)
 
     def train_step(state: TrainState, frozen: Frozen, batch: TrainBatch) -> tuple[TrainState, Scalars]:
         keys = step_keys(state.key, state.step)
@@ -132,9 +131,8 @@ def make_sharded_train_step(
         drawn = sampler.draw(keys.negatives, frozen.sampler, targets=targets, weight=weight)
         batches = micro_batches.cut(batch, sizes.shards)
         number = len(batches.item_ids)
-        touched = micro_batches.touched(batches, sizes.shards, drawn, no_item)
-        found, requests = exchange.request(sizes, list(map(dealt, touched)))
-        pieces, negatives = micro_batches.placed(batches, drawn, found, dealt)
+        found, requests = exchange.request(sizes, micro_batches.touched(batches, sizes.shards, drawn, no_item))
+        pieces, negatives = micro_batches.placed(batches, drawn, found, functools.partial(exchange.dealt, sizes))
         rounds = Rounds(part, sizes, requests, frozen.item_encoder, keys.dropout)
 
         # Vectors of later rounds come at once; those of the first are encoded here, and travel in turn, below.

@@ -148,24 +148,28 @@ def is_locked(workdir: Path) -> bool:
     return False
 
 
-def refuse_export(workdir: Path) -> None:
-    """Checks, before anything is written there, that the work directory is no export's; raises `InputError`."""
+def refuse_other_folder(workdir: Path) -> None:
+    """Checks, before anything is written there, that the work directory is no study's and no export's.
+
+    Raises:
+      InputError: saying whose it is.
+    """
+    if (workdir / STUDY).is_file():
+        raise InputError(f"--workdir={workdir} is the folder of a study, whose runs lie in runs/; take another folder.")
     if (workdir / EXPORT).is_file():
         raise InputError(f"--workdir={workdir} holds an export, which the next one replaces; take another folder.")
 
 
 def refuse_other_run(workdir: Path, config: Config) -> None:
-    """Checks that the work directory is no study's, and holds no run or one of this configuration.
+    """Checks that the work directory holds no run or one of this configuration.
 
     Files may have other names than they had: `refuse_other_files` looks at their content once it is known. A folder
     without a checkpoint or results holds no run: a command that failed before it trained does not bind the next one. A
     cosine schedule ends with the run, so that a longer one is another from its first steps on.
 
     Raises:
-      InputError: naming the fields that differ; or for the folder of a study.
+      InputError: naming the fields that differ.
     """
-    if (workdir / STUDY).is_file():
-        raise InputError(f"--workdir={workdir} is the folder of a study, whose runs lie in runs/; take another folder.")
     other = _run_in(workdir)
     if other is not None:
         differences = config.naming_files_as(other).differences(

@@ -29,7 +29,7 @@ def fetch(sizes, table, lists):
     """The items of each list of each shard, what a round delivers of them ([S, w, d] a list), and the rounds."""
     numbers = exchange.dealt(sizes, jnp.arange(ITEMS))
     item = jnp.full(ITEMS + 1, ITEMS).at[numbers].set(jnp.arange(ITEMS))
-    wanted, requests = exchange.request(sizes, [exchange.dealt(sizes, ids) for ids in lists])
+    wanted, requests = exchange.request(sizes, lists)
     rows = table.reshape(sizes.mesh.size, sizes.rows, -1)
 
     def one(at):
@@ -73,7 +73,7 @@ def test_items_in_random_order_need_one_round(mesh):
     sizes = exchange.plan(mesh, items, [touched])
     rng = np.random.default_rng(0)
     ids = np.stack([rng.choice(items, touched, replace=False) for _ in range(sizes.shards)]).astype(np.int32)
-    _, requests = jax.jit(lambda ids: exchange.request(sizes, [exchange.dealt(sizes, ids)]))(ids)
+    _, requests = jax.jit(lambda ids: exchange.request(sizes, [ids]))(ids)
     assert int(requests.rounds) == 1
     assert sizes.lists[0].capacity < 2 * touched / 8 / mesh.shape["model"]
 
@@ -95,7 +95,7 @@ def test_popular_items_side_by_side_take_as_many_rounds_as_one_owner_has_to_serv
     items, touched = 8 * 4096, 512
     sizes = exchange.plan(mesh, items, [touched], capacity=40)
     ids = np.broadcast_to(np.arange(touched, dtype=np.int32), (sizes.shards, touched))
-    _, requests = jax.jit(lambda ids: exchange.request(sizes, [exchange.dealt(sizes, ids)]))(ids)
+    _, requests = jax.jit(lambda ids: exchange.request(sizes, [ids]))(ids)
     least = -(-touched // mesh.shape["model"] // 40)
     assert least <= int(requests.rounds) <= 4 * least
 
@@ -139,7 +139,7 @@ def test_gradients_go_home_to_the_owner_and_add_up(mesh):
 
 def test_what_goes_home_is_the_gradient_of_what_is_delivered(mesh):
     sizes = exchange.plan(mesh, ITEMS, [TOUCHED])
-    _, requests = exchange.request(sizes, [exchange.dealt(sizes, ids_of("hot", mesh.shape["data"]))])
+    _, requests = exchange.request(sizes, [ids_of("hot", mesh.shape["data"])])
     (arrive,), capacity = exchange.arrivals(sizes, requests), sizes.lists[0].capacity
     rng = np.random.default_rng(0)
     packed = jnp.asarray(rng.normal(size=(mesh.size, mesh.size, capacity, D)), jnp.float32)

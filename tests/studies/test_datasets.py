@@ -19,7 +19,7 @@ from spectran_jax.studies.flags import (
 )
 from spectran_jax.studies.ownership import claimed, refuse_another_study
 from spectran_jax.training.summary import protocol
-from spectran_jax.training.workdir import refuse_other_run
+from spectran_jax.training.workdir import refuse_other_folder
 
 TOML = """
 [beauty]
@@ -214,7 +214,7 @@ def test_runs_and_studies_do_not_share_a_folder(tmp_path):
     with contextlib.suppress(KeyboardInterrupt), claimed(tmp_path / "w", "python -m experiments.collapse --seeds=0"):
         raise KeyboardInterrupt
     with pytest.raises(InputError, match="w is the folder of a study"):
-        refuse_other_run(tmp_path / "w", Config())
+        refuse_other_folder(tmp_path / "w")
 
 
 def test_a_folder_that_another_experiment_has_begun(tmp_path):
