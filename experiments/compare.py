@@ -7,10 +7,11 @@ from spectran_jax.studies.flags import define_study_flags, split_names, study_fr
 
 SYNOPSIS = """
 Compares item encoders (--item_encoders) on every backbone (--backbones) and data set (--dataset). Each is searched
-with --budget trials on the validation set, with the first of --seeds; the chosen values are then run with every seed
-and read the test set. Writes tables (CSV, Markdown, LaTeX), figures, index.html and result.json to --workdir: means
-and standard deviations, the gain of --target over the rival that validation finds best, p-values of paired permutation
-tests over users with Holm's correction, mean ranks, chosen values, trials and cost.
+with --budget trials on the validation set, with the first of --seeds, the first trial with the values that are given;
+the chosen values are then run with every seed and read the test set. Writes tables (CSV, Markdown, LaTeX), figures,
+index.html and result.json to --workdir: means and standard deviations, the gain of --target over the rival that
+validation finds best, p-values of paired permutation tests over users with Holm's correction, mean ranks, chosen
+values, trials and cost.
 
   python -m experiments.compare --item_encoders=id,svd,spectran --backbones=sasrec --jobs=2 --workdir=runs/compare
   python -m experiments.compare --datasets=data.toml --dataset=beauty,office --budget=16 --workdir=runs/amazon
@@ -26,8 +27,8 @@ _BACKBONES = flags.DEFINE_string("backbones", "", "Backbones to compare them on,
 _BUDGET = flags.DEFINE_integer(
     "budget",
     8,
-    "Trials of each search, the same for every method; powers of two cover the space most evenly. 0 searches nothing "
-    "and takes the configuration as it is.",
+    "Trials of each search, the same for every method: the configuration as it is, then points of the search space. "
+    "0 searches nothing and takes the configuration without a trial.",
     lower_bound=0,
 )
 _TARGET = flags.DEFINE_string(

@@ -25,6 +25,7 @@ from spectran_jax.studies.search import (
     search,
     to_json,
     told_of_readings,
+    told_of_trials,
 )
 from spectran_jax.studies.space import space_of
 from spectran_jax.studies.sweep import trials_table
@@ -159,10 +160,9 @@ def _text(
             for encoder, space in spaces.items()
             if (rest := [name for name in space if name not in common])
         )
-        points = "1 trial" if budget == 1 else f"{budget} trials, points of one Sobol sequence"
         decided = f"; the best {words.label(SELECTION_METRIC)} decided" if budget > 1 else ""
         searched = (
-            f"{'Every method' if not fixed else 'Every other method'} was searched with {points}, over "
+            f"{'Every method' if not fixed else 'Every other method'} was searched with {told_of_trials(budget)}, over "
             f"{', '.join(common) or 'no field that all share'}{f'; and {own}' if own else ''}. Trials read the "
             f"validation set alone, with seed {seeds[0]}{decided}."
         )

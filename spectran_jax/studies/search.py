@@ -2,7 +2,8 @@
 
 Trials run with `evaluate="valid"` and the first seed, so the test set is read once, by the runs of the chosen values.
 Where a folder goes on with more trials, or one that had failed, another may be chosen: then it is read again, and told.
-Every method is given as many trials as any other.
+Every method is given as many trials as any other. The first has the values that the method was given, so that on
+validation no search ends below its start; the others are points of a Sobol sequence.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from spectran_jax.studies.outcomes import shared_protocol, some_came_to_an_end
 from spectran_jax.studies.space import Range, design
 from spectran_jax.studies.tables import Spread, spread
 
+GIVEN = "given"
+"""The trial of the values that a method was given."""
+
 Runner = Callable[..., dict[str, Outcome]]
 """`run_jobs`, or what stands in for it."""
 
@@ -39,6 +43,8 @@ class Method:
 class Trial:
     """A point of a search."""
 
+    name: str
+    """`GIVEN`, or the number of its point, from 0."""
     values: dict[str, float]
     outcome: Outcome
 
@@ -97,10 +103,12 @@ def search(
     """Searches each method on validation, then runs its chosen values with every seed.
 
     Args:
-      methods: by name, which is also the folder of its runs: `NAME/trial-00`, ..., then `NAME/trial-02-seed-0`, ... of
-        the chosen trial, or `NAME/seed-0`, ... without a search. So a larger budget keeps what is there.
+      methods: by name, which is also the folder of its runs: `NAME/trial-given`, `NAME/trial-00`, ..., then
+        `NAME/trial-02-seed-0`, ... of the chosen trial, or `NAME/seed-0`, ... without a search. So a larger budget
+        keeps what is there.
       workdir: of the experiment.
-      trials: points tried for each method; 0 takes its configuration as it is, as does a method without a space.
+      trials: of each method, that of its configuration as it is among them; 0 takes that without a trial, as does a
+        method without a space.
       seeds: of the final runs, which read validation and test set; trials take the first.
       parallel: runs at a time.
       runner: makes the runs.
@@ -119,14 +127,14 @@ def search(
         raise InputError(f"--seeds={','.join(map(str, seeds))}: give at least one seed, and each only once.")
     points = {name: _points(method, trials, seeds[0]) for name, method in methods.items()}
     jobs = [
-        Job(f"{name}/trial-{i:02d}", config, keep_checkpoints=False)
+        Job(_folder(name, trial), config, keep_checkpoints=False)
         for name, tried in points.items()
-        for i, (_, config) in enumerate(tried)
+        for trial, (_, config) in tried.items()
     ]
     ended = runner(jobs, workdir, parallel=parallel, description="Search") if jobs else {}
     some_came_to_an_end(ended)
     tried = {
-        name: [Trial(values, ended[f"{name}/trial-{i:02d}"]) for i, (values, _) in enumerate(tried)]
+        name: [Trial(trial, values, ended[_folder(name, trial)]) for trial, (values, _) in tried.items()]
         for name, tried in points.items()
     }
     chosen: dict[str, dict[str, float] | None] = {}
@@ -162,6 +170,12 @@ def _read_before(folder: Path, chosen: str) -> int:
     return len({path.parent.name.rpartition("seed-")[0] for path in done} - {chosen})
 
 
+def told_of_trials(trials: int) -> str:
+    """How many trials a search had, and of what; for behind "with" or before "were tried"."""
+    points = f" and {count(trials - 1, 'point')} of a Sobol sequence" if trials > 1 else ""
+    return f"{count(trials, 'trial')} (the given values{points})"
+
+
 def told_of_readings(found: Iterable[Found]) -> str:
     """How often runs of chosen values have read the test set, to go behind "which"."""
     before = sum(each.read_before for each in found)
@@ -194,23 +208,31 @@ def to_json(found: Found) -> dict[str, Any]:
         return {name: outcome.metrics[name] for name in kept if name in outcome.metrics}
 
     return {
-        "trials": [{"values": trial.values, **run(trial.outcome)} for trial in found.trials],
+        "trials": [{"trial": trial.name, "values": trial.values, **run(trial.outcome)} for trial in found.trials],
         "chosen": found.chosen,
         "read_before": found.read_before,
         "runs": [{"seed": seed, **run(outcome)} for seed, outcome in found.runs.items()],
     }
 
 
-def _points(method: Method, trials: int, seed: int) -> list[tuple[dict[str, float], Config]]:
+def _folder(method: str, trial: str) -> str:
+    return f"{method}/trial-{trial.zfill(2)}"
+
+
+def _points(method: Method, trials: int, seed: int) -> dict[str, tuple[dict[str, float], Config]]:
+    """Values and configuration of each trial, by its name."""
     for field in method.space:
         if field.name in SET_BY_STUDIES:
             raise InputError(f"{field.name} is no field to search: a study sets it run by run.")
         if field.name in of_the_protocol(method.config):
             raise InputError(f"{field.name} is no field to search: it decides what is measured, trial by trial.")
     check(method.config)
-    points = []
-    for values in design(method.space, trials, seed) if trials and method.space else []:
+    if not trials or not method.space:
+        return {}
+    given = {field.name: method.config.get(field.name) for field in method.space}
+    points = {}
+    for i, values in enumerate([given, *design(method.space, trials - 1, seed)]):
         config = method.config.replace(**values, seed=seed, evaluate="valid")
         check(config)
-        points.append((values, config))
+        points[str(i - 1) if i else GIVEN] = (values, config)
     return points

@@ -1,4 +1,4 @@
-"""What a search may change: ranges of configuration fields, the points that are tried, and the space of each method."""
+"""What a search may change: ranges of configuration fields, points among them, and the space of each method."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ def parse_space(text: str) -> list[Range]:
     return space
 
 
-def design(space: Sequence[Range], trials: int, seed: int) -> list[dict[str, float]]:
-    """The trials' values: a scrambled Sobol sequence (SciPy), so that few trials cover the space evenly.
+def design(space: Sequence[Range], points: int, seed: int) -> list[dict[str, float]]:
+    """The points' values: a scrambled Sobol sequence (SciPy), so that few points cover the space evenly.
 
     It depends on the places of the fields in the space and the seed alone: spaces that begin with the same fields are
-    given the same values of them, whatever follows, and more trials begin with those of fewer.
+    given the same values of them, whatever follows, and more points begin with those of fewer.
     """
     from scipy.stats import qmc
 
     # Scrambling depends on the number of dimensions, so it is the same for all spaces.
     sampler = qmc.Sobol(max(DIMENSIONS, len(space)), scramble=True, rng=np.random.default_rng(seed))
-    points = sampler.random(1 << max(0, math.ceil(math.log2(trials))))[:trials]
-    return [{r.name: r.at(p) for r, p in zip(space, point, strict=False)} for point in points.tolist()]
+    drawn = sampler.random(1 << max(0, points - 1).bit_length())[:points]
+    return [{r.name: r.at(p) for r, p in zip(space, point, strict=False)} for point in drawn.tolist()]
 
 
 COMMON = "learning_rate=log:5e-4:4e-3,dropout=0.1:0.5,weight_decay=log:1e-4:0.3,temperature=log:0.05:0.2"

@@ -26,6 +26,7 @@ from spectran_jax.studies.search import (
     search,
     to_json,
     told_of_readings,
+    told_of_trials,
 )
 from spectran_jax.studies.space import Range, at_the_top, describe, parse_space
 from spectran_jax.studies.tables import Cell, Table
@@ -74,7 +75,7 @@ def sweep(
       datasets: the values that are not searched, by data set.
       workdir: of the experiment; runs are in `runs/DATASET/`.
       space: fields and their ranges.
-      trials: points tried on each data set.
+      trials: on each data set, that of its values as they are among them.
       seeds: of the runs that read the test set; the first is that of the trials.
       parallel: runs at a time.
       command: for the page.
@@ -98,17 +99,12 @@ def sweep(
         one_protocol({name: each}, name)
         tables += [_metrics_table(name, each), trials_table(f"Trials on {name}", {(name,): each}, ("Data set",))]
     encoders = ", ".join(sorted({f"{c.encoder.item_encoder} with {c.backbone.backbone}" for c in datasets.values()}))
-    tried, chosen = (
-        f"{trials} points of a Sobol sequence were tried",
-        f"the one of best {words.label(SELECTION_METRIC)}",
-    )
-    if trials == 1:
-        tried, chosen = "One point was tried", "it"
+    chosen = "it" if trials == 1 else f"the one of best {words.label(SELECTION_METRIC)}"
     return Result(
         f"Search for {encoders} on {', '.join(datasets)}",
         tables,
         text=(
-            f"{tried} on the validation set with seed {seeds[0]}; {chosen} was run with "
+            f"{told_of_trials(trials)} ran on the validation set with seed {seeds[0]}; {chosen} was run with "
             f"{words.count(len(seeds), 'seed')}, which {told_of_readings(found.values())}."
         ),
         command=command,
@@ -148,15 +144,15 @@ def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *,
     bold = set()
     failed: list[tuple[str, str, str]] = []
     for place, each in found.items():
-        for index, trial in enumerate(each.trials):
+        for trial in each.trials:
             metrics = trial.outcome.metrics
             if metrics is None:
                 where = ", ".join(place)
-                failed.append((where, f"{where}, trial {index}", trial.outcome.failure))
+                failed.append((where, f"{where}, trial {trial.name}", trial.outcome.failure))
             if trial.score is not None and trial.values == each.chosen:
                 bold.add((len(rows), len(keys) + 2))
             seconds = None if metrics is None else float(metrics["train"]["seconds"])
-            rows.append([*place, index, describe(trial.values), trial.score, seconds])
+            rows.append([*place, trial.name, describe(trial.values), trial.score, seconds])
     told = [f"{trials}: {failure}" for trials, failure in by_failure(failed, "trial")]
     note = " ".join([f"{len(failed)} of {words.count(len(rows), 'trial')} failed.", *told]) if failed else ""
     selection = words.label(SELECTION_METRIC)
