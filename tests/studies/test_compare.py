@@ -23,7 +23,7 @@ SETTINGS = {"encoders": ["id", "svd", "spectran"], "backbone_names": ["sasrec"],
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     runner, folder = (
-        Runner({"ml/sasrec/svd/trial-00-seed-2": "fail", "ml/sasrec/svd/trial-01-seed-2": "fail"}),
+        Runner({"ml/sasrec/svd/trial-given-seed-2": "fail", "ml/sasrec/svd/trial-00-seed-2": "fail"}),
         tmp_path_factory.mktemp("compare"),
     )
     return compare(DATA, folder, **SETTINGS, parallel=2, command="c", runner=runner), runner.jobs
@@ -37,8 +37,8 @@ def rows(result, title):
 def test_every_method_has_the_same_budget_and_the_same_points(compared):
     result, jobs = compared
     assert len(jobs) == 2 * 3 * (2 + 3)
-    for index in range(2):
-        trials = [job.config for job in jobs if job.name.endswith(f"trial-{index:02d}")]
+    for trial in ("given", "00"):
+        trials = [job.config for job in jobs if job.name.endswith(f"trial-{trial}")]
         assert len(trials) == 6
         assert len({(c.optimizer.learning_rate, c.backbone.dropout, c.optimizer.weight_decay) for c in trials}) == 1
     assert {job.config.encoder.item_encoder for job in jobs} == {"id", "svd", "spectran"}
@@ -171,12 +171,12 @@ def test_too_few_seeds_have_no_interval(tmp_path):
 def test_one_of_something_is_told_as_one(tmp_path):
     settings = {**SETTINGS, "encoders": ["svd", "spectran"], "budget": 1}
     one = compare({"ml": Config()}, tmp_path / "one", **{**settings, "seeds": [0]}, runner=Runner())
-    assert "searched with 1 trial, over learning_rate" in one.text
+    assert "searched with 1 trial (the given values), over learning_rate" in one.text
     assert "run with 1 seed, which" in one.text
     assert not [word for word in ("Sobol", "deviation", "decided") if word in one.text]
     assert one.figures[0].caption.endswith("There is one seed.")
     three = compare({"ml": Config()}, tmp_path / "three", **{**settings, "budget": 2}, parallel=2, runner=Runner())
-    assert "with 2 trials, points of one Sobol sequence" in three.text
+    assert "with 2 trials (the given values and 1 point of a Sobol sequence), over" in three.text
     assert "standard deviation (n - 1)" in three.text
     assert "sign-flip tests" in three.text
     assert "Holm" not in three.text, "there is one comparison"
@@ -274,7 +274,7 @@ def test_a_real_comparison(tiny_flags, tmp_path, run_command):
     assert chosen["svd"] == {}, "the command line fixed all of its space, so that nothing is tried"
     for cell in held["cells"]:
         folder = tmp_path / "w" / "runs" / "files" / "sasrec" / cell["item_encoder"]
-        assert not list(folder.glob("trial-00/checkpoints"))
+        assert not list(folder.glob("trial-given/checkpoints"))
         (seed,) = folder.glob("*seed-0")
         with np.load(seed / "ranks.npz") as ranks:
             found = gains("ndcg@10", ranks["test_rank"]).mean()

@@ -20,6 +20,7 @@ from spectran_jax.studies.tables import spread
 
 SPACE = parse_space("learning_rate=log:1e-4:1e-2,dropout=0.1:0.5")
 METHODS = {"one": Method(Config().replace(dimension=32), SPACE)}
+TRIALS: dict = {"trials": 4, "seeds": [0], "parallel": 2}
 
 
 class Runner:
@@ -48,7 +49,7 @@ def searched(tmp_path_factory):
 
 def test_trials_read_validation_and_seeds_read_the_test_set(searched):
     found, jobs, folder = searched
-    names = [f"one/trial-{i:02d}" for i in range(4)]
+    names = [f"one/trial-{name}" for name in ("given", "00", "01", "02")]
     best = [trial.values for trial in found.trials].index(found.chosen)
     assert [job.name for job in jobs] == names + [f"{names[best]}-seed-{seed}" for seed in (3, 1, 8)]
     assert [job.config.training.evaluate for job in jobs] == ["valid"] * 4 + ["both"] * 3
@@ -63,6 +64,9 @@ def test_the_choice_is_made_on_validation(searched):
     dropouts = [trial.values["dropout"] for trial in found.trials]
     best = min(dropouts, key=lambda value: abs(value - 0.2))
     assert found.chosen["dropout"] == best != dropouts[0]
+    assert [trial.name for trial in found.trials] == ["given", "0", "1", "2"]
+    assert found.trials[0].values == {"learning_rate": 1e-3, "dropout": 0.3}, "as the method has them"
+    assert [trial.values for trial in found.trials[1:]] == design(SPACE, 3, seed=3)
     for job in jobs[4:]:
         assert job.config.backbone.dropout == best
         assert job.config.optimizer.learning_rate == found.chosen["learning_rate"]
@@ -83,7 +87,7 @@ def test_mean_and_spread_are_those_of_the_seeds(searched):
 def test_a_search_that_is_stopped_goes_on_where_it_was(searched, tmp_path):
     whole, jobs, folder = searched
     assert not (folder / "study.json").exists()
-    for stop_before in ("trial-02", "trial-03", "seed-8"):
+    for stop_before in ("trial-00", "trial-02", "seed-8"):
         with pytest.raises(Interrupted):
             search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner(stop_before=stop_before))
     found = search(METHODS, tmp_path, trials=4, seeds=[3, 1, 8], parallel=2, runner=Runner())
@@ -94,7 +98,9 @@ def test_a_search_that_is_stopped_goes_on_where_it_was(searched, tmp_path):
 def test_a_search_that_is_stopped_has_claimed_its_folder(tmp_path):
     for find, options in ((sweep, {"space": SPACE, "trials": 1}), (compare, {"budget": 1, "encoders": ["id"]})):
         with pytest.raises(Interrupted):
-            find({"ml": Config()}, tmp_path, **options, seeds=[0], command="c", runner=Runner(stop_before="trial-00"))
+            find(
+                {"ml": Config()}, tmp_path, **options, seeds=[0], command="c", runner=Runner(stop_before="trial-given")
+            )
         assert json.loads((tmp_path / "study.json").read_text()) == {"command": "c"}
         (tmp_path / "study.json").unlink()
 
@@ -105,12 +111,20 @@ def test_a_larger_budget_keeps_what_is_there(searched, tmp_path):
     more = search(METHODS, tmp_path, trials=4, seeds=[3], parallel=2, runner=Runner())["one"]
     assert more.chosen == found.chosen
     assert more.done[3].metrics == found.done[3].metrics
-    assert (tmp_path / "runs" / "one" / "trial-00" / "starts").read_text() == "x"
+    assert (tmp_path / "runs" / "one" / "trial-given" / "starts").read_text() == "x"
+
+
+def test_a_search_ends_no_lower_than_where_it_began(tmp_path):
+    """The fake run is best on validation where dropout is 0.2, which no point of the search hits."""
+    found = search({"best": Method(Config().replace(dropout=0.2), SPACE)}, tmp_path, **TRIALS, runner=Runner())["best"]
+    assert found.chosen == {"learning_rate": 1e-3, "dropout": 0.2}
+    assert [outcome.name for outcome in found.runs.values()] == ["best/trial-given-seed-0"]
 
 
 def test_failed_trials_are_counted_and_not_chosen(tmp_path):
     methods = {"good": METHODS["one"], "bad": METHODS["one"]}
-    failing = {"good/trial-00": "fail", "bad/trial-00": "fail", "bad/trial-01": "fail", "good/trial-01-seed-1": "die"}
+    failing = {"good/trial-given": "fail", "good/trial-00-seed-1": "die"}
+    failing |= {"bad/trial-given": "fail", "bad/trial-00": "fail"}
     found = search(methods, tmp_path, trials=2, seeds=[0, 1], parallel=2, runner=Runner(failing))
     assert found["good"].chosen == found["good"].trials[1].values
     assert [len(f.failures) for f in found.values()] == [2, 2]
@@ -140,7 +154,7 @@ def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     values = [run["test"]["ndcg@10"] for run in result.data["sweeps"]["ml"]["runs"]]
     assert [row[1] for row in metrics.rows[:2]] == values
     assert metrics.rows[2][1] == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert len(trials.rows) == 2
+    assert [row[1] for row in trials.rows] == ["given", "0"]
     assert len(trials.bold) == 1
     assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
 
@@ -148,7 +162,7 @@ def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
 def test_a_sweep_of_one_trial_and_one_seed(tmp_path):
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=1, seeds=[0], runner=Runner())
     assert result.text.startswith(
-        "One point was tried on the validation set with seed 0; it was run with 1 seed, which"
+        "1 trial (the given values) ran on the validation set with seed 0; it was run with 1 seed, which"
     )
     assert [row[0] for row in result.tables[0].rows] == ["0"]
 
@@ -182,9 +196,9 @@ def test_a_field_that_nothing_reads_is_not_searched(tmp_path):
 
 
 def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
-    runner = Runner({"ml/trial-01": "fail"})
+    runner = Runner({"ml/trial-00": "fail"})
     result = sweep({"ml": Config()}, tmp_path, space=SPACE, trials=2, seeds=[0], runner=runner)
-    assert "1 of 2 trials failed. ml, trial 1: The loss became nan" in markdown(result)
+    assert "1 of 2 trials failed. ml, trial 0: The loss became nan" in markdown(result)
     runner = Runner({f"ml/trial-0{i}": "fail" for i in range(3)})
     result = sweep({"ml": Config()}, tmp_path / "more", space=SPACE, trials=4, seeds=[0], runner=runner)
     assert result.tables[1].note == "3 of 4 trials failed. ml (3 trials): The loss became nan at step 3."
@@ -192,7 +206,7 @@ def test_trials_of_a_sweep_that_fail_are_told_with_its_results(tmp_path):
 
 def test_trials_and_seeds_of_a_sweep_that_were_made_otherwise_are_told(tmp_path):
     options = {"space": SPACE, "trials": 1, "seeds": [0]}
-    for behaviours, told in (({}, ""), ({"ml/trial-00": "newer"}, "The runs were not all made alike (jax: 1, 2).")):
+    for behaviours, told in (({}, ""), ({"ml/trial-given": "newer"}, "The runs were not all made alike (jax: 1, 2).")):
         result = sweep({"ml": Config()}, tmp_path / str(bool(told)), **options, runner=Runner(behaviours))
         assert result.tables[0].note == told
 
@@ -300,7 +314,7 @@ def test_bad_search(text, message):
         ({"trials": -1}, "trials must be at least 0, got -1"),
         ({"seeds": []}, "--seeds=: give at least one seed"),
         ({"seeds": [1, 2, 1]}, "--seeds=1,2,1: give at least one seed, and each only once"),
-        ({"methods": {"a": Method(Config(), parse_space("dropout=0.5:1.5"))}, "trials": 2}, "--dropout must be"),
+        ({"methods": {"a": Method(Config(), parse_space("dropout=0.5:1.5"))}, "trials": 5}, "--dropout must be"),
         ({"methods": {"a": Method(Config(), parse_space("seed=0:5"))}}, "seed is no field to search"),
         ({"methods": {"a": Method(Config(), parse_space("k_core=0:5"))}}, "k_core is no field to search: it decides"),
         (
@@ -319,12 +333,12 @@ def test_bad_sizes_start_nothing(tmp_path, options, message):
 
 def test_another_choice_in_a_folder_is_told_to_have_read_the_test_set(tmp_path):
     """While the best trial fails another is chosen, whose seeds read the test set."""
-    options = {"space": SPACE, "trials": 4, "seeds": [0], "parallel": 2}
+    options = {"space": SPACE, **TRIALS}
     first = sweep({"ml": Config()}, tmp_path / "first", **options, runner=Runner())
     values = first.data["sweeps"]["ml"]
-    best = [trial["values"] for trial in values["trials"]].index(values["chosen"])
+    best = next(trial["trial"] for trial in values["trials"] if trial["values"] == values["chosen"])
     assert first.text.endswith("which read the test set once.")
-    failing = Runner({f"ml/trial-{best:02d}": "fail"})
+    failing = Runner({f"ml/trial-{best.zfill(2)}": "fail"})
     assert sweep({"ml": Config()}, tmp_path, **options, runner=failing).text.endswith("which read the test set once.")
     for _ in range(2):
         again = sweep({"ml": Config()}, tmp_path, **options, runner=Runner())
