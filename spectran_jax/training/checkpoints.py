@@ -216,6 +216,10 @@ class Checkpoints:
         """Saves the parameters that are best on validation so far."""
         self._save(self._best, step, params, record)
 
+    def drop_best_after(self, step: int) -> None:
+        """Deletes best parameters of later steps."""
+        self._best.drop_after(step)
+
     def _save(self, series: _Series, step: int, tree: Any, record: dict[str, Any]) -> None:
         checksum, broken = inspect(tree)
         if broken is not None:  # though its loss was still finite

@@ -29,6 +29,9 @@ from spectran_jax.training.step import Frozen, TrainState
 from spectran_jax.training.timetable import Timetable
 from spectran_jax.training.workdir import MetricsLog
 
+_VALIDATIONS = ("best_value", "best_step", "stale", "longest", "validated_step")
+"""Fields of a record that a validation changes."""
+
 
 @dataclasses.dataclass
 class Record:
@@ -44,6 +47,8 @@ class Record:
     """The most that `stale` was before the last validation: a run of less `--patience` would have ended there."""
     validated_step: int = 0
     """That of the last validation."""
+    before_end: dict[str, Any] | None = None
+    """What it said of validations before the last one, where that was due to the end of the run alone."""
     losses: list[float] = dataclasses.field(default_factory=list)
     """Losses since the last training line."""
     seconds: float = 0.0
@@ -58,6 +63,14 @@ class Record:
                 f"({unknown[0]}); go on with that version, or train in another folder."
             )
         return cls(**values)
+
+    def validations(self) -> dict[str, Any]:
+        """What it says of validations."""
+        return {name: getattr(self, name) for name in _VALIDATIONS}
+
+    def without_end(self) -> Record:
+        """That of a run which goes beyond its old end: as if it had never been to end there."""
+        return dataclasses.replace(self, **(self.before_end or {}), before_end=None)
 
 
 @dataclasses.dataclass
@@ -140,6 +153,9 @@ class Run:
             del table
         self.write("valid", values | watched)
         record, value = self.record, values[SELECTION_METRIC]
+        with self._saving():
+            self.checkpoints.drop_best_after(record.best_step)  # of an old end that the run went beyond
+        record.before_end = None if self.timetable.regular(self.step) else record.validations()
         record.validated_step = self.step
         record.longest = max(record.longest, record.stale)
         better = value > record.best_value

@@ -158,6 +158,8 @@ def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
                 f"--workdir={workdir} is at step {step:,}, and --epochs or --max_steps end at {total:,}; give as many "
                 "as the run has done, or another folder."
             )
+        if step < total:
+            record = record.without_end()
         if 0 < config.training.patience <= record.longest:
             raise InputError(
                 f"--workdir={workdir} went on after {record.longest} validations that were no better, where "

@@ -26,9 +26,11 @@ class Timetable:
 
     def validates(self, step: int) -> bool:
         """Whether the validation set is evaluated after this step."""
-        return step == self.total or (
-            step % self.per_epoch == 0 and step // self.per_epoch % self.training.eval_every == 0
-        )
+        return step == self.total or self.regular(step)
+
+    def regular(self, step: int) -> bool:
+        """Whether it is evaluated after this step wherever the run ends."""
+        return step % self.per_epoch == 0 and step // self.per_epoch % self.training.eval_every == 0
 
     def saves(self, step: int) -> bool:
         """Whether the state is saved after this step."""

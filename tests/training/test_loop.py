@@ -63,6 +63,24 @@ def test_less_patience_than_a_run_had_is_refused(tiny_config, tmp_path):
 
 
 @pytest.mark.usefixtures("no_report")
+def test_an_old_end_that_a_run_goes_beyond_is_no_validation_of_it(tiny_config, tmp_path):
+    """Between two regular ones it is neither the best nor counted; the last parameters there stay until the next."""
+    still = tiny_config.replace(
+        eval_every=2, patience=2, warmup_steps=0, learning_rate=1e-12, batch_size=16, evaluate="valid"
+    )
+    straight = train_and_report(still.replace(epochs=9), tmp_path / "straight")
+    best = [train_and_report(still.replace(epochs=n), tmp_path / "longer")["train"]["best_step"] for n in (1, 3)]
+    longer = train_and_report(still.replace(epochs=9), tmp_path / "longer")
+    assert longer["train"]["epochs"] == straight["train"]["epochs"] == 6
+    per_epoch = longer["train"]["steps"] // 6
+    assert best == [per_epoch, 2 * per_epoch]
+    assert longer["train"]["best_step"] == straight["train"]["best_step"] == 2 * per_epoch
+    assert longer["digest"] == straight["digest"]
+    kept = {path.name for path in (tmp_path / "longer" / "checkpoints" / "best").iterdir() if path.name.isdigit()}
+    assert kept == {str(2 * per_epoch)}
+
+
+@pytest.mark.usefixtures("no_report")
 def test_each_program_compiles_once(tiny_config, tmp_path, caplog):
     for kept in (recommend._best_step, item_table._table_programs):
         kept.cache_clear()  # what a test before this one asked for is compiled already
