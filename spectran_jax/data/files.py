@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from spectran_jax.data import table_files, tables, text_files
 from spectran_jax.data.interactions import OriginalId
-from spectran_jax.data.spelling import columns_found
+from spectran_jax.data.spelling import columns_found, listed
 from spectran_jax.errors import InputError
 
 ORDER_COLUMNS = ("timestamp", "position")
@@ -123,7 +123,7 @@ def read_items(path: Path) -> Items:
     else:
         ids, raw = _read_item_table(path)
         lines = None
-    _refuse_duplicates(path, ids, lines)
+    _refuse_duplicates(path, ids, lines, list(raw))
     try:
         columns = {name: [_as_text(value) for value in values] for name, values in raw.items()}
         textual = tuple(name for name, values in raw.items() if not all(_is_numeric(value) for value in values))
@@ -173,10 +173,15 @@ def _read_jsonl(path: Path) -> tuple[list[OriginalId], dict[str, list[Any]], lis
     return ids if all(isinstance(item, int) for item in ids) else [str(item) for item in ids], columns, lines
 
 
-def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | None) -> None:
+def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | None, others: list[str]) -> None:
     written = [str(item) for item in ids]
     if len(set(written)) == len(written):
         return
+    if "user_id" in others:
+        raise InputError(
+            f"{path}: these seem to be interactions, by their columns item_id, {listed(others)}; here a file of items "
+            "is needed, one row for each."
+        )
     first: dict[str, int] = {}
     twice: dict[str, tuple[int, int]] = {}
     for row, item in enumerate(written):

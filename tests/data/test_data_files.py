@@ -499,6 +499,8 @@ def test_bad_items(write, message):
 def test_bad_item_tables(write):
     with pytest.raises(InputError, match="2 duplicate item ids, the first 'a' in lines 2 and 4"):
         read_items(write("a.csv", "item_id,title\na,x\nb,y\na,z\nb,z\n"))
+    with pytest.raises(InputError, match="seem to be interactions, by their columns item_id, user_id, timestamp; "):
+        read_items(write("log.csv", "user_id,item_id,timestamp\n1,a,1\n2,a,1\n"))
     with pytest.raises(InputError, match="line 4: too few columns, 1 where the header has 2"):
         read_items(write("b.csv", 'item_id,title\na,"two\nlines"\nb\n'))
     with pytest.raises(InputError, match="no column item_id; columns found: id, title"):
