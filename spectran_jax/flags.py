@@ -159,6 +159,38 @@ def _meant(name: str, known: Sequence[str]) -> list[str]:
     return short or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
 
 
+def parsed(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses a command line; gives what is left, the name of the program alone.
+
+    Raises:
+      InputError: for an unknown flag, a wrong or missing value, or what is no flag.
+    """
+    try:
+        rest: list[str] = flag_values(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        near = _meant(error.flagname, _defined(flag_values))
+        hint = f" Did you mean {' or '.join(f'--{name}' for name in near)}?" if near else " See --help."
+        raise InputError(f"Unknown flag --{error.flagname}.{hint}") from None
+    except flags.IllegalFlagValueError as error:
+        raise InputError(_wrong_value(error, flag_values)) from None
+    except (flags.Error, ValueError) as error:  # --noNAME=value is the latter
+        raise InputError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise InputError(f"Unexpected argument {rest[1]!r}: flags are written --name=value. See --help.")
+    return rest
+
+
+def _wrong_value(error: flags.IllegalFlagValueError, flag_values: flags.FlagValues) -> str:
+    """What is said of a value that a flag can't have, without Python's words for what is no number."""
+    told = " ".join(str(error).split()).removeprefix("flag ")
+    flag = flag_values[told.removeprefix("--").partition("=")[0]]
+    wanted = "true or false" if flag.boolean else getattr(flag.parser, "syntactic_help", "")
+    if not wanted:
+        return told
+    given = told.removesuffix(" ".join(f": {error.__context__}".split()))
+    return f"{given} must be {wanted}."
+
+
 def run(main: Callable[[], None], synopsis: str) -> None:
     """Parses the flags, answers `--help`, runs `main` and turns errors for people into their exit status.
 
@@ -176,17 +208,9 @@ def run(main: Callable[[], None], synopsis: str) -> None:
             if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that Python could not decode
                 leave(InputError.exit_status, f"{argument!r} is not UTF-8; name files and folders in UTF-8.")
         try:
-            rest = flags.FLAGS(list(argv))
-        except flags.UnrecognizedFlagError as error:
-            near = _meant(error.flagname, _defined(flags.FLAGS))
-            hint = f" Did you mean {' or '.join(f'--{name}' for name in near)}?" if near else " See --help."
-            leave(InputError.exit_status, f"Unknown flag --{error.flagname}.{hint}")
-        except flags.Error as error:
-            leave(InputError.exit_status, " ".join(str(error).split()))
-        if len(rest) > 1:
-            message = f"Unexpected argument {rest[1]!r}: flags are written --name=value. See --help."
-            leave(InputError.exit_status, message)
-        return rest
+            return parsed(argv)
+        except InputError as error:
+            leave(error.exit_status, str(error))
 
     def plainly(_: Sequence[str]) -> None:
         _warn_plainly()

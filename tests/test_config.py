@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from spectran_jax import flags as command_line
 from spectran_jax.bounds import Bounds
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
@@ -215,6 +216,30 @@ def test_the_home_folder_of_nobody_is_told():
     for path, words in (("~nobody-here/x", "~nobody-here/x"), ("gs://bucket/x", "gs://bucket/x: this is an address")):
         with pytest.raises(flags.IllegalFlagValueError, match=words):
             values(["program", f"--output={path}"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--epochs=ten", "--epochs=ten must be an integer."),
+        ("--epochs=", "--epochs= must be an integer."),
+        ("--dropout=0,1", "--dropout=0,1 must be a number."),
+        ("--packing=maybe: not", "--packing=maybe: not must be true or false."),
+        ("--nopacking=1", "--nopacking=1 does not take an argument"),
+        ("--config=gs://a/b", "--config=gs://a/b: gs://a/b: this is an address and no path; "),
+        ("--share=2", "--share=2 must be a number in the range [0.0, 0.9]."),
+        ("--epochs", "Missing value for flag --epochs"),
+        ("--epoch=3", "Unknown flag --epoch. Did you mean --epochs?"),
+        ("train", "Unexpected argument 'train': flags are written --name=value. See --help."),
+    ],
+)
+def test_what_is_no_flag_or_no_value_of_one_is_told_in_plain_words(argument, told):
+    values = flags.FlagValues()
+    define_config_flags(values)
+    flags.DEFINE_float("share", 0.0, "", lower_bound=0.0, upper_bound=0.9, flag_values=values)
+    with pytest.raises(InputError) as caught:
+        command_line.parsed(["program", argument], values)
+    assert str(caught.value).startswith(told)
 
 
 def test_a_configuration_from_before_a_field_means_what_it_meant_then():
