@@ -76,7 +76,7 @@ class SentenceTransformers:
                 "Text encoder sentence-transformers needs a model: --text_encoder=sentence-transformers:MODEL, "
                 "e.g. sentence-transformers:all-MiniLM-L6-v2."
             )
-        library = _installed("sentence-transformers", "pip install .[llm]")
+        library = _installed("sentence-transformers", "pip install '.[llm]'")
         self.name = f"sentence-transformers:{model}"
         self.version = f"{library}/{_folder_fingerprint(Path(model))}"
         self._source = model

@@ -71,7 +71,7 @@ def test_missing_extra_is_named(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(encoders.metadata, "version", absent)
-    with pytest.raises(InputError, match=r"sentence-transformers, which is not installed: pip install \.\[llm\]"):
+    with pytest.raises(InputError, match=r"sentence-transformers, which is not installed: pip install '\.\[llm\]'"):
         encoders.build("sentence-transformers:all-MiniLM-L6-v2")
 
 
