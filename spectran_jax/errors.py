@@ -162,6 +162,7 @@ def _drop_unwritten() -> None:
 
 
 def leave(status: int, message: str) -> NoReturn:
-    """Ends the command with one line on stderr."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Ends the command with one line on stderr, which a stop on request does not call an error."""
+    label = "" if status == Interrupted.exit_status else "error: "
+    print(f"{label}{message}", file=sys.stderr, flush=True)
     sys.exit(status)

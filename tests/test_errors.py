@@ -10,7 +10,7 @@ import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
-from spectran_jax.errors import InputError, exit_with_message, unknown_name
+from spectran_jax.errors import InputError, Interrupted, exit_with_message, unknown_name
 
 
 def ended(capsys, error):
@@ -35,6 +35,16 @@ def test_what_the_system_says_of_a_file(capsys):
     assert status == 1
     with pytest.raises(BrokenPipeError):
         exit_with_message(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+
+
+@pytest.mark.parametrize(
+    "error", [Interrupted("Stopped by SIGINT; start the same command again."), KeyboardInterrupt()]
+)
+def test_a_stop_on_request_is_no_error(capsys, error):
+    with pytest.raises(SystemExit) as left:
+        exit_with_message(lambda: (_ for _ in ()).throw(error))
+    assert left.value.code == 75
+    assert capsys.readouterr().err == "Stopped by SIGINT; start the same command again.\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
