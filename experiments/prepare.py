@@ -65,6 +65,7 @@ def main() -> None:
         raise InputError("--unknown_items=drop needs --items: without a catalogue every item is known.")
     from spectran_jax.data.reduction import Filters, reduce_interactions
     from spectran_jax.progress import print_line, stderr_console
+    from spectran_jax.report.words import left_out
 
     console = stderr_console()
     counts = reduce_interactions(
@@ -82,7 +83,7 @@ def main() -> None:
     if again := counts.pop("said_again", 0):
         print(f"said again: {again:,}, the same user, item and time; --duplicates=drop takes each once")
     for reason, count in counts.items():
-        print(f"left out: {count:,} {reason.replace('_', ' ')}")
+        print(f"left out: {left_out(reason, count)}")
     print(f"output: {_OUTPUT.value}")
 
 

@@ -239,7 +239,7 @@ class TrainingProgress:
             bar.start()
         else:
             begun = f"Training: step {self._step:,} of at most {self._total:,}"
-            print_line(self.console, f"{begun}, {self._steps_per_epoch:,} steps an epoch")
+            print_line(self.console, f"{begun}, {words.count(self._steps_per_epoch, 'step')} an epoch")
         return self
 
     def __exit__(

@@ -137,7 +137,7 @@ BAD = {
     ),
     "nothing to learn from": Bad(("No user has two training items",), interactions=first_of_each_user(3)),
     "unknown items": Bad(
-        ("5 interactions name 4 items", "('new-1', 'new-2', 'new-3', ...)", "items.jsonl", "--unknown_items=drop"),
+        ("5 interactions of 4 items that", "('new-1', 'new-2', 'new-3', ...)", "items.jsonl", "--unknown_items=drop"),
         interactions=lambda lines: [*lines, *(f"1000\tnew-{i}\t5" for i in (1, 2, 3, 4, 2))],
     ),
     "temporal split without times": Bad(

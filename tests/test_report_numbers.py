@@ -104,6 +104,12 @@ def test_names_and_durations_in_words():
     assert words.percent(0.3) == "30 %"
 
 
+def test_what_was_left_out_in_words():
+    assert words.left_out("k_core_interactions", 1_232) == "1,232 interactions outside the k-core"
+    assert words.left_out("unknown_items", 1) == "1 interaction with unknown items"
+    assert words.left_out("of_another_version", 3) == "3 of another version"
+
+
 def test_importing_draws_nothing_in():
     code = "import sys, spectran_jax.report, spectran_jax.progress; print('matplotlib' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout

@@ -14,6 +14,7 @@ from spectran_jax.data.files import Interactions, Items
 from spectran_jax.data.interactions import Dataset, Histories, OriginalId
 from spectran_jax.data.spelling import listed, remedy
 from spectran_jax.errors import InputError, nearest
+from spectran_jax.report import words
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,5 +228,6 @@ def unknown_items_error(
     shown = ", ".join(map(repr, names[:3])) + (", ..." if different > 3 else "")
     todo = remedy(names, known, "add them, or leave these interactions out with --unknown_items=drop", different)
     return InputError(
-        f"{source}: {count} interactions name {different} items that {catalogue} does not have ({shown}); {todo}."
+        f"{source}: {words.count(count, 'interaction')} of {words.count(different, 'item')} that {catalogue} does "
+        f"not have ({shown}); {todo}."
     )

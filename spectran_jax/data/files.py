@@ -18,6 +18,7 @@ from spectran_jax.data import table_files, tables, text_files
 from spectran_jax.data.interactions import OriginalId
 from spectran_jax.data.spelling import columns_found, listed
 from spectran_jax.errors import InputError
+from spectran_jax.report.words import count
 
 ORDER_COLUMNS = ("timestamp", "position")
 _MANY_KEYS = 1000
@@ -193,7 +194,7 @@ def _refuse_duplicates(path: Path, ids: list[OriginalId], lines: list[int] | Non
     lines = text_files.line_numbers(path) if lines is None else lines
     where = f"rows {one + 1} and {other + 1}" if lines is None else f"lines {lines[one]} and {lines[other]}"
     raise InputError(
-        f"{path}: {len(twice)} duplicate item ids, the first {item!r} in {where}; each item must have one row."
+        f"{path}: {count(len(twice), 'duplicate item id')}, the first {item!r} in {where}; each item must have one row."
     )
 
 

@@ -58,6 +58,27 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+_LEFT_OUT = {
+    "unknown_items": ("interaction", "with unknown items"),
+    "duplicates": ("interaction", "of the same user, item and time as another"),
+    "k_core_interactions": ("interaction", "outside the k-core"),
+    "k_core_items": ("item", "outside the k-core"),
+    "k_core_users": ("user", "outside the k-core"),
+    "users_of_unknown_items_only": ("user", "of unknown items alone"),
+    "users_too_short": ("user", "with too few interactions to split"),
+    "older_interactions": ("interaction", "older than those that are kept of a user"),
+}
+"""What the counts of `Dataset.dropped` and of a reduction are of."""
+
+
+def left_out(reason: str, number: int) -> str:
+    """How many of what were left out, and why: `2 users outside the k-core`."""
+    if reason not in _LEFT_OUT:
+        return f"{number:,} {reason.replace('_', ' ')}"
+    noun, why = _LEFT_OUT[reason]
+    return f"{count(number, noun)} {why}"
+
+
 def percent(share: float) -> str:
     """A share between 0 and 1 in per cent, two significant digits below ten."""
     value = 100 * share

@@ -16,6 +16,7 @@ from spectran_jax import processes
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.file_state import FileState
+from spectran_jax.report.words import count
 from spectran_jax.text import encoders, precomputed, store
 from spectran_jax.text.digests import digest_of
 
@@ -194,7 +195,7 @@ def _checked(encoder: encoders.TextEncoder, vectors: np.ndarray, item_ids: Seque
     if len(bad):
         first = ", ".join(repr(item_ids[i]) for i in bad[:3])
         raise InputError(
-            f"Text encoder {encoder.name} returned NaN or inf for {len(bad)} items, the first: {first}; "
+            f"Text encoder {encoder.name} returned NaN or inf for {count(len(bad), 'item')}, the first: {first}; "
             "every number must be finite."
         )
     return vectors

@@ -9,6 +9,7 @@ import numpy as np
 
 from spectran_jax import backbones, item_encoders
 from spectran_jax.item_encoders.text import sample
+from spectran_jax.report import words
 from spectran_jax.text import TextEmbeddings
 from spectran_jax.training.setup import Setup
 from spectran_jax.training.timetable import total_steps
@@ -32,7 +33,7 @@ def notices(setup: Setup) -> list[str]:
         f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, "
         f"{dataset.num_interactions:,} interactions."
     ]
-    lines += [f"Left out: {count:,} {reason.replace('_', ' ')}." for reason, count in dataset.dropped.items()]
+    lines += [f"Left out: {words.left_out(reason, number)}." for reason, number in dataset.dropped.items()]
     if setup.embeddings is not None:
         made = f"{', '.join(dataset.text_columns)}, by {setup.embeddings.name}"
         source, width = setup.config.text.embeddings or made, setup.embeddings.matrix.shape[1]
@@ -42,8 +43,8 @@ def notices(setup: Setup) -> list[str]:
     cold = int((split.item_counts == 0).sum())
     if cold:
         by_text = item_encoders.lookup(setup.config.encoder.item_encoder).knows_cold_items()
-        known = "they are ranked by their text alone" if by_text else "nothing is known of them"
-        lines.append(f"{cold:,} items appear in no training history: {known}.")
+        known = "ranked by text alone" if by_text else "of which nothing is known"
+        lines.append(f"In no training history: {words.count(cold, 'item')}, {known}.")
     last, warmup = total_steps(setup.config, setup.plan.steps_per_epoch), setup.config.optimizer.warmup_steps
     if last <= warmup:
         lines.append(

@@ -283,7 +283,7 @@ def test_unknown_items(write):
     items = write("items.jsonl", '{"item_id": "a"}\n')
     path = write("i.tsv", INTERACTIONS + "bob\tx\t1\nbob\ty\t2\nzoe\tb\t2\n")
     with pytest.raises(
-        InputError, match=r"5 interactions name 4 items .*\('b', 'c', 'x', \.\.\.\).*unknown_items=drop"
+        InputError, match=r"5 interactions of 4 items that .*\('b', 'c', 'x', \.\.\.\).*unknown_items=drop"
     ):
         read(path, items)
     content = read(path, items, unknown_items="drop")
@@ -478,7 +478,7 @@ BAD_ITEMS = {
     r"line 2: item_id 'x\ud83d' holds half a character": '{"item_id": 1}\n{"item_id": "x\\ud83d"}\n',
     "line 1: item_id None must be an integer or a string": '{"item_id": null}\n',
     "line 1: item_id 1.5 must be an integer or a string": '{"item_id": 1.5}\n',
-    "1 duplicate item ids, the first '2' in lines 1 and 4": (
+    "1 duplicate item id, the first '2' in lines 1 and 4": (
         '{"item_id": 2}\n{"item_id": 1}\n\n{"item_id": "2"}\n{"item_id": 2}\n'
     ),
     "line 2: byte 13 is not valid UTF-8": b'{"item_id": 1}\n{"item_id":"\xe9"}\n',

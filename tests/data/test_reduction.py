@@ -327,7 +327,7 @@ def test_what_killed_reductions_left_goes(logs):
          r"part-1\.tsv: no column timestamp or position .*\. Rename 'timestmap' to 'timestamp'\?$"),
         (lambda d: (d / "items-1.jsonl").write_text('{"item_id": 3}\n'), {}, "item id '3' has 2 rows"),
         (lambda d: (d / "items-1.jsonl").write_text('{"id": 3}\n'), {}, r"items-1\.jsonl, line 1: no item_id"),
-        (lambda d: None, {}, r"part-0\.tsv: \d+ interactions name \d items that .*items-\*.*--unknown_items=drop"),
+        (lambda d: None, {}, r"part-0\.tsv: \d+ interactions of \d items that .*items-\*.*--unknown_items=drop"),
         (lambda d: None, {"unknown_items": "drop", "k_core": 60}, "no interactions are left .*lower --k_core"),
         (lambda d: None, {"output": "out.tsv"}, "name one Parquet file"),
         (lambda d: None, {"output": "part-*.parquet"}, "name one Parquet file"),
@@ -352,7 +352,7 @@ def test_the_command(logs, run_command):
     done = run_command("prepare", {**flags, "unknown_items": "drop", "beam": "--runner=DirectRunner"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("files: 3\nusers: 40\n")
-    assert re.search(r"^left out: \d+ unknown items$", done.stdout, re.MULTILINE)
+    assert re.search(r"^left out: \d+ interactions with unknown items$", done.stdout, re.MULTILINE)
     assert re.search(
         r"^said again: \d+, the same user, .* --duplicates=drop takes each once$", done.stdout, re.MULTILINE
     )
@@ -370,7 +370,7 @@ def test_items_in_another_spelling_are_told(tmp_path):
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{item}.0,thing\n" for item in range(9)))
     paths = [str(tmp_path / "i.tsv")], [str(tmp_path / "items.csv")], str(tmp_path / "out.parquet")
     told = r"3 of them are there in another spelling, '0' as '0.0': write whole numbers without .0 .* of the others, "
-    with pytest.raises(InputError, match=f"5 interactions name 5 items .*{told}add them"):
+    with pytest.raises(InputError, match=f"5 interactions of 5 items that .*{told}add them"):
         reduce_interactions(*paths, Filters())
     with pytest.raises(InputError, match=f"no interactions are left .*{told}lower"):
         reduce_interactions(*paths, Filters(unknown_items="drop"))

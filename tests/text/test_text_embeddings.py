@@ -149,7 +149,7 @@ def test_wordllama_end_to_end(tmp_path):
 
 
 def test_only_encoders_with_text_in_their_vectors_know_cold_items(tiny_config):
-    for encoder, words in (("rlmrec", "nothing is known of them"), ("svd", "they are ranked by their text alone")):
+    for encoder, words in (("rlmrec", "of which nothing is known"), ("svd", "ranked by text alone")):
         assert any(words in line for line in notices(prepare(tiny_config.replace(item_encoder=encoder))))
 
 
