@@ -179,9 +179,9 @@ def _run(setup: Setup, workdir: Path, stop: StopRequest, phases: dict[str, float
     def announce(params: Any, step: int) -> None:
         if cluster.is_first:  # not before the input is known to be good, and that of the checkpoints there
             write_json(workdir / "config.json", config.to_dict())
-        print_table(parameter_table(summary.parameter_rows(params)), console)
         for line in notices(setup) if cluster.is_first else ():
             print_line(console, line)
+        print_table(parameter_table(summary.parameter_rows(params)), console)
         if step:
             print_line(console, f"Resuming from step {step:,}.")
 
