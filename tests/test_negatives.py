@@ -114,11 +114,21 @@ def test_an_alias_table_holds_exactly_its_weights(case):
 
 def test_the_arrays_of_popularity():
     arrays = negatives.Popularity(8, 0.75).arrays(np.random.default_rng(0).zipf(1.3, 10**6))
-    assert {name: (len(a), str(a.dtype)) for name, a in arrays.items()} == {
-        "threshold": (10**6, "uint32"),
-        "alias": (10**6, "int32"),
-        "log_q": (10**6, "float32"),
+    assert {name: (a.shape, str(a.dtype)) for name, a in arrays.items()} == {
+        "threshold": ((10**6,), "uint32"),
+        "alias": ((10**6,), "int32"),
+        "log_q": ((10**6,), "float32"),
+        "items": ((), "int32"),
     }
+
+
+@pytest.mark.parametrize("name", negatives.SAMPLERS)
+def test_rows_behind_the_last_item_change_nothing(name):
+    sampler, arrays = sampler_of(name, count=200)
+    longer = {k: np.append(a, [0] * 6).astype(a.dtype) if k in sampler.item_arrays else a for k, a in arrays.items()}
+    np.testing.assert_array_equal(drawn(sampler, longer), drawn(sampler, arrays))
+    ids = np.arange(-3, 20)
+    np.testing.assert_array_equal(sampler.log_q(longer, ids), sampler.log_q(arrays, ids))
 
 
 def test_draws_are_pinned():

@@ -55,10 +55,22 @@ def alias_table(probabilities: Float[np.ndarray, "N"]) -> AliasTable:
 
 
 def draw(
-    key: jax.Array, threshold: UInt32[jax.Array, "N"], alias: Int[jax.Array, "N"], count: int
+    key: jax.Array,
+    threshold: UInt32[jax.Array, "R"],
+    alias: Int[jax.Array, "R"],
+    items: Int[jax.Array, ""],
+    count: int,
 ) -> Int[jax.Array, "count"]:
-    """`count` independent int32 draws; nothing but integers, so every backend draws the same from the same key."""
+    """`count` independent int32 draws; nothing but integers, so every backend draws the same from the same key.
+
+    Args:
+      key: of the draws.
+      threshold: of an `AliasTable`, as is `alias`; rows from N on are not read.
+      alias: int32.
+      items: int32 N.
+      count: of draws.
+    """
     cell_key, level_key = jax.random.split(key)
-    cells = jax.random.randint(cell_key, (count,), 0, len(threshold), jnp.int32)
+    cells = jax.random.randint(cell_key, (count,), 0, items, jnp.int32)
     levels = jax.random.bits(level_key, (count,), jnp.uint32)
     return jnp.where(levels < threshold[cells], cells, alias[cells]).astype(jnp.int32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,10 @@ Arrays = dict[str, Any]
 
 class Sampler(Protocol):
     """A distribution over items to draw negatives from."""
+
+    item_arrays: ClassVar[tuple[str, ...]]
+    """Those of `arrays` with one row an item. They are on the devices as item tables are: cut by rows over a mesh, and
+    with rows behind the last item, so that N is not their length."""
 
     def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
         """What `draw` and `log_q` read: frozen, handed back as an argument of every call.
@@ -56,17 +60,22 @@ class Sampler(Protocol):
 class _Tabled:
     """A sampler whose log-probabilities are one float32 an item, -inf for items that never occur in training."""
 
+    item_arrays: ClassVar[tuple[str, ...]] = ("log_q",)
+
     count: int
 
     def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
         """See `Sampler.log_q`."""
-        table = jnp.asarray(arrays["log_q"])
-        return table.at[ids].get(mode="fill", fill_value=-jnp.inf, wrap_negative_indices=False)
+        ids = jnp.asarray(ids)
+        found = jnp.asarray(arrays["log_q"]).at[ids].get(mode="clip", wrap_negative_indices=False)
+        return jnp.where((ids < 0) | (ids >= arrays["items"]), -jnp.inf, found)
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     """Every item that occurs in training alike. What it reads follows the number of items that do not, and not N."""
+
+    item_arrays: ClassVar[tuple[str, ...]] = ()
 
     count: int
 
@@ -113,20 +122,25 @@ def _is_absent(before: Int[jax.Array, "a"], ids: Int[jax.Array, "*b"]) -> Bool[j
 class Popularity(_Tabled):
     """Items in proportion to count^power, as word2vec draws its negatives (Mikolov et al., 2013, section 2.2)."""
 
+    item_arrays: ClassVar[tuple[str, ...]] = ("threshold", "alias", "log_q")
+
     power: float
 
     def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
-        """`threshold` uint32 and `alias` int32 of the alias method, `log_q`, each [N]. See `Sampler.arrays`."""
+        """`threshold` uint32 and `alias` int32 of the alias method, `log_q`, each [N]; `items` [] int32: N.
+
+        See `Sampler.arrays`.
+        """
         counts = checked_counts(counts)
         powers = np.power(counts, self.power, out=np.zeros(len(counts)), where=counts > 0, dtype=np.float64)
         table = alias.alias_table(powers / powers.sum())
-        return {"threshold": table.threshold, "alias": table.alias, "log_q": _log(table.weight)}
+        return {"threshold": table.threshold, "alias": table.alias, **_log_q(table.weight)}
 
     def draw(
         self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
     ) -> Int[jax.Array, "n"]:
         """See `Sampler.draw`; targets and weight are not used."""
-        return alias.draw(key, arrays["threshold"], arrays["alias"], self.count)
+        return alias.draw(key, arrays["threshold"], arrays["alias"], arrays["items"], self.count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +154,8 @@ class InBatch(_Tabled):
     """
 
     def arrays(self, counts: Int[np.ndarray, "N"]) -> dict[str, np.ndarray]:
-        """`log_q` [N]. See `Sampler.arrays`."""
-        return {"log_q": _log(checked_counts(counts))}
+        """`log_q` [N]; `items` [] int32: N. See `Sampler.arrays`."""
+        return _log_q(checked_counts(counts))
 
     def draw(
         self, key: jax.Array, arrays: Arrays, *, targets: Int[jax.Array, "T"], weight: Float[jax.Array, "T"]
@@ -194,7 +208,8 @@ def checked_counts(counts: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     return counts
 
 
-def _log(weight: Real[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """Float32 logarithm of each weight's share of them all; -inf for zero."""
+def _log_q(weight: Real[np.ndarray, "N"]) -> dict[str, np.ndarray]:
+    """What `_Tabled` reads: float32 logarithm of each weight's share of them all, -inf for zero; and their number."""
     with np.errstate(divide="ignore"):
-        return (np.log(weight.astype(np.float64)) - np.log(weight.sum(dtype=np.float64))).astype(np.float32)
+        log_q = (np.log(weight.astype(np.float64)) - np.log(weight.sum(dtype=np.float64))).astype(np.float32)
+    return {"log_q": log_q, "items": np.asarray(len(weight), np.int32)}

@@ -191,19 +191,21 @@ def _inputs(config: Config, sizes: Sizes) -> tuple[Dataset, data.Split, TextEmbe
 
 def _broadcast(setup: Setup, num_items: int) -> Setup:
     """The set-up with N items in place of those that it was built from, for devices that are not here."""
-    real, encoder = setup.dataset.num_items, setup.model.item_encoder
 
     def wide(array: np.ndarray) -> np.ndarray:
         return np.broadcast_to(array[:1], (num_items, *array.shape[1:]))
 
-    by_row = lambda arrays: {k: wide(x) if k in encoder.item_arrays else x for k, x in arrays.items()}  # noqa: E731
-    sampler = {k: wide(x) if np.shape(x)[:1] == (real,) else x for k, x in setup.frozen.sampler.items()}
+    def by_row(arrays: dict[str, np.ndarray], field: str = "item_encoder") -> dict[str, np.ndarray]:
+        return {k: wide(x) if k in setup.item_arrays[field] else x for k, x in arrays.items()}
+
     return dataclasses.replace(
         setup,
         dataset=dataclasses.replace(setup.dataset, item_ids=range(num_items)),
         model=setup.model.of_items(partitioning.table_rows(num_items)).portable(),
         frozen=setup.frozen._replace(
-            item_encoder=by_row(setup.frozen.item_encoder), sampler=sampler, candidates=wide(setup.frozen.candidates)
+            item_encoder=by_row(setup.frozen.item_encoder),
+            sampler=by_row(setup.frozen.sampler, "sampler"),
+            candidates=wide(setup.frozen.candidates),
         ),
         host_arrays=by_row(setup.host_arrays),
     )

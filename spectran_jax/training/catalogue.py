@@ -12,7 +12,7 @@ let it drift along the old ones (see `row_optimizers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -54,9 +54,10 @@ def has_item_rows(path: Path, item_params: Collection[str]) -> bool:
     return last in item_params and "item_encoder" in above
 
 
-def frozen_by_row(path: Path, item_arrays: Collection[str]) -> bool:
-    """Whether this leaf of `step.Frozen` has one row an item."""
-    return path_names(path)[-1] in {"candidates", *item_arrays}
+def frozen_by_row(path: Path, item_arrays: Mapping[str, Collection[str]]) -> bool:
+    """Whether this leaf of `step.Frozen` has one row an item: `candidates`, and those named for its other fields."""
+    field, *_ = names = path_names(path)
+    return field == "candidates" or names[-1] in item_arrays[field]
 
 
 def map_item_rows(change: Callable[..., Any], item_params: Collection[str], tree: Any, *rest: Any) -> Any:

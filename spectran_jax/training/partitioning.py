@@ -6,7 +6,7 @@ Arrays carry logical axis names; `RULES` maps these to mesh axes. Everyone who p
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -152,8 +152,9 @@ def row_specs(tree: Any, names: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: rows if has_item_rows(path, names) else whole, tree)
 
 
-def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Sequence[str], rows: int) -> Any:
-    """Shardings of the frozen arrays: those of one row an item by the rule of `item`, the rest replicated."""
+def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Mapping[str, Sequence[str]], rows: int) -> Any:
+    """Shardings of the frozen arrays: those of one row an item (`frozen_by_row`) by the rule of `item`, the rest
+    replicated."""
 
     def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
         return item_sharding(mesh, rows) if frozen_by_row(path, item_arrays) else replicated(mesh)

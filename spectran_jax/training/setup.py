@@ -78,6 +78,15 @@ class Setup:
         return Access(self.mesh, self.dataset.num_items, self.model.item_encoder.num_items)
 
     @property
+    def item_arrays(self) -> dict[str, tuple[str, ...]]:
+        """The names of the arrays with one row an item in each field of `Frozen` that holds several."""
+        sampler = self.objective.sampler
+        return {
+            "item_encoder": self.model.item_encoder.item_arrays,
+            "sampler": () if sampler is None else sampler.item_arrays,
+        }
+
+    @property
     def touched(self) -> int | None:
         """Distinct items that a training step touches at most; None where it takes all of them."""
         if not self.objective.sampled or self.config.optimizer.table_updates == "dense":
@@ -121,7 +130,7 @@ class Setup:
 
     def abstract(self) -> Frozen:
         """Shapes, dtypes and shardings of the frozen arrays on the devices."""
-        names, rows = self.model.item_encoder.item_arrays, self.access.rows
+        names, rows = self.item_arrays, self.access.rows
         shardings = partitioning.frozen_shardings(self.mesh, self.frozen, names, rows)
 
         def of(path: Any, array: Any, sharding: Any) -> jax.ShapeDtypeStruct:

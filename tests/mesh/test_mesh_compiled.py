@@ -1,6 +1,7 @@
 """A step on eight devices, compiled: nothing that it exchanges or holds follows the catalogue."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -27,9 +28,9 @@ OPTIONS = {
 }
 
 
-def compiled(items: int, micro_batches: int):
-    """The training step for a catalogue of this size."""
-    setup = synthetic(items, **OPTIONS, micro_batches=micro_batches)
+def compiled(items: int, **options):
+    """The training step for a catalogue of this size, and the rows of its tables."""
+    setup = synthetic(items, **OPTIONS, **options)
     assert setup.exchange is not None
     every_other = setup.objective.sampler.arrays(np.arange(items) % 2)  # what is drawn: the rest is cold
     setup = dataclasses.replace(setup, frozen=setup.frozen._replace(sampler=every_other))
@@ -40,12 +41,25 @@ def compiled(items: int, micro_batches: int):
         batch,
         partitioning.batch_shardings(setup.mesh, batch),
     )
-    return programs.train_step.lower(programs.state, setup.abstract(), shapes).compile()
+    return programs.train_step.lower(programs.state, setup.abstract(), shapes).compile(), setup.access.rows
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_nothing_that_travels_and_no_temporary_follows_the_catalogue(micro_batches):
-    programs = [compiled(items, micro_batches) for items in (SMALL, LARGE)]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"micro_batches": 1},
+        {"micro_batches": 4},
+        {"micro_batches": 2, "loss": "sampled_softmax", "sampling": "popularity"},
+        {"micro_batches": 1, "loss": "sampled_softmax", "sampling": "in_batch", "mask_negatives": "history"},
+    ],
+    ids=lambda options: f"{options.get('sampling', 'uniform')}-{options['micro_batches']}",
+)
+def test_nothing_that_travels_and_no_temporary_follows_the_catalogue(options):
+    (small, _), (large, rows) = (compiled(items, **options) for items in (SMALL, LARGE))
+    programs = [small, large]
+    # Nor is anything of all items on a device: of one device's rows alone.
+    assert f"[{rows // 8}" in large.as_text()
+    assert not re.search(rf"\[({rows}|{LARGE})\b", large.as_text())
     exchanged = [
         sorted((c.kind, c.bytes, times or 0) for c, times in collectives(schedule(hlo.parse(p.as_text()), 8)))
         for p in programs

@@ -32,6 +32,7 @@ OPTIONS = {
     "learning_rate": 0.01,
     "warmup_steps": 2,
 }
+BY_HISTORY = {"loss": "sampled_softmax", "mask_negatives": "history"}
 
 
 def on(shape, *, hot=False, **options):
@@ -86,12 +87,12 @@ def seen(params):
 @pytest.mark.parametrize(
     "options",
     [
-        {"item_encoder": "spectran", "cold_scale": 1.3},
+        {"item_encoder": "spectran", "cold_scale": 1.3, "loss": "sampled_softmax"},
         {"item_encoder": "moe", "hot": True, "loss": "bce", "table_dtype": "bfloat16", "history_negatives": False},
-        {"item_encoder": "rlmrec", "negatives": 6},
+        {"item_encoder": "rlmrec", "negatives": 6, "loss": "sampled_softmax", "sampling": "popularity"},
         {"item_encoder": "id", "loss": "softmax"},
-        {"item_encoder": "svd", "backbone": "bert4rec", "sampling": "in_batch"},
-        {"item_encoder": "svd", "backbone": "hstu", "loss": "sampled_softmax"},
+        {"item_encoder": "svd", "backbone": "bert4rec", "sampling": "in_batch", **BY_HISTORY},
+        {"item_encoder": "svd", "backbone": "hstu", "loss": "sampled_softmax", "sampling": "popularity"},
     ],
     ids=lambda options: f"{options['item_encoder']}-{options.get('backbone', 'sasrec')}",
 )

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from spectran_jax.errors import InputError
 from spectran_jax.training import partitioning
+from spectran_jax.training.memory import needed
 from spectran_jax.training.notices import notices
-from spectran_jax.training.programs import compiler_options
+from spectran_jax.training.programs import build_programs, compiler_options
 from spectran_jax.training.setup import prepare
 
 
@@ -57,6 +58,18 @@ def test_tables_have_few_rows_that_are_no_items(items):
 )
 def test_meshes_cut_the_tables_evenly(items, devices):
     assert not [count for count in devices if partitioning.table_rows(items) % count]
+
+
+@pytest.mark.parametrize(("sampling", "names"), [("popularity", 3), ("in_batch", 1), ("uniform", 0)])
+def test_what_negatives_are_drawn_by_is_cut_as_item_tables_are(tiny_config, sampling, names):
+    setup = prepare(tiny_config.replace(sampling=sampling))
+    cut = dataclasses.replace(setup, mesh=jax.sharding.AbstractMesh((4, 1), partitioning.AXES))
+    arrays = cut.abstract().sampler
+    by_row = [x for x in arrays.values() if x.sharding.shard_shape(x.shape) == (setup.access.rows // 4,)]
+    assert len(by_row) == len(cut.item_arrays["sampler"]) == names
+    on_one, on_four = (needed(each, build_programs(setup, 1).state)["other frozen arrays"] for each in (setup, cut))
+    rows = setup.access.rows
+    assert on_one - on_four >= names * 4 * (rows - rows // 4)
 
 
 @pytest.mark.parametrize(("warmup_steps", "told"), [(0, False), (5, False), (6, True)])
