@@ -20,6 +20,13 @@ from spectran_jax.errors import InputError, unknown_name
 from spectran_jax.negatives import alias
 
 Arrays = dict[str, Any]
+LookUp = Callable[[Float[jax.Array, "R"], Int[jax.Array, "*b"]], Float[jax.Array, "*b"]]
+"""Reads a number an item from an array, at these ids; some number at an id that is no item's."""
+
+
+def numbers_at(array: Float[jax.Array, "R"], ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
+    """The plain `LookUp`. Where the array is cut over devices, the compiler makes a sum over them of it."""
+    return jnp.asarray(array).at[ids].get(mode="clip", wrap_negative_indices=False)
 
 
 class Sampler(Protocol):
@@ -48,11 +55,16 @@ class Sampler(Protocol):
           weight: above 0 on supervised positions, 0 on padding.
         """
 
-    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
+    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"], look_up: LookUp = numbers_at) -> Float[jax.Array, "*b"]:
         """Float32 log-probability of each id under the sampler.
 
         It is -inf for an item that never occurs in training and for an id outside the catalogue, as it must be on
         padding.
+
+        Args:
+          arrays: what `arrays` returned.
+          ids: int32.
+          look_up: reads an array of `item_arrays` at the ids, for who knows a nearer way there.
         """
 
 
@@ -64,11 +76,10 @@ class _Tabled:
 
     count: int
 
-    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
+    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"], look_up: LookUp = numbers_at) -> Float[jax.Array, "*b"]:
         """See `Sampler.log_q`."""
         ids = jnp.asarray(ids)
-        found = jnp.asarray(arrays["log_q"]).at[ids].get(mode="clip", wrap_negative_indices=False)
-        return jnp.where((ids < 0) | (ids >= arrays["items"]), -jnp.inf, found)
+        return jnp.where((ids < 0) | (ids >= arrays["items"]), -jnp.inf, look_up(arrays["log_q"], ids))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Uniform:
         # The n-th item of the training set has as many absent ones before it as have at most n others before them.
         return nth + jnp.searchsorted(before, nth, side="right").astype(jnp.int32)
 
-    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"]) -> Float[jax.Array, "*b"]:
+    def log_q(self, arrays: Arrays, ids: Int[jax.Array, "*b"], look_up: LookUp = numbers_at) -> Float[jax.Array, "*b"]:
         """See `Sampler.log_q`."""
         before, items, ids = jnp.asarray(arrays["before"]), arrays["items"], jnp.asarray(ids)
         value = -jnp.log(jnp.asarray(items - len(before), jnp.float32))

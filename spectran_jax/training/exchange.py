@@ -166,6 +166,12 @@ def dealt(sizes: Sizes, ids: Int[Array, "*b"]) -> Int[Array, "*b"]:
     return jnp.where(ids < sizes.rows * sizes.mesh.size, number, ids)
 
 
+def items(sizes: Sizes, numbers: Int[Array, "*b"]) -> Int[Array, "*b"]:
+    """The items that have these numbers: undoes `dealt`."""
+    owner, number = numbers // sizes.rows, numbers % sizes.rows
+    return jnp.where(numbers < sizes.rows * sizes.mesh.size, owner * sizes.rows + _undealt(sizes, number), numbers)
+
+
 def _undealt(sizes: Sizes, numbers: Int[Array, "*b"]) -> Int[Array, "*b"]:
     """The rows of an owner by their numbers on it; R for R."""
     step, each, longer = _columns(sizes)
@@ -337,6 +343,12 @@ def take(sizes: Sizes, tree: Any, served: Served, item_params: Sequence[str], *,
     """`catalogue.take` at the owners: the rows that `served` names, [D C, ...], of every table of the tree."""
     local = lambda part, mine: catalogue.take(part, mine, item_params, as_stored=as_stored)  # noqa: E731
     return _at_owners(sizes, local, item_params, tree, served.mine)
+
+
+def numbers(sizes: Sizes, array: Float[Array, "N"], served: Served) -> Float[Array, "D C 1"]:
+    """The same of one array of a number an item, as vectors to `pack`."""
+    of_owner = lambda part, mine: part.at[mine].get(mode="clip")[:, None]  # noqa: E731
+    return _each(sizes, of_owner, array.reshape(sizes.mesh.size, -1), served.mine)
 
 
 def put(sizes: Sizes, tree: Any, changed: Any, served: Served, item_params: Sequence[str], key: Array) -> Any:

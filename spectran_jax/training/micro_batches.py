@@ -24,7 +24,7 @@ from spectran_jax.layout import TrainBatch
 from spectran_jax.objectives import History, Negatives, Objective
 from spectran_jax.recommender import Recommender
 from spectran_jax.training import catalogue
-from spectran_jax.training.step import Scalars, step_history, step_negatives, touched_items
+from spectran_jax.training.step import LogQ, Scalars, step_history, step_negatives, touched_items
 
 Lists = tuple[Float[Array, "..."], ...]
 """Something of each list of an exchange: of the M micro-batches, whose lists are of one size, stacked [M, ...]; and of
@@ -39,6 +39,7 @@ class Piece(NamedTuple):
     """int32, of each position's item."""
     targets_at: Int[Array, "S t"]
     """int32, of the item that each supervised position must find."""
+    log_q: LogQ
 
 
 class Drawn(NamedTuple):
@@ -103,6 +104,8 @@ def placed(
     drawn: Int[Array, "n"],
     found: Sequence[Int[Array, "S w"]],
     dealt: Callable[[Array], Array],
+    log_q: Sequence[Float[Array, "S w"]],
+    drawn_log_q: Float[Array, "n"],
 ) -> tuple[Piece, Drawn]:
     """The pieces, stacked [M, ...], and the negatives, from the distinct items of each list.
 
@@ -113,17 +116,27 @@ def placed(
       drawn: negatives.
       found: numbers of the items of each list.
       dealt: numbers items so.
+      log_q: of the items of each list.
+      drawn_log_q: of the negatives.
     """
     number, shards = len(batches.item_ids), len(found[0])
     at = lambda found, ids: jax.vmap(catalogue.place)(found, dealt(ids))  # noqa: E731
     grouped = lambda x: x.reshape(shards, -1)  # noqa: E731
-    of = lambda batch, found: Piece(  # noqa: E731
-        batch, at(found, grouped(batch.item_ids)), at(found, grouped(batch.at_supervised(batch.targets)))
-    )
+
+    def of(batch: TrainBatch, found: Int[Array, "S w"], log_q: Float[Array, "S w"]) -> Piece:
+        read = lambda ids: jnp.take_along_axis(log_q, at(found, grouped(ids)), axis=1).reshape(ids.shape)  # noqa: E731
+        return Piece(
+            batch,
+            at(found, grouped(batch.item_ids)),
+            at(found, grouped(batch.at_supervised(batch.targets))),
+            LogQ(read(batch.items), read(batch.targets), drawn_log_q),
+        )
+
     drawn_at = at(found[-1], jnp.broadcast_to(drawn, (shards, len(drawn))))
     if number > 1:
         drawn_at += found[0].shape[1]
-    return jax.vmap(of)(batches, jnp.stack(found[:number])), Drawn(drawn, drawn_at)
+    lists = jnp.stack(found[:number]), jnp.stack(log_q[:number])
+    return jax.vmap(of)(batches, *lists), Drawn(drawn, drawn_at)
 
 
 def take_turns(
@@ -178,7 +191,6 @@ def take_turns(
 def loss(
     module: Recommender,
     objective: Objective,
-    sampler: dict[str, Any],
     piece: Piece,
     drawn: Drawn,
     vectors: Float[Array, "S w d"],
@@ -193,7 +205,7 @@ def loss(
     inputs = jax.vmap(gather_rows)(vectors, piece.items_at).reshape(*batch.item_ids.shape, -1)
     states = module.read(inputs, batch.layout, train=True)
     targets, weight = batch.at_supervised(batch.targets), batch.weight()
-    given = step_negatives(objective, sampler, batch, targets, drawn.ids, drawn.at)
+    given = step_negatives(objective, piece.log_q, batch, targets, drawn.ids, drawn.at)
     given = given._replace(excluded=grouped(given.excluded), excluded_mass=grouped(given.excluded_mass))
     axes = Negatives(0, None, 0, 0)  # type: ignore[arg-type]
     if objective.history_negatives:

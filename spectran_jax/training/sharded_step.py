@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -89,6 +90,26 @@ class Rounds:
         _, back = jax.vjp(lambda params: self.fetch(params, owned, round_number), owned.params)
         return owned, back(gradients)[0]
 
+    def look_up(self, first: exchange.Served, array: Float[Array, "N"]) -> Float[Array, "S W"]:
+        """A number of each item of all lists, side by side, from its owner, as the vectors come; some for no item.
+
+        Args:
+          first: what owners deal with in the first round.
+          array: cut as item tables are.
+        """
+        sizes = self.sizes
+
+        def of_round(served: exchange.Served, at: Int[Array, ""] | int) -> Float[Array, "S W"]:
+            packed = exchange.pack(sizes, served, exchange.numbers(sizes, array, served))
+            # One exchange for all lists.
+            came = exchange.swap(sizes, jnp.concatenate(packed, axis=2))
+            ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
+            lists = zip(exchange.arrivals(sizes, self.requests, at), jnp.split(came, ends, axis=2), strict=True)
+            return jnp.concatenate([exchange.unpack(sizes, *each)[..., 0] for each in lists], axis=1)
+
+        later = lambda at, came: came + of_round(exchange.serve(sizes, self.requests, at), at)  # noqa: E731
+        return self.after_the_first(later, of_round(first, 0))
+
     def after_the_first(self, body: Callable[[Int[Array, ""], Any], Any], start: Any) -> Any:
         """`body(round, carry)` over all rounds but the first: none, as a rule."""
         step = lambda carry: (carry[0] + 1, body(carry[0], carry[1]))  # noqa: E731
@@ -132,11 +153,22 @@ def make_sharded_train_step(
         batches = micro_batches.cut(batch, sizes.shards)
         number = len(batches.item_ids)
         found, requests = exchange.request(sizes, micro_batches.touched(batches, sizes.shards, drawn, no_item))
-        pieces, negatives = micro_batches.placed(batches, drawn, found, functools.partial(exchange.dealt, sizes))
         rounds = Rounds(part, sizes, requests, frozen.item_encoder, keys.dropout)
 
         # Vectors of later rounds come at once; those of the first are encoded here, and travel in turn, below.
         first = rounds.owned(state.params, 0)
+
+        # Log-probabilities come to the shards as vectors do. Looked up plainly, those of the whole batch would be a sum
+        # over all devices; those of the negatives, which all share, are.
+        side_by_side = sampler.log_q(
+            frozen.sampler,
+            exchange.items(sizes, jnp.concatenate(found, axis=1)),
+            lambda array, _: rounds.look_up(first.served, array),
+        )
+        listed = jnp.split(side_by_side, np.cumsum([each.wanted for each in sizes.lists])[:-1], axis=1)
+        dealt, log_q = functools.partial(exchange.dealt, sizes), sampler.log_q(frozen.sampler, drawn)
+        pieces, negatives = micro_batches.placed(batches, drawn, found, dealt, listed, log_q)
+
         packed, encoded = jax.vjp(lambda params: rounds.encode(params, first), first.params)
         nothing = [jnp.zeros((*ids.shape, packed[0].shape[-1]), packed[0].dtype) for ids in found]
 
@@ -155,7 +187,7 @@ def make_sharded_train_step(
                 variables = {"params": _join(held, others), "frozen": first.arrays}
                 vectors = jnp.concatenate([came, *shared], axis=1)
                 loss = lambda module: micro_batches.loss(  # noqa: E731
-                    module, objective, frozen.sampler, piece_of(pieces, at), negatives, vectors, weight.sum()
+                    module, objective, piece_of(pieces, at), negatives, vectors, weight.sum()
                 )
                 value: Any = part.apply(variables, rngs={"dropout": keys.dropout}, method=loss)
                 return value

@@ -218,7 +218,8 @@ def make_train_step(
         item_at, positive_at = at(batch.item_ids), at(targets)
         sampled = None
         if sampler is not None:
-            sampled = step_negatives(objective, frozen.sampler, batch, targets, drawn, at(drawn))
+            log_q = LogQ(*(sampler.log_q(frozen.sampler, ids) for ids in (batch.items, batch.targets, drawn)))
+            sampled = step_negatives(objective, log_q, batch, targets, drawn, at(drawn))
 
         def total_loss(params: Params) -> tuple[Float[jax.Array, ""], Scalars]:
             def forward(module: Recommender) -> tuple[Float[jax.Array, ""], Scalars, Scalars]:
@@ -265,32 +266,33 @@ def make_train_step(
     return train_step
 
 
+class LogQ(NamedTuple):
+    """float32 log-probabilities of what a step may exclude and of what it drew; on padding, any."""
+
+    items: Float[Array, "B L"]
+    """Of `TrainBatch.items`."""
+    targets: Float[Array, "B L"]
+    drawn: Float[Array, "n"]
+
+
 def step_negatives(
     objective: Objective,
-    arrays: dict[str, Any],
+    log_q: LogQ,
     batch: TrainBatch,
     targets: Int[Array, "T"],
     drawn: Int[Array, "n"],
     drawn_at: Int[Array, "n"],
 ) -> Negatives:
     """What was drawn, with what does not count for each position."""
-    sampler = objective.sampler
-    assert sampler is not None
     if objective.mask_negatives == "history":
         excluded = batch.at_supervised(negatives.exclude_history(batch.items, batch.targets, batch.layout, drawn))
         mass = batch.at_supervised(
-            negatives.history_mass(
-                batch.items,
-                batch.targets,
-                batch.layout,
-                sampler.log_q(arrays, batch.items),
-                sampler.log_q(arrays, batch.targets),
-            )
+            negatives.history_mass(batch.items, batch.targets, batch.layout, log_q.items, log_q.targets)
         )
     else:
         excluded = negatives.exclude_positive(targets, drawn)
-        mass = jnp.exp(sampler.log_q(arrays, targets))
-    return Negatives(ids=drawn_at, log_q=sampler.log_q(arrays, drawn), excluded=excluded, excluded_mass=mass)
+        mass = jnp.exp(batch.at_supervised(log_q.targets))
+    return Negatives(ids=drawn_at, log_q=log_q.drawn, excluded=excluded, excluded_mass=mass)
 
 
 def step_history(

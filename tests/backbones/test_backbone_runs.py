@@ -16,7 +16,7 @@ from spectran_jax.training.programs import build_programs
 from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import train_and_report
 from spectran_jax.training.setup import prepare
-from spectran_jax.training.step import step_negatives, touched_items
+from spectran_jax.training.step import LogQ, step_negatives, touched_items
 
 MASKED = {"backbone": "bert4rec", "mask_negatives": "history", "loss": "sampled_softmax", "spectrum_memory": "host"}
 
@@ -67,8 +67,9 @@ def test_negatives_that_do_not_count_are_all_of_the_history_hidden_or_not(masked
     items = setup.dataset.num_items
     batch = data.pipeline.TrainBatches(setup.split.train, setup.plan, seed=0, epochs=1)[0]
     drawn, targets = jnp.arange(items, dtype=jnp.int32), batch.at_supervised(batch.targets)
-    found = step_negatives(setup.objective, setup.frozen.sampler, batch, targets, drawn, drawn)
-    q = np.exp(setup.objective.sampler.log_q(setup.frozen.sampler, drawn))
+    log_q = setup.objective.sampler.log_q(setup.frozen.sampler, drawn)
+    of_batch = LogQ(log_q[batch.items], log_q[batch.targets], log_q)
+    found, q = step_negatives(setup.objective, of_batch, batch, targets, drawn, drawn), np.exp(log_q)
     rows, columns = np.nonzero(batch.layout.hidden)  # one group, so in the order of `supervised`
     for at, (row, column) in enumerate(zip(rows, columns, strict=True)):
         history = batch.layout.segment[row] == batch.layout.segment[row, column]
