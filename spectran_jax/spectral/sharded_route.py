@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
@@ -75,6 +76,7 @@ def gram_over_mesh(
         alike; the same on every process.
     """
     feed = _Feed(x, part, mesh, options)
+    feed.meet()
     longest = int(feed.every(np.array(len(x))).max())
     shift = feed.shift()
     programs, dtype = feed.programs, np.dtype(options.precision)
@@ -83,6 +85,8 @@ def gram_over_mesh(
     for _, block, present in feed.blocks(longest):
         jax.block_until_ready(sums)  # of the block before: the next was read meanwhile, one more would pile up
         sums = feed.run(programs.accumulate, sums, block, present, on_devices)
+    if feed.shared:
+        processes.wait()  # one may have read for hours longer than another
     eigen = feed.run(programs.solve, sums, on_devices)
     del sums
     found = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), eigen)
@@ -135,6 +139,18 @@ class _Feed:
     def shared(self) -> bool:
         """Whether the mesh is of several processes."""
         return len({device.process_index for device in self.mesh.devices.flat}) > 1
+
+    def meet(self) -> None:
+        """Connects the devices of all processes while all are here.
+
+        CPUs beside accelerators have exchanged nothing yet, and with their first exchange the one that comes first
+        gives up on the others after half a minute.
+        """
+        if self.shared:
+            processes.wait()
+            own = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
+            ones = self.put(np.ones(own, np.float32), self.programs.rows)
+            jax.block_until_ready(jax.jit(jnp.sum, out_shardings=self.programs.whole)(ones))
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a program in the precision that it is of."""

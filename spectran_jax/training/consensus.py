@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import logging
 import secrets
 import socket
 import threading
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from spectran_jax.config import Config
 from spectran_jax.digest import code_digest
 from spectran_jax.errors import InputError
@@ -20,11 +23,15 @@ from spectran_jax.signals import StopRequest
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.writing import write_text
 
+logger = logging.getLogger(__name__)
+
 _OWN = ("data_dir", "movielens")
 """Fields that may differ between hosts: where each of them keeps copies of the same data."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _SHARED_SECONDS = 20.0
 """How long a file may take to be seen on another host: network file systems remember what was not there."""
+_CACHE_SECONDS = 5.0
+"""The same, where it is no fault if it is not."""
 
 
 def require_agreement(cluster: Cluster, what: str, values: Mapping[str, Any]) -> None:
@@ -75,19 +82,54 @@ def require_shared(cluster: Cluster, workdir: Path) -> None:
         write_text(path, token)
         return token
 
-    token = cluster.of_first("workdir", write)
-    deadline = time.monotonic() + _SHARED_SECONDS
+    if not _comes_to_hold(path, cluster.of_first("workdir", write), _SHARED_SECONDS):
+        raise InputError(
+            f"--workdir={workdir} is not shared between the hosts: process {cluster.index} on "
+            f"{socket.gethostname()} does not see what process 0 writes there. Name a folder on a file system that "
+            "all of them mount."
+        )
+    cluster.gather("workdir seen", True)
+
+
+def share_compiled(cluster: Cluster) -> None:
+    """Does without JAX's folder of compiled programs where it is not one for all hosts.
+
+    JAX lets process 0 alone write there. On hosts with a folder each it would find what the others compile anew, which
+    helps nobody, and on GPUs they might wait for it: their compiler shares its tuning among all processes.
+    """
+    if cluster.alone:
+        return
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    bucket = folder is not None and "://" in folder
+    path = None if folder is None or bucket else Path(folder) / ".cluster"
+
+    def write() -> str | None:
+        token = secrets.token_hex(16)
+        with contextlib.suppress(OSError):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, token)
+                return token
+        return None
+
+    token = cluster.of_first("compiled", write)
+    here = path is not None and token is not None and _comes_to_hold(path, token, _CACHE_SECONDS)
+    if not all(cluster.gather("compiled seen", bucket or here)):
+        if cluster.is_first and folder is not None:
+            logger.warning("%s is not one folder for all hosts: programs are compiled anew at every start.", folder)
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+def _comes_to_hold(path: Path, token: str, seconds: float) -> bool:
+    """Whether this host sees the token within some time."""
+    deadline = time.monotonic() + seconds
     while not _holds(path, token):
         if time.monotonic() > deadline:
-            raise InputError(
-                f"--workdir={workdir} is not shared between the hosts: process {cluster.index} on "
-                f"{socket.gethostname()} does not see what process 0 writes there. Name a folder on a file system that "
-                "all of them mount."
-            )
+            return False
         time.sleep(0.2)
         with contextlib.suppress(OSError):
             next(iter(path.parent.iterdir()), None)  # asks a network file system for the folder anew
-    cluster.gather("workdir seen", True)
+    return True
 
 
 def _holds(path: Path, token: str) -> bool:

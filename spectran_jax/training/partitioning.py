@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from spectran_jax.config import TrainingConfig
 from spectran_jax.errors import InputError
@@ -150,6 +152,22 @@ def row_specs(tree: Any, names: Sequence[str]) -> Any:
     """Specifications for `shard_map` over tables that are cut: arrays of these names by rows, the rest whole."""
     rows, whole = PartitionSpec(RULES["item"]), PartitionSpec()
     return jax.tree_util.tree_map_with_path(lambda path, _: rows if has_item_rows(path, names) else whole, tree)
+
+
+def of_first_copy(mesh: Mesh, array: Array) -> Array:
+    """A replicated array that the devices along `model` have each computed anew, as the first of them has it.
+
+    On a GPU sums by scatter have no fixed order, so that such copies differ in their last bits, and parameters that are
+    updated by them drift apart. Without a `model` axis there are no copies, and this does nothing.
+    """
+    if mesh.shape.get("model", 1) == 1:
+        return array
+
+    def first(copy: Array) -> Array:
+        return jax.lax.psum(jnp.where(jax.lax.axis_index("model") == 0, copy, jnp.zeros_like(copy)), "model")
+
+    whole = PartitionSpec()
+    return jax.shard_map(first, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)(array)
 
 
 def frozen_shardings(mesh: Mesh, frozen: Any, item_arrays: Mapping[str, Sequence[str]], rows: int) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Bool, Float, Int
 
 from spectran_jax import evaluation
@@ -17,6 +18,7 @@ from spectran_jax.data import EvalBatches
 from spectran_jax.recommender import ItemTable, Recommender
 from spectran_jax.training import item_table, partitioning
 from spectran_jax.training import optimizer as optimizers
+from spectran_jax.training.catalogue import has_item_rows
 from spectran_jax.training.setup import DTYPES, Setup
 from spectran_jax.training.sharded_step import make_sharded_train_step
 from spectran_jax.training.step import (
@@ -67,6 +69,7 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     optimizer = optimizers.build_optimizer(
         config.optimizer, total_steps, names, steps_per_epoch=setup.plan.steps_per_epoch
     )
+    optimizer = _of_first_copy(optimizer, mesh, names if setup.access.cut else ())
     schedule = optimizers.learning_rate_schedule(config.optimizer, total_steps)
     # Initial values depend on no item's rows, so one row of each array is enough, and nothing large is captured.
     one_row = {
@@ -122,6 +125,21 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
         gram=jax.jit(centred_gram, out_shardings=everywhere),
         mesh=mesh,
     )
+
+
+def _of_first_copy(
+    optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, cut: Sequence[str]
+) -> optax.GradientTransformation:
+    """The optimiser over gradients of which all devices have one copy (`partitioning.of_first_copy`).
+
+    Rows of the parameters named in `cut` lie on one device each, and have no copies.
+    """
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        one = lambda path, grad: grad if has_item_rows(path, cut) else partitioning.of_first_copy(mesh, grad)  # noqa: E731
+        return optimizer.update(jax.tree_util.tree_map_with_path(one, grads), state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def compiler_options(mesh: jax.sharding.Mesh, lists: int) -> dict[str, bool]:

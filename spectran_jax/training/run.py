@@ -99,6 +99,7 @@ def _owned(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
             stack.enter_context(locked(workdir, patience=0 if cluster.alone else _LOCK_SECONDS))
             refuse_other_run(workdir, config)
         consensus.require_shared(cluster, workdir)
+        consensus.share_compiled(cluster)
         yield
 
 

@@ -29,6 +29,9 @@ def configure_jax(config: Config) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(data.data_dir(config) / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Attention of a GPU's library is compiled under the address of a Python object: with that in its key, no
+    # program that has it would be found again.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     logging.getLogger("jax._src.compilation_cache").setLevel(logging.ERROR)
     # A save that fails is told once, by `Checkpoints`; Orbax logs it again from each of its threads, with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

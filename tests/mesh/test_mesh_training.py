@@ -35,8 +35,8 @@ OPTIONS = {
 BY_HISTORY = {"loss": "sampled_softmax", "mask_negatives": "history"}
 
 
-def on(shape, *, hot=False, **options):
-    """The losses of some steps, the last parameters and the ranks of some targets, trained on a mesh of this shape.
+def assembled(shape, *, hot=False, **options):
+    """A run on a mesh of this shape, set up, and its histories.
 
     With `hot`, one item is nine in ten of all that users have met.
     """
@@ -59,7 +59,13 @@ def on(shape, *, hot=False, **options):
         spectrum,
         mesh,
     )
-    programs = build_programs(setup, STEPS)
+    return setup, histories
+
+
+def on(shape, **options):
+    """The losses of some steps, the last parameters and the ranks of some targets, trained on a mesh of this shape."""
+    setup, histories = assembled(shape, **options)
+    mesh, programs = setup.mesh, build_programs(setup, STEPS)
     batches = data.train_iterator(histories, setup.plan, seed=1, epochs=STEPS)
     stacked = jax.tree.map(lambda *x: np.stack(x), *(next(batches) for _ in range(STEPS)))
     frozen = setup.place()
