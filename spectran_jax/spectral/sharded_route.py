@@ -162,8 +162,11 @@ class _Feed:
         return self.run(jax.make_array_from_process_local_data, sharding, array)
 
     def every(self, array: np.ndarray) -> np.ndarray:
-        """The arrays of all processes of the mesh."""
-        return processes.gathered(array) if self.shared else array[None]
+        """The arrays of all processes of the mesh; waits for all, one of which may have read its rows before."""
+        if not self.shared:
+            return array[None]
+        processes.wait()
+        return processes.gathered(array)
 
     def one(self, array: np.ndarray) -> np.ndarray:
         """The same array for all processes of the mesh."""

@@ -171,7 +171,7 @@ def _read_before(folder: Path, chosen: str) -> int:
 
 
 def told_of_trials(trials: int) -> str:
-    """How many trials a search had, and of what; for behind "with" or before "were tried"."""
+    """How many trials a search had, and of what."""
     points = f" and {count(trials - 1, 'point')} of a Sobol sequence" if trials > 1 else ""
     return f"{count(trials, 'trial')} (the given values{points})"
 

@@ -101,20 +101,23 @@ def share_compiled(cluster: Cluster) -> None:
         return
     folder = jax.config.values["jax_compilation_cache_dir"]
     bucket = folder is not None and "://" in folder
-    path = None if folder is None or bucket else Path(folder) / ".cluster"
+    path = None if folder is None or bucket else Path(folder)
 
     def write() -> str | None:
         token = secrets.token_hex(16)
         with contextlib.suppress(OSError):
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, token)
+                path.mkdir(parents=True, exist_ok=True)
+                write_text(path / f".{token}", token)  # a name of its own: another run may start just now
                 return token
         return None
 
     token = cluster.of_first("compiled", write)
-    here = path is not None and token is not None and _comes_to_hold(path, token, _CACHE_SECONDS)
-    if not all(cluster.gather("compiled seen", bucket or here)):
+    here = path is not None and token is not None and _comes_to_hold(path / f".{token}", token, _CACHE_SECONDS)
+    shared = all(cluster.gather("compiled seen", bucket or here))
+    if cluster.is_first and path is not None and token is not None:
+        (path / f".{token}").unlink(missing_ok=True)
+    if not shared:
         if cluster.is_first and folder is not None:
             logger.warning("%s is not one folder for all hosts: programs are compiled anew at every start.", folder)
         jax.config.update("jax_compilation_cache_dir", None)

@@ -166,7 +166,7 @@ def dealt(sizes: Sizes, ids: Int[Array, "*b"]) -> Int[Array, "*b"]:
     return jnp.where(ids < sizes.rows * sizes.mesh.size, number, ids)
 
 
-def items(sizes: Sizes, numbers: Int[Array, "*b"]) -> Int[Array, "*b"]:
+def item_ids(sizes: Sizes, numbers: Int[Array, "*b"]) -> Int[Array, "*b"]:
     """The items that have these numbers: undoes `dealt`."""
     owner, number = numbers // sizes.rows, numbers % sizes.rows
     return jnp.where(numbers < sizes.rows * sizes.mesh.size, owner * sizes.rows + _undealt(sizes, number), numbers)
@@ -345,7 +345,7 @@ def take(sizes: Sizes, tree: Any, served: Served, item_params: Sequence[str], *,
     return _at_owners(sizes, local, item_params, tree, served.mine)
 
 
-def numbers(sizes: Sizes, array: Float[Array, "N"], served: Served) -> Float[Array, "D C 1"]:
+def take_numbers(sizes: Sizes, array: Float[Array, "N"], served: Served) -> Float[Array, "D C 1"]:
     """The same of one array of a number an item, as vectors to `pack`."""
     of_owner = lambda part, mine: part.at[mine].get(mode="clip")[:, None]  # noqa: E731
     return _each(sizes, of_owner, array.reshape(sizes.mesh.size, -1), served.mine)

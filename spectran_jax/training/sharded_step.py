@@ -100,7 +100,7 @@ class Rounds:
         sizes = self.sizes
 
         def of_round(served: exchange.Served, at: Int[Array, ""] | int) -> Float[Array, "S W"]:
-            packed = exchange.pack(sizes, served, exchange.numbers(sizes, array, served))
+            packed = exchange.pack(sizes, served, exchange.take_numbers(sizes, array, served))
             # One exchange for all lists.
             came = exchange.swap(sizes, jnp.concatenate(packed, axis=2))
             ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
@@ -162,7 +162,7 @@ def make_sharded_train_step(
         # over all devices; those of the negatives, which all share, are.
         side_by_side = sampler.log_q(
             frozen.sampler,
-            exchange.items(sizes, jnp.concatenate(found, axis=1)),
+            exchange.item_ids(sizes, jnp.concatenate(found, axis=1)),
             lambda array, _: rounds.look_up(first.served, array),
         )
         listed = jnp.split(side_by_side, np.cumsum([each.wanted for each in sizes.lists])[:-1], axis=1)

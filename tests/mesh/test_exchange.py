@@ -86,6 +86,8 @@ def test_every_row_has_a_number_on_its_owner(rows):
     np.testing.assert_array_equal(np.sort(numbers), items)
     np.testing.assert_array_equal(numbers // rows, items // rows)
     np.testing.assert_array_equal(exchange._undealt(sizes, numbers % rows), items % rows)
+    np.testing.assert_array_equal(exchange.item_ids(sizes, numbers), items)
+    assert int(exchange.item_ids(sizes, jnp.int32(3 * rows))) == 3 * rows
     assert int(exchange.dealt(sizes, np.int32(3 * rows))) == 3 * rows
     assert int(exchange._undealt(sizes, jnp.int32(rows))) == rows
 

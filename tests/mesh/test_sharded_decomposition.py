@@ -1,5 +1,6 @@
 """The Gram decomposition over a mesh equals NumPy's, and talks once."""
 
+import itertools
 import re
 
 import jax
@@ -73,6 +74,35 @@ def test_a_bad_row_is_named(mesh, case, monkeypatch):
     for precision, more in (("float64", ""), ("float32", ", or differ by less .* --decomposition_precision=float64")):
         with pytest.raises(InputError, match=rf"all items with text have the same embedding{more}\. Give"):
             sharded_route.gram_over_mesh(alike, part, Options(method="gram", precision=precision), mesh)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_processes_meet_before_they_read_and_before_what_all_take_part_in(mesh, case, monkeypatch, bad):
+    """As processes of one that is alone; who reads for hours must not find that the others have given up."""
+    x, part = case
+    done, every_sum = [], sharded_route.processes.gathered
+    blocks, run = sharded_route._Feed.blocks, sharded_route._Feed.run
+
+    def told(name, function):
+        return lambda *args: done.append(name(*args)) or function(*args)
+
+    monkeypatch.setattr(sharded_route._Feed, "shared", True)
+    monkeypatch.setattr(sharded_route.processes, "wait", lambda: done.append("wait"))
+    monkeypatch.setattr(sharded_route.processes, "gathered", told(lambda *_: "exchange", every_sum))
+    monkeypatch.setattr(sharded_route._Feed, "blocks", told(lambda *_: "read", blocks))
+    solve = sharded_route._Feed(x, part, mesh, Options(method="gram")).programs.solve
+    monkeypatch.setattr(
+        sharded_route._Feed, "run", told(lambda feed, f, *_: "exchange" if f is solve else "compute", run)
+    )
+    if bad:
+        with pytest.raises(InputError):
+            sharded_route.gram_over_mesh(x, np.ones_like(part), Options(method="gram"), mesh)
+    else:
+        sharded_route.gram_over_mesh(x, part, Options(method="gram"), mesh)
+    shown = [name for name in done if name != "compute"]
+    assert shown[0] == "wait"
+    assert "read" in shown
+    assert all(before == "wait" for before, name in itertools.pairwise(shown) if name == "exchange")
 
 
 def test_one_reduction(mesh):

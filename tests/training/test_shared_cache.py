@@ -37,12 +37,26 @@ def kept():
 
 
 def test_one_folder_for_all_is_kept(cache):
-    share_compiled(Process(0))
+    said = []
+
+    class Second(Process):
+        """Looks while the first waits for it, and another run begins."""
+
+        def gather(self, key, value):
+            said.append(value)
+            return [value, True]
+
+    class First(Process):
+        def of_first(self, key, value):
+            token = value()
+            share_compiled(Process(0))
+            share_compiled(Second(1, token=token))
+            return token
+
+    share_compiled(First(0))
+    assert said == [True]
     assert kept() == str(cache)
-    second = Process(1, token=(cache / ".cluster").read_text())
-    share_compiled(second)
-    assert second.said
-    assert kept() == str(cache)
+    assert not list(cache.iterdir())
 
 
 def test_a_folder_of_ones_own_is_not(cache):
