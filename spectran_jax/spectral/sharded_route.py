@@ -85,8 +85,7 @@ def gram_over_mesh(
     for _, block, present in feed.blocks(longest):
         jax.block_until_ready(sums)  # of the block before: the next was read meanwhile, one more would pile up
         sums = feed.run(programs.accumulate, sums, block, present, on_devices)
-    if feed.shared:
-        processes.wait()  # one may have read for hours longer than another
+    feed.wait()  # one may have read for hours longer than another
     eigen = feed.run(programs.solve, sums, on_devices)
     del sums
     found = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), eigen)
@@ -147,10 +146,14 @@ class _Feed:
         gives up on the others after half a minute.
         """
         if self.shared:
-            processes.wait()
-            own = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
-            ones = self.put(np.ones(own, np.float32), self.programs.rows)
+            self.wait()
+            ones = self.put(np.ones(len(self.mesh.local_devices), np.float32), self.programs.rows)
             jax.block_until_ready(jax.jit(jnp.sum, out_shardings=self.programs.whole)(ones))
+
+    def wait(self) -> None:
+        """Returns when all processes of the mesh are here."""
+        if self.shared:
+            processes.wait()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a program in the precision that it is of."""
@@ -163,10 +166,8 @@ class _Feed:
 
     def every(self, array: np.ndarray) -> np.ndarray:
         """The arrays of all processes of the mesh; waits for all, one of which may have read its rows before."""
-        if not self.shared:
-            return array[None]
-        processes.wait()
-        return processes.gathered(array)
+        self.wait()
+        return processes.gathered(array) if self.shared else array[None]
 
     def one(self, array: np.ndarray) -> np.ndarray:
         """The same array for all processes of the mesh."""
@@ -186,11 +187,10 @@ class _Feed:
 
         No collective: `longest`, the rows of the process that has most, says how many blocks there are.
         """
-        devices = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
         precision = np.dtype(self.options.precision)
         dtype = self.x.dtype if self.x.dtype in _AS_STORED else precision
         m = self.x.shape[1]
-        size = block_rows(m, precision, longest, devices)
+        size = block_rows(m, precision, longest, len(self.mesh.local_devices))
         for start in range(0, longest, size):
             where = slice(min(start, len(self.x)), min(start + size, len(self.x)))
             # New arrays each time: a CPU device reads them where they lie.

@@ -229,10 +229,11 @@ def _points(method: Method, trials: int, seed: int) -> dict[str, tuple[dict[str,
     check(method.config)
     if not trials or not method.space:
         return {}
-    given = {field.name: method.config.get(field.name) for field in method.space}
+    tried = {GIVEN: {field.name: method.config.get(field.name) for field in method.space}}
+    tried |= {str(i): values for i, values in enumerate(design(method.space, trials - 1, seed))}
     points = {}
-    for i, values in enumerate([given, *design(method.space, trials - 1, seed)]):
+    for name, values in tried.items():
         config = method.config.replace(**values, seed=seed, evaluate="valid")
         check(config)
-        points[str(i - 1) if i else GIVEN] = (values, config)
+        points[name] = (values, config)
     return points

@@ -71,6 +71,11 @@ class Sizes(NamedTuple):
         return self.mesh.shape[BATCH_AXIS]
 
     @property
+    def capacities(self) -> tuple[int, ...]:
+        """Of the lists."""
+        return tuple(each.capacity for each in self.lists)
+
+    @property
     def wanted(self) -> int:
         """Items that a shard of the batch asks for at most, over all lists."""
         return sum(each.wanted for each in self.lists)
@@ -78,7 +83,7 @@ class Sizes(NamedTuple):
     @property
     def received(self) -> int:
         """Distinct rows that an owner deals with in one round at most."""
-        return min(self.mesh.size * sum(each.capacity for each in self.lists), self.rows)
+        return min(self.mesh.size * sum(self.capacities), self.rows)
 
 
 def plan(mesh: Mesh, num_items: int, touched: Sequence[int], capacity: int = 0) -> Sizes:
@@ -151,6 +156,11 @@ def _each(sizes: Sizes, function: Any, *arguments: Any, out: Any = _CUT) -> Any:
         return jax.tree.map(lambda x: x[None] if x.ndim else x, result)
 
     return mapped(*arguments)
+
+
+def per_list(array: Array, widths: Sequence[int], axis: int = 1) -> tuple[Array, ...]:
+    """What lies side by side along an axis, list by list."""
+    return tuple(jnp.split(array, np.cumsum(widths)[:-1], axis))
 
 
 def dealt(sizes: Sizes, ids: Int[Array, "*b"]) -> Int[Array, "*b"]:
@@ -241,8 +251,7 @@ def serve(sizes: Sizes, requests: Requests, at: Int[Array, ""] | int = 0) -> Ser
         buckets = [_bucket(sizes, part, each.capacity, requests.rounds, at) for part, each in lists]
         received = _undealt(sizes, jax.lax.all_to_all(jnp.concatenate(buckets, axis=1), AXES, 0, 0))
         mine = distinct(received.reshape(-1), sizes.received, sizes.rows)
-        ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
-        return Served(mine, tuple(jnp.split(place(mine, received), ends, axis=1)))
+        return Served(mine, per_list(place(mine, received), sizes.capacities))
 
     return _each(sizes, exchange, requests, jnp.int32(at))
 
@@ -252,10 +261,9 @@ def pack(sizes: Sizes, served: Served, vectors: Float[Array, "D C d"]) -> tuple[
 
     One gather for all lists, so that the gradients of an item are summed once, in float32.
     """
-    ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
 
     def gather(served: Served, vectors: Float[Array, "C d"]) -> tuple[Array, ...]:
-        return tuple(jnp.split(gather_rows(vectors, jnp.concatenate(served.places, axis=1)), ends, axis=1))
+        return per_list(gather_rows(vectors, jnp.concatenate(served.places, axis=1)), sizes.capacities)
 
     return _each(sizes, gather, served, vectors)
 

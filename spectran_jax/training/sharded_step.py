@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -103,8 +102,8 @@ class Rounds:
             packed = exchange.pack(sizes, served, exchange.take_numbers(sizes, array, served))
             # One exchange for all lists.
             came = exchange.swap(sizes, jnp.concatenate(packed, axis=2))
-            ends = np.cumsum([each.capacity for each in sizes.lists])[:-1]
-            lists = zip(exchange.arrivals(sizes, self.requests, at), jnp.split(came, ends, axis=2), strict=True)
+            of_lists = exchange.per_list(came, sizes.capacities, axis=2)
+            lists = zip(exchange.arrivals(sizes, self.requests, at), of_lists, strict=True)
             return jnp.concatenate([exchange.unpack(sizes, *each)[..., 0] for each in lists], axis=1)
 
         later = lambda at, came: came + of_round(exchange.serve(sizes, self.requests, at), at)  # noqa: E731
@@ -165,7 +164,7 @@ def make_sharded_train_step(
             exchange.item_ids(sizes, jnp.concatenate(found, axis=1)),
             lambda array, _: rounds.look_up(first.served, array),
         )
-        listed = jnp.split(side_by_side, np.cumsum([each.wanted for each in sizes.lists])[:-1], axis=1)
+        listed = exchange.per_list(side_by_side, [each.wanted for each in sizes.lists])
         dealt, log_q = functools.partial(exchange.dealt, sizes), sampler.log_q(frozen.sampler, drawn)
         pieces, negatives = micro_batches.placed(batches, drawn, found, dealt, listed, log_q)
 
