@@ -27,7 +27,7 @@ gs:// and Dataflow, pip install 'apache-beam[gcp]'.
 _INTERACTIONS = flags.DEFINE_list(
     "interactions",
     [],
-    "Patterns of files (TSV, CSV, Parquet, .gz) with user_id, item_id and timestamp (Unix seconds) or position.",
+    "Patterns of files (TSV, CSV, JSONL, Parquet, .gz) with user_id, item_id and timestamp (Unix seconds) or position.",
 )
 _ITEMS = flags.DEFINE_list(
     "items", [], "Patterns of the files of items (JSONL, CSV, Parquet); every item counts as known if empty."
@@ -65,7 +65,7 @@ def main() -> None:
         raise InputError("--unknown_items=drop needs --items: without a catalogue every item is known.")
     from spectran_jax.data.reduction import Filters, reduce_interactions
     from spectran_jax.progress import print_line, stderr_console
-    from spectran_jax.report.words import left_out
+    from spectran_jax.report.words import reduced
 
     console = stderr_console()
     counts = reduce_interactions(
@@ -76,15 +76,7 @@ def main() -> None:
         options=_BEAM.value,
         progress=lambda line: print_line(console, line),
     )
-    for name in ("files", "users", "interactions"):
-        print(f"{name}: {counts.pop(name):,}")
-    if tied := counts.pop("placed_by_file_order", 0):
-        print(f"placed by file order: {tied:,}")
-    if again := counts.pop("said_again", 0):
-        print(f"said again: {again:,}, the same user, item and time; --duplicates=drop takes each once")
-    for reason, count in counts.items():
-        print(f"left out: {left_out(reason, count)}")
-    print(f"output: {_OUTPUT.value}")
+    print(*reduced(counts), f"output: {_OUTPUT.value}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,9 @@ class EncoderConfig:
     attention_dimension: int = _field(64, "Dimension k of the spectral queries and keys.", low=1)
     attention_live: float = _field(0.8, "Share of attention entries above the threshold at start.", above=0, below=1)
     attention_energy: float = _field(
-        0.1, "Energy of the attention at start, relative to the principal diagonal's.", low=0
+        0.1,
+        "Energy of the attention at start, relative to the principal diagonal's. At 0 it would never learn.",
+        above=0,
     )
     spectral_norm: str = _field(
         "orthonormal",

@@ -1,4 +1,4 @@
-"""The shape of a batch: what every room between the input pipeline and the loss agrees on."""
+"""The shape of a batch: what every module between the input pipeline and the loss agrees on."""
 
 from __future__ import annotations
 

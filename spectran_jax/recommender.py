@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from spectran_jax.item_encoders import StepView
+from spectran_jax.item_encoders import ItemEncoder, StepView
 from spectran_jax.layout import SequenceLayout
 from spectran_jax.objectives import score_vectors
 
@@ -42,7 +42,7 @@ class Recommender(nn.Module):
     arrays are read from the collection "frozen".
     """
 
-    item_encoder: nn.Module
+    item_encoder: ItemEncoder
     backbone: nn.Module
     score: str = "cosine"
     cold_scale: float = 1.0

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from spectran_jax import adapter, fusion
 from spectran_jax import flags as command_line
 from spectran_jax.bounds import Bounds
 from spectran_jax.config import Config, fields
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.flags import config_from_flags, define_config_flags, define_path, help_text, read_config
+from spectran_jax.negatives import SAMPLERS
+from spectran_jax.spectral import routes, storage
 
 
 def parsed(*arguments: str) -> Config:
@@ -50,6 +53,16 @@ def test_every_field_can_be_set_by_its_flag():
             continue
         config = parsed(f"--{field.name}={value}")
         assert config.flat()[field.name] == value
+
+
+def test_choices_are_what_the_modules_know():
+    choices = {field.name: set(field.metadata["choices"]) for _, field in fields()}
+    assert choices["attention"] == set(adapter.ATTENTIONS)
+    assert choices["spectral_norm"] == set(adapter.NORMS)
+    assert choices["fusion"] == {*fusion.FUSIONS, "none"}
+    assert choices["decomposition"] == set(routes.METHODS)
+    assert choices["spectrum_dtype"] == set(storage.DTYPES)
+    assert choices["sampling"] == set(SAMPLERS)
 
 
 def test_help_shows_every_flag():
@@ -162,6 +175,7 @@ def test_configuration_is_frozen():
         ({"spectrum_dtype": "float16"}, "--spectrum_dtype must be one of float32, bfloat16, int8, got 'float16'"),
         ({"split": "random"}, "--split must be one of leave_one_out, temporal, got 'random'"),
         ({"attention_live": 0.0}, "--attention_live must lie between 0 and 1"),
+        ({"attention_energy": 0.0}, "--attention_energy must be above 0, got 0.0"),
         ({"dataset": "files"}, "--dataset=files needs --interactions=FILE"),
         ({"dataset": "files", "interactions": "a.tsv"}, "--dataset=files needs --items=FILE"),
         ({"items": "a.jsonl"}, "--items goes with --dataset=files"),

@@ -285,7 +285,6 @@ def test_rank_below_dimension_is_refused_or_padded(name):
         ({}, {"num_items": N + 1, "counts": np.ones(N + 1, np.int32)}, "50 rows, the catalogue 51 items"),
         ({}, {"counts": np.ones(N - 1, np.int32)}, "49 entries for 50 items"),
         ({"attention": "none", "position_encoding": False}, {}, "leaves nothing of the text"),
-        ({"attention_energy": 0.0}, {}, "--attention_energy must be above 0, got 0.0"),
     ],
 )
 def test_what_does_not_fit_is_refused(config, source, words):

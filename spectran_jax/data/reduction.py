@@ -74,7 +74,7 @@ def reduce_interactions(
     order of the files' names. The order of rows and users is the runner's. Files without rows are passed over.
 
     Args:
-      interactions: patterns of files (TSV, CSV, Parquet, .gz), local or of any file system that Beam knows.
+      interactions: patterns of files (TSV, CSV, JSONL, Parquet, .gz), local or of any file system that Beam knows.
       items: patterns of the files of the catalogue; empty takes every item for known.
       output: the file to write, on a file system that all workers share; what was there stays until the new one is
         whole.

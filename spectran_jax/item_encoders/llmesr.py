@@ -114,8 +114,7 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         adapted = self.output(self.hidden(u * self._frozen("weights"))).astype(jnp.float32)
         semantic = jnp.where(jnp.any(u != 0, axis=-1, keepdims=True), self.semantic_scale * adapted, 0)
         start = self._components(rows, "start_weights")
-        learned = jnp.where(rows["trained"][..., None], rows["identity"], 0)
-        return jnp.concatenate([semantic, start + learned], axis=-1).astype(self.dtype)
+        return jnp.concatenate([semantic, start + self.identity(rows)], axis=-1).astype(self.dtype)
 
     def _components(self, rows: Rows, weights: str) -> Float[Array, "*b h"]:
         """The first h = d / 2 components of the text by these weights, zeros beyond the rank; float32."""

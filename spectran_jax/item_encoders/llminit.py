@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -56,7 +55,7 @@ class LlmInitEncoder(IdEncoder, kw_only=True):
 
     def identity(self, rows: Rows) -> Float[Array, "*b d"]:
         """start + what was learned, added in float32."""
-        return (rows["start"] + jnp.where(rows["trained"][..., None], rows["identity"], 0)).astype(self.dtype)
+        return (rows["start"] + super().identity(rows)).astype(self.dtype)
 
     def diagnostics(self) -> dict[str, Array]:
         """`moved_rms`: root mean square, over the trained items, of how far a vector is from its start."""

@@ -26,16 +26,11 @@ class SpecTranEncoder(SemanticEncoder, kw_only=True):
 
     @classmethod
     def options(cls, config: EncoderConfig, source: ItemSource, dtype: Any) -> dict[str, Any]:
-        """See the base class; raises `InputError` for options that leave no semantic part, or a dead one."""
+        """See the base class; raises `InputError` for options that leave no semantic part."""
         if config.attention == "none" and not config.position_encoding:
             raise InputError(
                 "--attention=none without --position_encoding leaves nothing of the text; keep one of the two, or "
                 "take --item_encoder=id."
-            )
-        if config.attention != "none" and not config.attention_energy > 0:
-            raise InputError(
-                f"--attention_energy must be above 0, got {config.attention_energy}: attention that starts at zero "
-                "passes no gradient. For no attention take --attention=none."
             )
         adapter = SpecTranAdapter(
             dimension=config.dimension,

@@ -19,7 +19,6 @@ from spectran_jax.training.catalogue import has_item_rows
 
 Account = dict[str, Any]
 
-GIB = 2**30
 _SIZE = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
 _STEP = "train step"
@@ -143,8 +142,7 @@ def leaves(job: Job) -> list[Account]:
     found = []
     for group, tree in (("state", job.programs.state), ("frozen", job.setup.abstract())):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            shape = leaf.sharding.shard_shape(leaf.shape)
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+            size = memory.shard_bytes(leaf, leaf.sharding)
             name = group + jax.tree_util.keystr(path)
             found.append({"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype), "bytes": size})
     return sorted(found, key=lambda leaf: -leaf["bytes"])
@@ -154,7 +152,7 @@ def advice(arrays: Mapping[str, int]) -> list[str]:
     """For the three largest kinds of arrays the flags that make them smaller."""
     largest = sorted(arrays, key=lambda name: -arrays[name])[:3]
     smaller = memory.SMALLER | _SMALLER
-    return [f"{name} ({arrays[name] / GIB:.2f} GiB): {smaller[name]}" for name in largest]
+    return [f"{name} ({arrays[name] / memory.GIB:.2f} GiB): {smaller[name]}" for name in largest]
 
 
 def payload(job: Job, step: Account) -> Account:

@@ -110,8 +110,6 @@ class Module:
 
     computations: dict[str, Computation]
     entry: Computation
-    scheduled: bool
-    """Whether instructions stand in the order in which they are run."""
 
 
 def parse(text: str) -> Module:
@@ -138,7 +136,7 @@ def parse(text: str) -> Module:
                 current.instructions[instruction.name] = instruction
     if entry is None:
         raise ValueError("The text is no HLO module: it has no ENTRY computation.")
-    return Module(computations, entry, "is_scheduled=true" in text.partition("\n")[0])
+    return Module(computations, entry)
 
 
 def parse_instruction(line: str) -> Instruction | None:

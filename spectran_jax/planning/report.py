@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from spectran_jax.planning.account import GIB, Account
+from spectran_jax.planning.account import Account
+from spectran_jax.training.memory import GIB
 
 if TYPE_CHECKING:
     from rich.table import Table

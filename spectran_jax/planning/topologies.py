@@ -13,14 +13,13 @@ https://jax-ml.github.io/scaling-book/tpus). A hop takes about a microsecond (ib
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from spectran_jax.errors import InputError, first_line
+from spectran_jax.errors import InputError, first_line, nearest
 
 HOP_SECONDS = 1e-6
 """Latency of a link."""
@@ -94,8 +93,8 @@ def parse(name: str) -> Topology:
     """
     known = [f"{kind}:{shape}" for kind, shapes in SHAPES.items() for shape in shapes]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = nearest(name, known)
+        hint = f" Did you mean {near}?" if near else ""
         listed = "; ".join(f"{kind}: {', '.join(shapes)}" for kind, shapes in SHAPES.items())
         raise InputError(f"--topology: unknown slice {name!r}.{hint} Known, as KIND:SHAPE, are {listed}.")
     kind, shape = name.split(":")

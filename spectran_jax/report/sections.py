@@ -10,7 +10,7 @@ import numpy as np
 from spectran_jax.report import html, plots, spectral_plots, words
 from spectran_jax.report.data import Recommended, ReportData, UserExample
 from spectran_jax.report.html import text
-from spectran_jax.report.statistics import energy_beyond
+from spectran_jax.report.statistics import energy_beyond, live_entries
 
 HEADLINE = ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr")
 SLICE_METRICS = ("ndcg@10", "hr@10", "ndcg@20", "hr@20")
@@ -62,7 +62,7 @@ def results(data: ReportData) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    splits = {title: metrics[key] for key, title in (("valid", "Validation"), ("test", "Test")) if metrics.get(key)}
+    splits = words.splits(metrics)
     if not splits:
         return ""
     names = words.ordered_metrics(*splits.values())
@@ -137,8 +137,7 @@ def adapter(data: ReportData) -> str:
     """What the spectral adapter learned: attention, position encoding, and both through training."""
     entries = []
     if data.attention is not None and data.attention.size:
-        live = np.count_nonzero(data.attention) / data.attention.size
-        entries.append(("Live entries", words.percent(live), "of the spectral attention"))
+        entries.append(("Live entries", words.percent(live_entries(data.attention)), "of the spectral attention"))
         beyond = words.percent(energy_beyond(data.attention))
         entries.append(("Attention beyond d", beyond, "of its energy, past the first d components"))
         if data.diagonal is not None and np.square(data.diagonal).sum() > 0:

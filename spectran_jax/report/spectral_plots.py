@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from spectran_jax.report import figures, words
 from spectran_jax.report.figures import BLUE, FONT, GREEN, HALF, INK, MUTED, ORANGE, WIDE, Plot
-from spectran_jax.report.statistics import bin_columns, effective_rank, energy_beyond, live_share
+from spectran_jax.report.statistics import bin_columns, effective_rank, energy_beyond, live_entries, live_share
 
 MOST_COLUMNS = 480
 """Of the attention map: two pixels a column at full width."""
@@ -152,13 +152,13 @@ def attention_map(attention: Float[np.ndarray, "d r"] | None, name: str = "atten
         spine.set_visible(False)
 
     together = f" Each column shows the strongest of {width} neighbours." if width > 1 else ""
+    beyond = (
+        f" {words.percent(energy_beyond(attention))} of the attention's energy lies right of the dashed line, beyond "
+        "the first d components, where a truncated SVD sees nothing."
+    ) * (d < r)
     caption = (
-        f"{words.percent(np.count_nonzero(attention) / attention.size)} of the entries are live; dead ones are blank. "
-        f"{words.percent(energy_beyond(attention))} of the attention's energy lies right of the dashed line, "
-        f"beyond the first d components, where a truncated SVD sees nothing. Orange adds, blue subtracts.{together}"
-        if d < r
-        else f"{words.percent(np.count_nonzero(attention) / attention.size)} of the entries are live; dead ones are "
-        f"blank. Orange adds, blue subtracts.{together}"
+        f"{words.percent(live_entries(attention))} of the entries are live; dead ones are blank.{beyond} Orange adds, "
+        f"blue subtracts.{together}"
     )
     svg = figures.svg(figure, name, "Heat map of the spectral attention, output dimensions by components")
     return Plot(svg, "Attention over the spectrum", caption)

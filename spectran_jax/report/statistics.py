@@ -28,6 +28,11 @@ def live_share(attention: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r"]:
     return np.count_nonzero(attention, axis=0) / attention.shape[0]
 
 
+def live_entries(attention: Float[np.ndarray, "d r"]) -> float:
+    """The share of the entries of phi(Z) that are not 0."""
+    return np.count_nonzero(attention) / attention.size
+
+
 def energy_beyond(matrix: Float[np.ndarray, "d r"]) -> float:
     """The share of the squared entries that lies beyond the first d columns: what a truncated SVD can't see."""
     energy = np.square(np.asarray(matrix, np.float64)).sum(axis=0)

@@ -24,7 +24,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    splits = {title: metrics[key] for key, title in (("valid", "Validation"), ("test", "Test")) if metrics.get(key)}
+    splits = words.splits(metrics)
     slices = {words.label(name): values for name, values in (metrics.get("test_slices") or {}).items()}
     columns = {**splits, **{f"Test: {name.lower()}": values for name, values in slices.items()}}
     table = Table(title="Full-ranking metrics", box=box.SIMPLE_HEAVY, title_style="bold")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 _ACRONYMS = {"hr", "ndcg", "mrr", "id", "ids", "svd"}
@@ -79,6 +80,17 @@ def left_out(reason: str, number: int) -> str:
     return f"{count(number, noun)} {why}"
 
 
+def reduced(counts: Mapping[str, int]) -> list[str]:
+    """What `data.reduction.reduce_interactions` counted, a line each."""
+    counts = dict(counts)
+    lines = [f"{name}: {counts.pop(name):,}" for name in ("files", "users", "interactions")]
+    if tied := counts.pop("placed_by_file_order", 0):
+        lines.append(f"placed by file order: {tied:,}")
+    if again := counts.pop("said_again", 0):
+        lines.append(f"said again: {again:,}, the same user, item and time; --duplicates=drop takes each once")
+    return lines + [f"left out: {left_out(reason, number)}" for reason, number in counts.items()]
+
+
 def percent(share: float) -> str:
     """A share between 0 and 1 in per cent, two significant digits below ten."""
     value = 100 * share
@@ -92,6 +104,11 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def splits(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What metrics.json holds of the sets that were read, by the title of each."""
+    return {title: metrics[key] for key, title in (("valid", "Validation"), ("test", "Test")) if metrics.get(key)}
 
 
 def ordered_metrics(*groups: Any) -> list[str]:

@@ -12,14 +12,11 @@ float32 takes it, for singular values from 1e-3 of the largest on, and with it t
 """
 
 from spectran_jax.spectral.decomposition import decompose, decompose_shared, decompose_to, project
-from spectran_jax.spectral.routes import GRAM_FLOOR, METHODS
 from spectran_jax.spectral.spectrum import VERSION, Spectrum
 from spectran_jax.spectral.storage import DTYPES, dequantise
 
 __all__ = [
     "DTYPES",
-    "GRAM_FLOOR",
-    "METHODS",
     "VERSION",
     "Spectrum",
     "decompose",

@@ -9,7 +9,7 @@ import numpy as np
 
 from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
-from spectran_jax.report.statistics import energy_beyond
+from spectran_jax.report.statistics import energy_beyond, live_entries
 from spectran_jax.studies.kept import kept, model_of
 from spectran_jax.training.adapter_parts import Adapter, adapter_of
 
@@ -58,9 +58,10 @@ def reach(adapter: Adapter) -> Reach:
     """The numbers of one adapter."""
     energy = np.square(np.asarray(adapter.weights, np.float64))
     phi = adapter.attention
-    live = None if phi is None else np.count_nonzero(phi) / phi.size
     share = energy / np.maximum(energy.sum(axis=1, keepdims=True), 1e-300)
     entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
     held = np.cumsum(energy.sum(axis=0))
     half = int(np.searchsorted(held, held[-1] / 2)) + 1
-    return Reach(energy_beyond(adapter.weights), live, float(np.exp(entropy).mean()), half)
+    return Reach(
+        energy_beyond(adapter.weights), None if phi is None else live_entries(phi), float(np.exp(entropy).mean()), half
+    )

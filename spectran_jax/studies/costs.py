@@ -79,9 +79,14 @@ def run(
       config: everything but the item encoder.
       workdir: of the experiment.
       encoders: of the registry; all of them if empty.
-      items: as the sizes that follow, see `efficiency.measure`.
+      items: as `width`, `users` and `repeats`, see `efficiency.measure`.
+      width: m.
+      users: who are trained on and evaluated.
+      repeats: figures of each encoder.
       given: fields that the command line names.
       command: for the page.
+      results: RESULTS.md, if any.
+      section: of its section's name.
 
     Raises:
       InputError: a configuration out of range, a field that is not read, an unknown encoder or one that stands twice;

@@ -91,9 +91,6 @@ COMMON = "learning_rate=log:5e-4:4e-3,dropout=0.1:0.5,weight_decay=log:1e-4:0.3,
 SEMANTIC = "semantic_scale=log:0.04:0.5"
 """How much the text counts against the IDs: of every method whose item vectors hold text."""
 
-TEXT_ELSEWHERE = ("rlmrec",)
-"""Methods that read text and never put it into an item vector."""
-
 OWN: dict[str, str] = {
     "id": "id_scale=log:0.01:0.2",
     "svd": "spectral_power=0:1",
@@ -126,8 +123,7 @@ def space_of(item_encoder: str, given: Sequence[str] = (), config: Config | None
     from spectran_jax import item_encoders
 
     encoder = item_encoders.lookup(item_encoder)
-    reads_text = encoder.needs_spectrum or encoder.needs_text
-    semantic = SEMANTIC if reads_text and item_encoder not in TEXT_ELSEWHERE else ""
+    semantic = SEMANTIC if encoder.needs_spectrum or encoder.needs_text else ""
     parts = [part for text in (COMMON, semantic, OWN.get(item_encoder, "")) for part in text.split(",") if part]
     ranges = parse_space(",".join(part for part in parts if part.split("=")[0] not in given))
     somewhere = at_the_top(ranges, (config or Config()).replace(item_encoder=item_encoder))

@@ -6,8 +6,8 @@ as they would on the whole, and what changed goes back in place. `ItemEncoder.it
 arrays, so no encoder, loss or optimiser knows that this happens.
 
 What it means for an optimiser: a row that no step touches keeps its parameters, its moments and, with a row count, its
-count; weight decay reaches it only when it is touched. Adam on dense gradients would also let its moments decay and
-let it drift along the old ones (see `row_optimizers.py`).
+count; weight decay reaches it only when it is touched. Adam on dense gradients would also let its moments decay, which
+`row_optimizers.py` makes up for at the next touch, and let it drift along the old ones.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class Feed:
 def row_reader(setup: Setup) -> Callable[[int, TrainBatch], TrainBatch] | None:
     """Adds to batch i the rows of `setup.host_arrays` that its step touches; None where the host keeps none.
 
-    The negatives of a step depend on the seed and its number alone, so the host draws the same ones ahead of time, by
-    the same function. It runs in the threads that build batches.
+    The negatives of a step depend on the seed, its number and, `in_batch`, on its batch alone, so the host draws the
+    same ones ahead of time, by the same function. It runs in the threads that build batches.
     """
     if not setup.host_arrays:
         return None

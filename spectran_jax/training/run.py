@@ -1,4 +1,4 @@
-"""One run from configuration to report: what `experiments.train` and a sweep call."""
+"""One run from configuration to report: what `experiments.train` calls."""
 
 from __future__ import annotations
 

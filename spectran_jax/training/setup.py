@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from spectran_jax import backbones, data, item_encoders, objectives, text
 from spectran_jax.config import Config
@@ -185,7 +186,7 @@ def prepare(
     return assemble(config, dataset, split, embeddings, spectrum, mesh)
 
 
-def build_backbone(config: Config) -> Any:
+def build_backbone(config: Config) -> nn.Module:
     """The backbone that the configuration names."""
     return backbones.build(
         config.backbone,

@@ -121,7 +121,7 @@ def dataset_summary(setup: Setup) -> dict[str, Any]:
     }
     if setup.embeddings is not None:
         summary["text"] = setup.embeddings.name
-        summary["items_without_text"] = int((~setup.embeddings.has_text).sum())
+        summary["items_without_text"] = setup.embeddings.without_text
     if setup.spectrum is not None:
         summary["spectral_rank"] = len(setup.spectrum.sigma)
     return summary

@@ -11,6 +11,7 @@ from spectran_jax.config import Config
 from spectran_jax.planning import account as accounts
 from spectran_jax.planning import job, report, topologies
 from spectran_jax.planning.roofline import Roofline
+from spectran_jax.training.memory import GIB
 
 SMALL = Config().replace(
     dimension=16, blocks=1, max_length=8, batch_size=16, eval_batch_size=8, negatives=16, attention_dimension=8
@@ -38,8 +39,8 @@ def planned(small_job, monkeypatch):
             return {
                 "refused": False,
                 "open_loops": dict(open_loops).get(names[-1], 0),
-                "bytes": {"arguments": 5, "temporaries": TEMPORARIES.get(names[-1], 0) * accounts.GIB, "code": 0},
-                "peak_bytes": TEMPORARIES.get(names[-1], 0) * accounts.GIB + 5,
+                "bytes": {"arguments": 5, "temporaries": TEMPORARIES.get(names[-1], 0) * GIB, "code": 0},
+                "peak_bytes": TEMPORARIES.get(names[-1], 0) * GIB + 5,
                 "flops": 1e12,
                 "hbm_bytes": 1e9,
                 "collectives": [],
@@ -61,12 +62,12 @@ def test_the_peak_is_of_the_program_with_the_largest_temporaries_beside_what_tra
     made = planned("v5e:2x2")
     held = sum(made["arrays"].values())
     assert held > 0
-    assert made["peak_bytes"] == held + 7 * accounts.GIB  # ranking takes more than the step
+    assert made["peak_bytes"] == held + 7 * GIB  # ranking takes more than the step
 
 
 def test_a_decomposition_has_the_device_for_itself(planned, monkeypatch):
     monkeypatch.setitem(TEMPORARIES, "decomposition, eigenvectors", 90)
-    assert planned("v5e:2x2")["peak_bytes"] == 90 * accounts.GIB + 5
+    assert planned("v5e:2x2")["peak_bytes"] == 90 * GIB + 5
 
 
 def printed(tables):
