@@ -136,7 +136,7 @@ fi
 if [ -z \"\$found\" ]; then
   sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet
   sudo docker run --detach --name $name --label made=$made --privileged --net=host --stop-timeout 60 \
-    --volume $mount:$mount $IMAGE$flags >/dev/null
+    --volume $mount:$mount $IMAGE --coordinator_timeout=1800$flags >/dev/null
 fi
 sudo docker logs --follow --tail 100 $name &
 status=\$(sudo docker wait $name)
@@ -161,7 +161,7 @@ for ((left = restarts; ; left--)); do
       exit 2
       ;;
     75:*) why="saved, or lost a worker" ;;
-    137:ACTIVE) why="lost a container" ;;
+    134:ACTIVE | 135:ACTIVE | 137:ACTIVE | 139:ACTIVE) why="lost a container (a signal ended it)" ;;
     255:ACTIVE | *:UNKNOWN) why="lost the connection" ;;
     *:ACTIVE)
       tell "failed with $status"
@@ -174,7 +174,7 @@ for ((left = restarts; ; left--)); do
     finish "$((status == 75 ? 75 : 1))"
   fi
   tell "$why; going on ($left left)"
-  if [[ $status == 75 || $status:$now == 137:ACTIVE ]]; then
+  if [[ $status == 75 || ($status == 13[4579] && $now == ACTIVE) ]]; then
     workers "sudo docker rm --force $name" >/dev/null || true
   fi
 done

@@ -148,7 +148,7 @@ def sealed_folder(folder: Path, identity: Identity) -> Iterator[Draft]:
 
 def _require_shared(folder: Path) -> None:
     """Refuses a folder that process 0 made and another process does not see."""
-    if not folder.is_dir():
+    if not _comes(folder):
         raise InputError(
             f"Process {jax.process_index()} does not see {folder.parent} as process 0 does: --data_dir must lie on a "
             "file system that all processes share."
@@ -186,15 +186,22 @@ def reopen(folder: Path, identity: Identity, names: Sequence[str], optional: Seq
     Raises:
       InputError: where this process does not see it in time.
     """
+    if not _comes(folder):
+        raise InputError(
+            f"Process {jax.process_index()} does not see {folder}, which process 0 has written: --data_dir must "
+            "lie on a file system that all processes share."
+        )
+    return _open(folder, identity, names, optional)[0]
+
+
+def _comes(folder: Path) -> bool:
+    """Whether this process sees, within some time, a folder that process 0 has made."""
     deadline = time.monotonic() + _SEEN_SECONDS
     while not folder.exists():
         if time.monotonic() > deadline:
-            raise InputError(
-                f"Process {jax.process_index()} does not see {folder}, which process 0 has written: --data_dir must "
-                "lie on a file system that all processes share."
-            )
+            return False
         time.sleep(0.2)
-    return _open(folder, identity, names, optional)[0]
+    return True
 
 
 def _open(

@@ -110,7 +110,9 @@ def put(
         rows = rows.astype(leaf.dtype)
         if ids is None:
             return rows
-        return leaf.at[ids].set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
+        # Those that are dropped are made distinct, too: where indices that are called so repeat, XLA promises nothing.
+        places = jnp.where(ids < len(leaf), ids, len(leaf) + jnp.arange(len(ids), dtype=ids.dtype))
+        return leaf.at[places].set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
 
     return map_item_rows(back, item_params, tree, changed)
 

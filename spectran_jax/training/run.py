@@ -39,7 +39,7 @@ from spectran_jax.training.workdir import (
 from spectran_jax.writing import write_arrays, write_json
 
 _LOCK_SECONDS = 150.0
-"""How long a restart waits for its folder: a server of files keeps the lock of a host that vanished for so long."""
+"""How long a restart waits for its folder: a server of files (NFS 4) keeps the lock of a host that vanished so long."""
 
 
 def train_and_report(config: Config, workdir: Path | None, options: ClusterOptions = ALONE) -> dict[str, Any]:

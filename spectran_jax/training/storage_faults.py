@@ -6,6 +6,8 @@ import errno
 import os
 import re
 
+import jax
+
 from spectran_jax.errors import first_line
 
 
@@ -16,10 +18,11 @@ def system_code(error: BaseException) -> int | None:
 
 
 def fault_of_the_system(error: BaseException) -> str | None:
-    """What went wrong where that says nothing about a checkpoint's files: no memory, no permission, a lost server."""
+    """What went wrong where that says nothing about a checkpoint's files: no memory, no permission, a lost server, a
+    device or a network between devices that failed."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, MemoryError) or "RESOURCE_EXHAUSTED" in str(seen):
+        if isinstance(seen, MemoryError | jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" in str(seen):
             return first_line(seen, 200)
         code = system_code(seen)
         if code is not None and code not in (errno.ENOENT, errno.ENOTDIR):  # of a torn checkpoint files are missing

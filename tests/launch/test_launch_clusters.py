@@ -62,7 +62,7 @@ def stand_in(tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "restarts", "requeued"),
-    [(0, 0, False), (2, 0, False), (1, 0, False), (75, 0, True), (137, 0, True), (75, 100, False)],
+    [(0, 0, False), (2, 0, False), (1, 0, False), (75, 0, True), (137, 0, True), (134, 0, True), (75, 100, False)],
 )
 def test_slurm_requeues_what_was_saved(stand_in, status, restarts, requeued):
     job = {"SLURM_SUBMIT_DIR": REPO, "SLURM_JOB_ID": 17, "SLURM_RESTART_COUNT": restarts}
@@ -104,7 +104,7 @@ def test_a_slice_is_queued_for_used_and_deleted(stand_in):
     ssh = next(call for call in calls if call[4] == "ssh")
     assert {"--node=all", "--worker=all", "--batch-size=all"} <= set(ssh)
     (command,) = [word for word in ssh if word.startswith("--command=")]
-    assert r"host/p/i:tpu --workdir=/mnt/spectran/a\ b" in command
+    assert r"host/p/i:tpu --coordinator_timeout=1800 --workdir=/mnt/spectran/a\ b" in command
     assert "--label made=" in command
     subprocess.run(["bash", "-n", "-c", command.removeprefix("--command=")], check=True, timeout=120)
 
@@ -155,6 +155,7 @@ def test_a_worker_starts_attaches_or_refuses(stand_in, tmp_path, found, asked, s
         # Saved on a signal, the slice is still there: the containers start again on it.
         ({"describe": ["ACTIVE", "ACTIVE"], "ssh": [75, 0]}, ["ssh", "rm", "ssh", "rm", "delete"], 0),
         ({"describe": ["ACTIVE", "ACTIVE", "ACTIVE"], "ssh": [137, 0]}, ["ssh", "rm", "ssh", "rm", "delete"], 0),
+        ({"describe": ["ACTIVE", "ACTIVE", "ACTIVE"], "ssh": [139, 0]}, ["ssh", "rm", "ssh", "rm", "delete"], 0),
         # The connection broke: attach again, and leave the containers alone.
         ({"describe": ["ACTIVE", "ACTIVE", "ACTIVE"], "ssh": [255, 0]}, ["ssh", "ssh", "rm", "delete"], 0),
         ({"describe": ["ACTIVE", "ACTIVE"], "ssh": [1]}, ["ssh", "rm", "delete"], 1),

@@ -214,3 +214,13 @@ def test_a_folder_that_never_appears_is_an_error_for_people(tmp_path, monkeypatc
     monkeypatch.setattr(store, "_SEEN_SECONDS", 0.0)
     with pytest.raises(InputError, match=r"Process 0 does not see .*gone, which process 0 has written: --data_dir"):
         store.reopen(tmp_path / "gone", IDENTITY, ["x"])
+    with pytest.raises(InputError, match=r"Process 0 does not see .* as process 0 does: --data_dir must lie on"):
+        store._require_shared(tmp_path / "gone" / "draft")
+
+
+def test_a_folder_that_a_network_file_system_shows_late_is_waited_for(tmp_path, monkeypatch):
+    looks = iter([False, False, True])
+    monkeypatch.setattr(Path, "exists", lambda path: next(looks))
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
+    store._require_shared(tmp_path / "late")
+    assert next(looks, None) is None

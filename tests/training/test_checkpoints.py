@@ -92,6 +92,7 @@ def test_where_all_are_damaged_nothing_starts_over(saved, monkeypatch):
         (ValueError("UNAVAILABLE: reading /a/b [os_error_code='116']"), "Stale file handle"),
         (MemoryError("no room"), "no room"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), "Out of memory"),
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclAllReduce failed: remote process exited"), "NCCL"),
     ],
 )
 def test_what_the_system_can_not_read_is_no_damage(saved, monkeypatch, error, words):
