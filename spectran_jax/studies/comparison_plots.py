@@ -9,14 +9,12 @@ import numpy as np
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import figures, words
 from spectran_jax.report.figures import BLUE, FONT, INK, ORANGE, STYLES, Plot
+from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place
 from spectran_jax.studies.search import Found
+from spectran_jax.studies.tables import spread
 
-METRIC = "ndcg@10"
 
-
-def plots(
-    cells: Mapping[tuple[str, str, str], Found], places: Sequence[tuple[str, str]], encoders: Sequence[str]
-) -> list[Plot]:
+def plots(cells: Cells, places: Sequence[Place], encoders: Sequence[str]) -> list[Plot]:
     """All plots of a comparison, by place: those that have something to show."""
     made = []
     for number, place in enumerate(places):
@@ -28,25 +26,24 @@ def plots(
 
 def bars(found: Mapping[str, Found], where: str, name: str) -> Plot | None:
     """The mean test metric of each method, with its standard deviation over seeds and a dot for each seed."""
-    shown = {encoder: each.values(METRIC) for encoder, each in found.items() if each.done}
+    shown = {encoder: each.values(TEST_METRIC) for encoder, each in found.items() if each.done}
     if not shown:
         return None
     figure = figures.figure(figures.HALF[0], 90 + 26 * len(shown))
     axes = figure.add_subplot()
     at = np.arange(len(shown))[::-1]
-    means = [float(np.mean(values)) for values in shown.values()]
-    stds = [float(np.std(values, ddof=1)) if len(values) > 1 else np.nan for values in shown.values()]
+    means, stds = np.array([spread(values) for values in shown.values()], float).T  # NaN where there is one seed
     axes.barh(at, means, height=0.62, color=BLUE, alpha=0.45)
     axes.errorbar(means, at, xerr=stds, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4)
     for y, values in zip(at, shown.values(), strict=True):
         axes.plot(values, np.full(len(values), y + 0.17), "o", color=ORANGE, markersize=4)
-    figures.style(axes, xlabel=f"Test {words.label(METRIC)}", grid="x")
+    figures.style(axes, xlabel=f"Test {words.label(TEST_METRIC)}", grid="x")
     axes.set_yticks(at, list(shown), fontsize=FONT, color=INK)
-    best = max(shown, key=lambda encoder: np.mean(shown[encoder]))
+    best = list(shown)[means.argmax()]
     marks = "There is one seed." if np.isnan(stds).all() else "Lines are standard deviations, dots are seeds."
-    caption = f"{best} has the largest mean, {np.mean(shown[best]):.4f}. {marks}"
-    description = f"Test {words.label(METRIC)} of each method on {where}"
-    return Plot(figures.svg(figure, name, description), f"{words.label(METRIC)} on {where}", caption)
+    caption = f"{best} has the largest mean, {means.max():.4f}. {marks}"
+    description = f"Test {words.label(TEST_METRIC)} of each method on {where}"
+    return Plot(figures.svg(figure, name, description), f"{words.label(TEST_METRIC)} on {where}", caption)
 
 
 def search_curves(found: Mapping[str, Found], where: str, name: str) -> Plot | None:
