@@ -1,4 +1,4 @@
-"""What one method has over another, user by user: the mean difference, and its interval where seeds are enough."""
+"""Two methods side by side, user by user: the mean difference, and its interval where seeds are enough."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from spectran_jax.statistics import ADVISED_SEEDS, MINIMUM_SEEDS, bootstrap_interval, mean_over_seeds
 from spectran_jax.studies.jobs import Outcome
@@ -34,6 +34,32 @@ class Difference(NamedTuple):
         return f"{self.mean:+.4f}{interval}"
 
 
+class Paired(NamedTuple):
+    """Each user's NDCG@10 by two methods, averaged over the seeds that both have."""
+
+    ours: Float[np.ndarray, "U"]
+    theirs: Float[np.ndarray, "U"]
+    seeds: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether the seeds are as many as tests and intervals need."""
+        return self.seeds >= MINIMUM_SEEDS
+
+
+def paired(ours: Mapping[int, Outcome], theirs: Mapping[int, Outcome]) -> Paired | None:
+    """Two methods side by side, from their runs that came to their end, by seed; None where they share no seed.
+
+    Raises:
+      InputError: runs that ranked other users or targets.
+    """
+    shared = [seed for seed in ours if seed in theirs]
+    if not shared:
+        return None
+    mine, others = (mean_over_seeds([each[seed].ranks() for seed in shared]) for each in (ours, theirs))
+    return Paired(mine, others, len(shared))
+
+
 def difference(
     ours: Mapping[int, Outcome], theirs: Mapping[int, Outcome], users: Bool[np.ndarray, "U"] | None = None
 ) -> Difference | None:
@@ -50,13 +76,12 @@ def difference(
     Raises:
       InputError: runs that ranked other users or targets.
     """
-    shared = [seed for seed in ours if seed in theirs]
-    if not shared:
+    both = paired(ours, theirs)
+    if both is None:
         return None
-    mine, others = (mean_over_seeds([each[seed].ranks() for seed in shared]) for each in (ours, theirs))
-    differences = (mine - others)[... if users is None else users]
+    differences = (both.ours - both.theirs)[... if users is None else users]
     if not len(differences):
         return None
-    if len(shared) < MINIMUM_SEEDS:
-        return Difference(float(differences.mean()), None, None, len(shared))
-    return Difference(*bootstrap_interval(differences), len(shared))
+    if not both.enough:
+        return Difference(float(differences.mean()), None, None, both.seeds)
+    return Difference(*bootstrap_interval(differences), both.seeds)

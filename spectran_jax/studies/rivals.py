@@ -9,6 +9,7 @@ import numpy as np
 
 from spectran_jax import statistics
 from spectran_jax.metrics import SELECTION_METRIC
+from spectran_jax.studies.differences import paired
 from spectran_jax.studies.search import Found
 
 TEST_METRIC = "ndcg@10"
@@ -46,22 +47,16 @@ def against_rivals(cells: Cells, places: Sequence[Place], encoders: Sequence[str
     """
     made: list[Versus] = []
     for place in places:
-        ours = cells[*place, target]
         for rival in encoders:
-            theirs = cells[*place, rival]
-            shared = [seed for seed in ours.done if seed in theirs.done]
-            if rival == target or not shared:
+            both = None if rival == target else paired(cells[*place, target].done, cells[*place, rival].done)
+            if both is None:
                 continue
-            mine, others = (
-                statistics.mean_over_seeds([each.done[seed].ranks() for seed in shared]) for each in (ours, theirs)
-            )
-            enough = len(shared) >= statistics.MINIMUM_SEEDS
-            p = statistics.sign_flip_test(mine - others) if enough else None
+            p = statistics.sign_flip_test(both.ours - both.theirs) if both.enough else None
             gain, bounds = None, None
-            if others.mean() > 0:
-                gain, low, high = statistics.gain_interval(mine, others)
-                bounds = (low, high) if enough and np.isfinite([low, high]).all() else None
-            made.append(Versus(place, rival, gain, p, bounds, len(shared)))
+            if both.theirs.mean() > 0:
+                gain, low, high = statistics.gain_interval(both.ours, both.theirs)
+                bounds = (low, high) if both.enough and np.isfinite([low, high]).all() else None
+            made.append(Versus(place, rival, gain, p, bounds, both.seeds))
     tested = [i for i, each in enumerate(made) if each.p is not None]
     corrected = dict(zip(tested, statistics.holm([made[i].p or 0.0 for i in tested]), strict=True))
     return [dataclasses.replace(each, p=corrected.get(i)) for i, each in enumerate(made)]
