@@ -28,7 +28,6 @@ from spectran_jax.studies.search import (
     told_of_trials,
 )
 from spectran_jax.studies.space import space_of
-from spectran_jax.studies.sweep import trials_table
 
 
 def run(
@@ -124,7 +123,7 @@ def compare(
         tables.append(comparison_tables.chosen_table(cells))
     tables.append(comparison_tables.cost_table(cells))
     if budget:
-        tables.append(trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
+        tables.append(comparison_tables.trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
     others = "" if backbone_names == [Config().backbone.backbone] else f" with {', '.join(backbone_names)}"
     searched = "" if any(each.trials for each in found.values()) else ", nothing searched"
     return Result(

@@ -1,8 +1,9 @@
-"""The tables of a comparison, from what was found in each cell."""
+"""The tables of a comparison, from what was found in each cell; that of the trials is a search's, too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from spectran_jax import statistics
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
 from spectran_jax.studies.differences import INTERVALS
-from spectran_jax.studies.outcomes import made_otherwise, why_failed
+from spectran_jax.studies.outcomes import by_failure, made_otherwise, why_failed
 from spectran_jax.studies.popularity import CLASSES, group_metric, groups_of
 from spectran_jax.studies.rivals import TEST_METRIC, Cells, Place, Versus, best_rival
 from spectran_jax.studies.search import Found
@@ -142,6 +143,41 @@ def chosen_table(cells: Cells) -> Table:
     selection = f"Validation {words.label(SELECTION_METRIC)}"
     columns = [*KEYS, "Values", selection, "Trials failed"]
     return Table("Chosen values", columns, rows)
+
+
+def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *, appendix: bool = False) -> Table:
+    """Every trial: where, its values, validation metric and seconds, or why it failed. The chosen ones are bold.
+
+    Args:
+      title: of the table.
+      found: what was found, by the tuple of cells that say where.
+      keys: titles of those cells.
+      appendix: see `Table`.
+    """
+    rows: list[Sequence[Cell]] = []
+    bold = set()
+    failed: list[tuple[str, str, str]] = []
+    for place, each in found.items():
+        for trial in each.trials:
+            metrics = trial.outcome.metrics
+            if metrics is None:
+                where = ", ".join(place)
+                failed.append((where, f"{where}, trial {trial.name}", trial.outcome.failure))
+            if trial.score is not None and trial.values == each.chosen:
+                bold.add((len(rows), len(keys) + 2))
+            seconds = None if metrics is None else float(metrics["train"]["seconds"])
+            rows.append([*place, trial.name, describe(trial.values), trial.score, seconds])
+    told = [f"{trials}: {failure}" for trials, failure in by_failure(failed, "trial")]
+    note = " ".join([f"{len(failed)} of {words.count(len(rows), 'trial')} failed.", *told]) if failed else ""
+    selection = words.label(SELECTION_METRIC)
+    return Table(
+        title,
+        [*keys, "Trial", "Values", f"Validation {selection}", "Seconds"],
+        rows,
+        note=note,
+        bold=bold,
+        appendix=appendix,
+    )
 
 
 def cost_table(cells: Cells) -> Table:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
+from spectran_jax.studies.comparison_tables import trials_table
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
-from spectran_jax.studies.outcomes import by_failure, made_otherwise
+from spectran_jax.studies.outcomes import made_otherwise
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.reads import refuse_unread
@@ -128,39 +128,4 @@ def _metrics_table(name: str, found: Found) -> Table:
         ["Seed", *map(words.label, METRICS)],
         rows,
         note=" ".join(filter(None, (lost, made_otherwise(found.outcomes)))),
-    )
-
-
-def trials_table(title: str, found: Mapping[Any, Found], keys: Sequence[str], *, appendix: bool = False) -> Table:
-    """Every trial: where, its values, validation metric and seconds, or why it failed. The chosen ones are bold.
-
-    Args:
-      title: of the table.
-      found: what was found, by the tuple of cells that say where.
-      keys: titles of those cells.
-      appendix: see `Table`.
-    """
-    rows: list[Sequence[Cell]] = []
-    bold = set()
-    failed: list[tuple[str, str, str]] = []
-    for place, each in found.items():
-        for trial in each.trials:
-            metrics = trial.outcome.metrics
-            if metrics is None:
-                where = ", ".join(place)
-                failed.append((where, f"{where}, trial {trial.name}", trial.outcome.failure))
-            if trial.score is not None and trial.values == each.chosen:
-                bold.add((len(rows), len(keys) + 2))
-            seconds = None if metrics is None else float(metrics["train"]["seconds"])
-            rows.append([*place, trial.name, describe(trial.values), trial.score, seconds])
-    told = [f"{trials}: {failure}" for trials, failure in by_failure(failed, "trial")]
-    note = " ".join([f"{len(failed)} of {words.count(len(rows), 'trial')} failed.", *told]) if failed else ""
-    selection = words.label(SELECTION_METRIC)
-    return Table(
-        title,
-        [*keys, "Trial", "Values", f"Validation {selection}", "Seconds"],
-        rows,
-        note=note,
-        bold=bold,
-        appendix=appendix,
     )
