@@ -9,13 +9,13 @@ import numpy as np
 
 from spectran_jax.errors import InputError
 from spectran_jax.report.figures import Plot
-from spectran_jax.studies import spectra
+from spectran_jax.studies import courses
 from spectran_jax.studies.curves import Series, lines
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import Grid, everywhere, finish, run_grid
 from spectran_jax.studies.jobs import Outcome
 from spectran_jax.studies.publish import Result
-from spectran_jax.studies.spectra import collapse
+from spectran_jax.studies.spectra import KEY, collapse
 from spectran_jax.studies.tables import Cell, Table, spread
 from spectran_jax.studies.text_part import text_singular_values
 from spectran_jax.studies.variants import encoder_variants
@@ -47,10 +47,10 @@ def result(grid: Grid, command: str) -> Result:
     histories: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
     for dataset, encoder in grid.pairs():
         outcomes = [o for o in grid.ok(dataset, encoder).values() if o.metrics]
-        histories[dataset, encoder] = read = [spectra.read_history(o.folder) for o in outcomes]
+        histories[dataset, encoder] = read = [courses.read_history(o.folder) for o in outcomes]
         steps = [o.metrics["train"]["best_step"] for o in outcomes if o.metrics]
-        best = [spectra.value_at(h, spectra.KEY, step) for h, step in zip(read, steps, strict=True)]
-        starts = [collapse(values).effective_rank for h in read if (values := spectra.value_at(h, spectra.KEY, 0))]
+        best = [courses.value_at(h, KEY, step) for h, step in zip(read, steps, strict=True)]
+        starts = [collapse(values).effective_rank for h in read if (values := courses.value_at(h, KEY, 0))]
         measures = [collapse(values) for values in best if values is not None]
         at_best = [spread([values[i] for values in measures]) for i in range(3)]
         text = [collapse(values) for outcome in outcomes if (values := _text_values(outcome, missing)) is not None]
@@ -87,7 +87,7 @@ def spectrum_plot(dataset: str, histories: dict[str, list[Any]], best_steps: dic
     """Singular values over the largest at the best step, averaged over seeds."""
     series = {}
     for encoder, found in histories.items():
-        best = [spectra.value_at(h, spectra.KEY, s) for h, s in zip(found, best_steps[encoder], strict=True)]
+        best = [courses.value_at(h, KEY, s) for h, s in zip(found, best_steps[encoder], strict=True)]
         scaled = [np.asarray(v) / max(v) for v in best if v is not None and max(v) > 0]
         mean = np.mean(scaled, axis=0) if scaled else np.zeros(0)
         mean = mean[mean > 1e-6]
@@ -108,11 +108,8 @@ def rank_plot(dataset: str, histories: dict[str, list[Any]]) -> Plot:
     """The effective rank through training, averaged over seeds."""
     series = {}
     for encoder, found in histories.items():
-        ranked = [
-            [{**line, "rank": collapse(line[spectra.KEY]).effective_rank} for line in h if spectra.KEY in line]
-            for h in found
-        ]
-        steps, ranks = spectra.mean_course(ranked, "rank")
+        ranked = [[{**line, "rank": collapse(line[KEY]).effective_rank} for line in h if KEY in line] for h in found]
+        steps, ranks = courses.mean_course(ranked, "rank")
         series[encoder] = Series(steps.tolist(), ranks.tolist())
     return lines(
         f"rank-{dataset}",

@@ -9,7 +9,7 @@ import numpy as np
 from spectran_jax.adapter import energy_bin_width
 from spectran_jax.report.figures import HALF, Plot
 from spectran_jax.report.spectral_plots import attention_map, position_encoding
-from spectran_jax.studies import spectra
+from spectran_jax.studies import courses
 from spectran_jax.studies.attention import Adapter, reach, read_adapter
 from spectran_jax.studies.curves import Series, energy_map, lines
 from spectran_jax.studies.flags import Study
@@ -45,8 +45,8 @@ def result(grid: Grid, command: str) -> Result:
     for dataset, encoder in grid.pairs():
         outcomes = list(grid.ok(dataset, encoder).values())
         adapters = [_adapter(outcome) for outcome in outcomes]
-        histories = [spectra.read_history(outcome.folder) for outcome in outcomes]
-        tails = [spectra.value_at(history, "tail_energy", 0) for history in histories]
+        histories = [courses.read_history(outcome.folder) for outcome in outcomes]
+        tails = [courses.value_at(history, "tail_energy", 0) for history in histories]
         reaches = [reach(adapter) for adapter in adapters]
         start = spread([tail for tail in tails if tail is not None])
         rows.append(
@@ -91,7 +91,7 @@ def _plots(dataset: str, adapter: Adapter, histories: list[list[dict[str, Any]]]
         return None if plot is None else plot._replace(title=f"{plot.title}, {dataset}")
 
     d, rank = adapter.weights.shape
-    steps, energy = spectra.mean_course(histories, "component_energy")
+    steps, energy = courses.mean_course(histories, "component_energy")
     return [
         named(attention_map(adapter.attention, f"attention-{dataset}")),
         named(position_encoding(adapter.taylor, adapter.sigma, adapter.diagonal, f"position-{dataset}")),
@@ -116,7 +116,7 @@ def _share_curves(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot:
     """Live share and tail through training."""
     series = {}
     for label, key in (("live attention", "attention_live"), ("tail of W", "tail_energy")):
-        steps, values = spectra.mean_course(histories, key)
+        steps, values = courses.mean_course(histories, key)
         series[label] = Series(steps.tolist(), (100 * np.asarray(values)).tolist())
     return lines(
         f"shares-{dataset}",
@@ -132,7 +132,7 @@ def _share_curves(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot:
 
 def _taylor_curve(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot | None:
     """The coefficients through training."""
-    steps, values = spectra.mean_course(histories, "taylor")
+    steps, values = courses.mean_course(histories, "taylor")
     if not len(steps):
         return None
     return lines(

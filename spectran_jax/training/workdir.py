@@ -269,6 +269,21 @@ def refuse_own(workdir: Path, output: Path) -> None:
         raise InputError(f"--output={output} is what the run itself writes; write to another place.")
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, each with its "kind" and "step"; what a crash or a disk damaged is left out.
+
+    Raises:
+      OSError: where it can't be read.
+    """
+    lines = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "kind" in entry and isinstance(entry.get("step"), int):
+                lines.append(entry)
+    return lines
+
+
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, readable while the run goes on.
 
@@ -280,7 +295,7 @@ class MetricsLog:
 
         Args:
           path: the file.
-          resume_step: lines of later steps are dropped; so is what a crash or a disk damaged.
+          resume_step: lines of later steps are dropped; so is what `read_log` leaves out.
           also: gets every new entry too.
           writes: False where another process does: the file is neither read nor written.
         """
@@ -290,11 +305,7 @@ class MetricsLog:
         if not writes:
             return
         if path.exists():
-            for line in path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    entry = json.loads(line)
-                    if entry["step"] <= resume_step:
-                        self.lines.append(entry)
+            self.lines = [line for line in read_log(path) if line["step"] <= resume_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = path.open("a", encoding="utf-8")
 

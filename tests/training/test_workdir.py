@@ -125,7 +125,7 @@ def test_a_record_of_a_later_version_is_refused_by_name(tmp_path):
 
 def test_log_drops_what_is_after_the_step_and_what_is_damaged(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    damaged = b'{"kind": "train"}\n[1]\n{"step": "1"}\n\xff\n\0\0\n'
+    damaged = b'{"kind": "train"}\n{"step": 1}\n[1]\n{"step": "1", "kind": "train"}\n\xff\n\0\0\n'
     path.write_bytes(b'{"step": 1, "kind": "train"}\n' + damaged + b'{"step": 2, "kind": "train"}\n{"step": 3, "ki')
     log = MetricsLog(path, resume_step=1)
     log.write({"step": 2, "kind": "train"})
