@@ -5,9 +5,8 @@ import functools
 import jax
 import numpy as np
 
-from spectran_jax import data
 from spectran_jax.training import partitioning
-from spectran_jax.training.feed import row_reader
+from spectran_jax.training.feed import training_batches
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import prepare
 
@@ -21,13 +20,7 @@ class Run:
     def __init__(self, config):
         self.setup = prepare(config)
         self.programs = build_programs(self.setup, 100)
-        self.batches = data.train_iterator(
-            self.setup.split.train,
-            self.setup.plan,
-            seed=config.training.seed,
-            epochs=9,
-            extend=row_reader(self.setup),
-        )
+        self.batches = training_batches(self.setup, 9)
 
     @functools.cached_property
     def frozen(self):

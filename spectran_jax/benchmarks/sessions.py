@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from spectran_jax import data
 from spectran_jax.benchmarks.rows import Settings
 from spectran_jax.config import Config
 from spectran_jax.metrics import metrics_from_ranks
 from spectran_jax.synthetic import bare_spectrum, random_histories, training_setup
 from spectran_jax.training import partitioning
-from spectran_jax.training.feed import Feed, row_reader
+from spectran_jax.training.feed import Feed, training_batches
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.setup import Setup
@@ -73,18 +72,6 @@ def synthetic(
     return training_setup(config.replace(**options), items, histories, spectrum)
 
 
-def batches_of(setup: Setup, epochs: int = MANY_EPOCHS) -> data.TrainIterator:
-    """The iterator of a training run."""
-    return data.train_iterator(
-        setup.split.train,
-        setup.plan,
-        seed=setup.config.training.seed,
-        epochs=epochs,
-        share=setup.share,
-        extend=row_reader(setup),
-    )
-
-
 def needed_bytes(compiled: Any) -> int:
     """Of a compiled program: arguments, temporaries and what it does not write in place."""
     m = compiled.memory_analysis()
@@ -100,7 +87,7 @@ class Steps:
         self.programs = build_programs(setup, 1_000_000)
         self.frozen = setup.place()
         self.state = self.programs.init()
-        iterator = batches_of(setup)
+        iterator = training_batches(setup, MANY_EPOCHS)
         count = batches or setup.plan.steps_per_epoch
         self.batches = [partitioning.put_batch(setup.mesh, next(iterator)) for _ in range(count)]
         self.update: Any = self.programs.train_step
@@ -132,7 +119,7 @@ class Epochs:
         self.state = self.programs.init()
         self.step = 0
         self.feed = Feed(
-            batches_of(setup, epochs), setup.mesh, Phases(), step=0, steps_at=lambda at: min(1, self.total - at)
+            training_batches(setup, epochs), setup.mesh, Phases(), step=0, steps_at=lambda at: min(1, self.total - at)
         )
 
     def __call__(self) -> float:

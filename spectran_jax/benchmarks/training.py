@@ -13,8 +13,9 @@ import numpy as np
 
 from spectran_jax.benchmarks import flops, peers
 from spectran_jax.benchmarks.rows import Measured, Settings, bar
-from spectran_jax.benchmarks.sessions import Epochs, Steps, batches_of, dataset_config
+from spectran_jax.benchmarks.sessions import Epochs, Steps, dataset_config
 from spectran_jax.benchmarks.timing import alternate, in_turn
+from spectran_jax.training.feed import training_batches
 from spectran_jax.training.setup import Setup, prepare
 from spectran_jax.training.step import run_keys, step_keys, touched_items
 
@@ -94,7 +95,7 @@ _register_peers()
 def packing_fill(settings: Settings) -> Measured:
     """The plan's own count, checked against the masks of an epoch."""
     setup = prepare(dataset_config(settings, "beauty"))
-    iterator = batches_of(setup, 1)
+    iterator = training_batches(setup, 1)
     masks = [next(iterator).layout.mask for _ in range(setup.plan.steps_per_epoch)]
     counted = float(np.mean(masks))
     return Measured(ratio=counted, ours=counted, note=f"the plan says {setup.plan.fill:.4f}")
@@ -160,7 +161,7 @@ def distinct_items(setup: Setup) -> float:
         ids = sampler.draw(step_keys(key, step).negatives, arrays, targets=targets, weight=batch.weight())
         return touched_items(batch, ids, size)
 
-    iterator, counts = batches_of(setup, 1), []
+    iterator, counts = training_batches(setup, 1), []
     for step in range(setup.plan.steps_per_epoch):
         ids = np.unique(np.asarray(drawn(step, setup.frozen.sampler, next(iterator))))
         counts.append(np.count_nonzero(ids < size))

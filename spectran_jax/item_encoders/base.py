@@ -7,6 +7,7 @@ collection "frozen", never from parameters or captured constants. Auxiliary loss
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -103,6 +104,11 @@ class ItemEncoder(nn.Module, kw_only=True):
         """
         made = cls.frozen(new, config)
         return {name: made[name] for name in cls.item_arrays}
+
+    @classmethod
+    def one_row(cls, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The frozen arrays with a row of zeros where they have one an item: initial values depend on no item's."""
+        return {name: np.zeros_like(x[:1]) if name in cls.item_arrays else x for name, x in arrays.items()}
 
     def rows(self, ids: Int[Array, "*b"] | None) -> Rows:
         """The rows of parameters and frozen arrays that `encode` needs: of `ids`, or of all items for None.

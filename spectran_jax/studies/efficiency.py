@@ -51,10 +51,9 @@ def adapter_parameters(config: Config, *, items: int, width: int) -> int:
     spectrum = bare_spectrum(u, np.linspace(1, 0.1, rank, dtype=np.float32), width)
     source = ItemSource(num_items=items, counts=np.ones(items, np.int32), spectrum=spectrum)
     encoder, frozen = item_encoders.build(config.encoder, source)
-    one_row = {name: np.zeros_like(a[:1]) if name in encoder.item_arrays else a for name, a in frozen.items()}
 
     def init() -> Any:
-        variables = {"frozen": one_row}
+        variables = {"frozen": encoder.one_row(frozen)}
         _, made = encoder.apply(
             variables, np.zeros(1, np.int32), rngs={"params": jax.random.key(0)}, mutable=["params"]
         )

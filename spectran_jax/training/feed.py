@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectran_jax.data.pipeline import TrainIterator
+from spectran_jax.data.pipeline import TrainIterator, train_iterator
 from spectran_jax.layout import ItemRows, TrainBatch
 from spectran_jax.training import catalogue, partitioning
 from spectran_jax.training.phases import Phases
@@ -76,6 +76,19 @@ class Feed:
         with self._phases("transfer"):
             self._ready.append(Dispatch(steps, partitioning.put_batch(self._mesh, batch, steps=steps > 1), state))
         self._step += steps
+
+
+def training_batches(setup: Setup, epochs: int | None = None) -> TrainIterator:
+    """The batches of a run, from its first on; of `--epochs` epochs unless told otherwise."""
+    training = setup.config.training
+    return train_iterator(
+        setup.split.train,
+        setup.plan,
+        seed=training.seed,
+        epochs=training.epochs if epochs is None else epochs,
+        share=setup.share,
+        extend=row_reader(setup),
+    )
 
 
 def row_reader(setup: Setup) -> Callable[[int, TrainBatch], TrainBatch] | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from spectran_jax import data
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.progress import TrainingProgress
 from spectran_jax.signals import StopRequest
@@ -18,7 +17,7 @@ from spectran_jax.training import consensus, memory
 from spectran_jax.training.checkpoints import Checkpoints
 from spectran_jax.training.cluster import Cluster
 from spectran_jax.training.engine import Record, Run, watch
-from spectran_jax.training.feed import Feed, row_reader
+from spectran_jax.training.feed import Feed, training_batches
 from spectran_jax.training.phases import Phases
 from spectran_jax.training.profile import Profile
 from spectran_jax.training.programs import Programs, build_programs
@@ -130,15 +129,7 @@ def train(
 
 def start(setup: Setup, workdir: Path, cluster: Cluster) -> Run:
     """What a run works with, compiled where it must be, and its first state or the one to resume from."""
-    config = setup.config
-    batches = data.train_iterator(
-        setup.split.train,
-        setup.plan,
-        seed=config.training.seed,
-        epochs=config.training.epochs,
-        share=setup.share,
-        extend=row_reader(setup),
-    )
+    config, batches = setup.config, training_batches(setup)
     total = total_steps(config, batches.steps_per_epoch)
     valid = setup.eval_batches(setup.split.valid)
     programs = build_programs(setup, total)

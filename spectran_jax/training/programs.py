@@ -71,11 +71,7 @@ def build_programs(setup: Setup, total_steps: int) -> Programs:
     )
     optimizer = _of_first_copy(optimizer, mesh, names if setup.access.cut else ())
     schedule = optimizers.learning_rate_schedule(config.optimizer, total_steps)
-    # Initial values depend on no item's rows, so one row of each array is enough, and nothing large is captured.
-    one_row = {
-        name: np.zeros_like(array[:1]) if name in model.item_encoder.item_arrays else array
-        for name, array in (setup.frozen.item_encoder | setup.host_arrays).items()
-    }
+    one_row = model.item_encoder.one_row(setup.frozen.item_encoder | setup.host_arrays)  # nothing large is captured
 
     def init() -> TrainState:
         dtype = DTYPES[config.encoder.table_dtype]

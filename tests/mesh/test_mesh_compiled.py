@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from spectran_jax.benchmarks.sessions import batches_of, synthetic
+from spectran_jax.benchmarks.sessions import synthetic
 from spectran_jax.planning import hlo
 from spectran_jax.planning.schedule import collectives, schedule
 from spectran_jax.training import partitioning
+from spectran_jax.training.feed import training_batches
 from spectran_jax.training.programs import build_programs
 
 SMALL, LARGE = 10_000, 1_000_000
@@ -35,7 +36,7 @@ def compiled(items: int, **options):
     every_other = setup.objective.sampler.arrays(np.arange(items) % 2)  # what is drawn: the rest is cold
     setup = dataclasses.replace(setup, frozen=setup.frozen._replace(sampler=every_other))
     programs = build_programs(setup, 100)
-    batch = next(batches_of(setup))
+    batch = next(training_batches(setup))
     shapes = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         batch,

@@ -7,8 +7,9 @@ import jax
 import pytest
 from compilation import AS_USERS_DO
 
-from spectran_jax.benchmarks.sessions import batches_of, synthetic
+from spectran_jax.benchmarks.sessions import synthetic
 from spectran_jax.training import partitioning
+from spectran_jax.training.feed import training_batches
 from spectran_jax.training.programs import build_programs
 
 OPTIONS = {
@@ -33,7 +34,7 @@ def compiled(items: int, steps: int, **options):
     setup = synthetic(items, **OPTIONS, **options)
     programs = build_programs(setup, 100)
     program, lead = (programs.train_step, ()) if steps == 1 else (programs.train_steps, (steps,))
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), next(batches_of(setup)))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), next(training_batches(setup)))
     return program.lower(programs.state, setup.abstract(), batch).compile(AS_USERS_DO)
 
 
