@@ -6,17 +6,19 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from spectran_jax.data import EvalBatches
 from spectran_jax.digest import json_digest
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import EvalBatch
 from spectran_jax.metrics import KS, metrics_by_popularity, metrics_from_ranks, recommendation_metrics
+from spectran_jax.training.partitioning import put_batch
 
 __all__ = [
     "RULES",
@@ -37,27 +39,24 @@ RULES: dict[str, Any] = {"candidates": "whole catalogue", "ties": "pessimistic",
 
 def evaluate(
     rank_step: Callable[[EvalBatch], Int[jax.Array, "B"]],
-    batches: Iterable[EvalBatch],
-    *,
-    put: Callable[[EvalBatch], EvalBatch],
+    batches: EvalBatches,
+    mesh: jax.sharding.Mesh,
     progress: Callable[[int], None] | None = None,
-    users: Iterable[Int[np.ndarray, "B"]] | None = None,
 ) -> Int[np.ndarray, "U"]:
     """Ranks of all targets, int32, in the order of the batches' rows; rows of user -1 are dropped.
 
     Args:
       rank_step: a jitted function from a batch on the device to 0-based ranks, -1 where a score is not finite (see
         `ranking.rank_targets`).
-      batches: NumPy batches, all of one shape.
-      put: copies a batch to the device, explicitly.
+      batches: NumPy batches, of which this process has its rows.
+      mesh: where they go.
       progress: called with the number of batches done, now and then.
-      users: as in `per_user`.
 
     Raises:
       RunError: where the scores of a user are not finite.
       InputError: where the batches hold no user.
     """
-    numbers, ranks = per_user(rank_step, batches, put=put, progress=progress, users=users)
+    numbers, ranks = per_user(rank_step, batches, mesh, progress)
     broken = numbers[ranks < 0]
     if len(broken):
         raise RunError(
@@ -70,12 +69,11 @@ def evaluate(
 
 def per_user(
     step: Callable[[EvalBatch], Any],
-    batches: Iterable[EvalBatch],
-    *,
-    put: Callable[[EvalBatch], EvalBatch],
+    batches: EvalBatches,
+    mesh: jax.sharding.Mesh,
     progress: Callable[[int], None] | None = None,
+    *,
     fetch_every: int = FETCH_EVERY,
-    users: Iterable[Int[np.ndarray, "B"]] | None = None,
 ) -> tuple[Int[np.ndarray, "U"], Any]:
     """Runs `step` on every batch; returns the users and, for each of them, what `step` gave, as NumPy.
 
@@ -84,11 +82,10 @@ def per_user(
 
     Args:
       step: a jitted function from a batch on the device to an array, or a pytree of arrays, of B rows.
-      batches: NumPy batches, all of one shape.
-      put: copies a batch to the device, explicitly.
+      batches: NumPy batches, of which this process has its rows.
+      mesh: where they go.
       progress: called with the number of batches done, now and then.
       fetch_every: batches fetched together; few where a batch takes long.
-      users: of each batch over all processes, where `batches` holds the rows of this one; else those of the batches.
 
     Returns:
       int32 users, and the same pytree as `step` gives with one row a user; both in the order of the batches' rows,
@@ -112,12 +109,10 @@ def per_user(
         if progress is not None:
             progress(done)
 
-    everywhere = None if users is None else iter(users)
-    for batch in batches:
-        numbers = np.asarray(batch.user if everywhere is None else next(everywhere))
-        real = numbers >= 0
-        found.append(numbers[real])
-        pending.append((real, step(put(batch))))
+    for batch, users in zip(batches, batches.users(), strict=True):
+        real = users >= 0
+        found.append(users[real])
+        pending.append((real, step(put_batch(mesh, batch))))
         if len(pending) == 2 * fetch_every:
             fetch()
     while pending:

@@ -97,3 +97,8 @@ class EvalBatch(NamedTuple):
     """int32 index of the user; -1 on rows that fill up the last batch."""
     seen: Int[Array, "B S"]
     """int32 dense ids of the whole history (for the filter of seen items), padded with -1."""
+
+    @property
+    def left_out(self) -> Int[Array, "B S"] | None:
+        """`seen`, or None where nothing is filtered."""
+        return self.seen if self.seen.shape[1] else None

@@ -65,7 +65,7 @@ def recommend(
     if not 1 <= k <= items:
         raise InputError(f"--k must be between 1 and the {items} items of the catalogue, got {k}.")
     check_recall(recall, "--recall")
-    best = _best_step(setup.model, setup.access, k, filter_seen, recall)
+    best = _best_step(setup.model, setup.access, k, recall)
     scores, ids = _of_histories(setup, best, params, histories, table, filter_seen=filter_seen)
     _check_finite(scores)
     return scores, ids
@@ -103,14 +103,11 @@ def _states_step(model: Recommender, access: Access) -> Callable[..., Any]:
 
 
 @functools.lru_cache(_KEPT)
-def _best_step(
-    model: Recommender, access: Access, k: int, filter_seen: bool, recall: float | None
-) -> Callable[..., Any]:
+def _best_step(model: Recommender, access: Access, k: int, recall: float | None) -> Callable[..., Any]:
     last_states = make_last_states(model, access)
 
     def best(params: Params, table: ItemTable, batch: EvalBatch) -> Any:
-        seen = batch.seen if filter_seen else None
-        return access.top_k(table, last_states(params, table, batch), k, seen, recall)
+        return access.top_k(table, last_states(params, table, batch), k, batch.left_out, recall)
 
     return jax.jit(best, out_shardings=partitioning.replicated(access.mesh))
 
@@ -141,12 +138,7 @@ def _of_histories(
     batches = setup.eval_batches(targets, filter_seen=filter_seen)
     with task("Going through the histories", len(batches)) as progress:
         _, found = evaluation.per_user(
-            lambda batch: step(params, table, batch),
-            batches,
-            put=lambda batch: partitioning.put_batch(setup.mesh, batch),
-            progress=progress,
-            fetch_every=FETCH_EVERY,
-            users=batches.users(),
+            lambda batch: step(params, table, batch), batches, setup.mesh, progress, fetch_every=FETCH_EVERY
         )
     return found
 

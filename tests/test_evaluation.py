@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
 from spectran_jax import evaluation
+from spectran_jax.data import EvalBatches, Histories, Targets
 from spectran_jax.digest import json_digest, params_digest
 from spectran_jax.errors import InputError, RunError
-from spectran_jax.layout import EvalBatch, SequenceLayout
 from spectran_jax.metrics import (
     metrics_by_popularity,
     metrics_from_ranks,
@@ -148,35 +149,34 @@ def model():
     )
 
 
+@pytest.fixture
+def mesh():
+    return Mesh(np.asarray(jax.devices()[:1]), ("data",))
+
+
 def batches(model, size=BATCH):
-    """Row b of a batch carries its user's number in `last`, so that a step can look up the state."""
-    for start in range(0, USERS, size):
-        rows = np.arange(start, min(start + size, USERS))
-        fill = size - len(rows)
-        zeros = np.zeros((size, LENGTH), np.int32)
-        yield EvalBatch(
-            item_ids=zeros,
-            layout=SequenceLayout(zeros > 0, zeros, zeros, None),
-            last=np.pad(rows, (0, fill)).astype(np.int32),
-            targets=np.pad(model.targets[rows], (0, fill)),
-            user=np.pad(model.numbers[rows], (0, fill), constant_values=-1),
-            seen=np.zeros((size, 0), np.int32),
-        )
+    """The history of a user is one item, the number of the row of their state."""
+    histories = Histories.from_lists([[row] for row in range(len(model.numbers))])
+    return EvalBatches(Targets(histories, model.targets, model.numbers), max_length=LENGTH, batch_size=size)
+
+
+def states_of(states, batch):
+    return states[batch.item_ids[:, 0]]
 
 
 def rank_step(model):
     states, table = jax.device_put((model.states, model.table))
-    return jax.jit(lambda batch: rank_targets(states[batch.last], table, batch.targets))
+    return jax.jit(lambda batch: rank_targets(states_of(states, batch), table, batch.targets))
 
 
 @pytest.mark.parametrize("size", [2, 7, 45, 64])
-def test_every_user_gets_the_rank_that_brute_force_gives(model, size):
+def test_every_user_gets_the_rank_that_brute_force_gives(model, mesh, size):
     scores = model.states.astype(np.float64) @ model.table.T
     expected = (scores >= scores[np.arange(USERS), model.targets][:, None]).sum(axis=1) - 1
     done = []
     step = rank_step(model)
     with jax.transfer_guard("disallow"):
-        ranks = evaluation.evaluate(step, batches(model, size), put=jax.device_put, progress=done.append)
+        ranks = evaluation.evaluate(step, batches(model, size), mesh, done.append)
     assert type(ranks) is np.ndarray
     assert ranks.dtype == np.int32
     np.testing.assert_array_equal(ranks, expected)
@@ -184,17 +184,17 @@ def test_every_user_gets_the_rank_that_brute_force_gives(model, size):
     assert done == sorted(set(done))
 
 
-def test_results_are_fetched_many_batches_at_a_time(model, monkeypatch):
+def test_results_are_fetched_many_batches_at_a_time(model, mesh, monkeypatch):
     """Results wait on the device: no batch waits for the one before it."""
     fetched = []
     get = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(len(tree)) or get(tree))
-    evaluation.evaluate(rank_step(model), batches(model), put=jax.device_put)
+    evaluation.evaluate(rank_step(model), batches(model), mesh)
     assert fetched == [16, 7]
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
-def test_batches_are_under_way_while_results_are_fetched(model, monkeypatch, every):
+def test_batches_are_under_way_while_results_are_fetched(model, mesh, monkeypatch, every):
     started, fetched, done = [], [], []
     get = jax.device_get
 
@@ -207,8 +207,8 @@ def test_batches_are_under_way_while_results_are_fetched(model, monkeypatch, eve
     users, _ = evaluation.per_user(
         lambda batch: started.append(0) or step(batch),
         batches(model, 5),  # nine
-        put=jax.device_put,
-        progress=done.append,
+        mesh,
+        done.append,
         fetch_every=every,
     )
     np.testing.assert_array_equal(users, model.numbers)
@@ -217,26 +217,27 @@ def test_batches_are_under_way_while_results_are_fetched(model, monkeypatch, eve
     assert done == np.cumsum([count for _, count in fetched]).tolist()
 
 
-def test_nan_scores_are_an_error_that_names_the_user(model):
+def test_nan_scores_are_an_error_that_names_the_user(model, mesh):
     model.states[[4, 9]] = np.nan
     with pytest.raises(RunError, match=r"The scores of 2 of 45 users are not finite, the first of them user number 22"):
-        evaluation.evaluate(rank_step(model), batches(model), put=jax.device_put)
+        evaluation.evaluate(rank_step(model), batches(model), mesh)
 
 
-def test_nan_on_a_row_that_fills_up_is_no_error(model):
+def test_nan_on_a_row_that_fills_up_is_no_error(model, mesh):
     step = jax.jit(lambda batch: jnp.where(batch.user < 0, -1, 3))
-    np.testing.assert_array_equal(evaluation.evaluate(step, batches(model), put=jax.device_put), 3)
+    np.testing.assert_array_equal(evaluation.evaluate(step, batches(model), mesh), 3)
 
 
-def test_no_users():
+def test_no_users(model, mesh):
+    nobody = batches(model._replace(targets=model.targets[:0], numbers=model.numbers[:0]))
     with pytest.raises(InputError, match="no user to evaluate"):
-        evaluation.evaluate(lambda batch: batch.user, [], put=jax.device_put)
+        evaluation.evaluate(lambda batch: batch.user, nobody, mesh)
 
 
-def test_any_result_can_be_gathered(model):
+def test_any_result_can_be_gathered(model, mesh):
     states, table = jax.device_put((model.states, model.table))
-    step = jax.jit(lambda batch: {"top": top_k(states[batch.last], table, 4), "user": batch.user})
-    users, result = evaluation.per_user(step, batches(model, 7), put=jax.device_put)
+    step = jax.jit(lambda batch: {"top": top_k(states_of(states, batch), table, 4), "user": batch.user})
+    users, result = evaluation.per_user(step, batches(model, 7), mesh)
     np.testing.assert_array_equal(users, model.numbers)
     np.testing.assert_array_equal(result["user"], model.numbers)
     expected = np.argsort(-(model.states.astype(np.float64) @ model.table.T), axis=1)[:, :4]

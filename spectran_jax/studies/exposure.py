@@ -68,7 +68,6 @@ def exposures(folder: Path, digest: str) -> list[Exposure]:
 def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
     from spectran_jax import evaluation
     from spectran_jax.recommend import not_finite
-    from spectran_jax.training import partitioning
     from spectran_jax.training.programs import build_table
     from spectran_jax.training.summary import rank_arrays
 
@@ -82,11 +81,7 @@ def _of_best(folder: Path, digest: str) -> dict[str, np.ndarray]:
         batches, step = setup.eval_batches(targets), _step_of(setup, lists=split == "test")
         with task(f"Ranking the targets of {split}", len(batches)) as progress:
             _, (ranks, *lists) = evaluation.per_user(
-                functools.partial(step, params, table, cold),
-                batches,
-                put=lambda batch: partitioning.put_batch(setup.mesh, batch),
-                progress=progress,
-                users=batches.users(),
+                functools.partial(step, params, table, cold), batches, setup.mesh, progress
             )
         if (ranks < 0).any():
             raise not_finite()
@@ -109,14 +104,13 @@ def _step_of(setup: Setup, lists: bool) -> Callable[..., Any]:
 
     def step(params: Any, table: ItemTable, cold: Bool[jax.Array, "N"], batch: EvalBatch) -> Any:
         states = last_states(params, table, batch)
-        seen = batch.seen if batch.seen.shape[1] else None
 
         def at(factor: jax.Array) -> Any:
             scaled = table.with_scores_times(jnp.where(cold, factor, 1.0))
-            ranks = access.ranks(scaled, states, batch.targets, seen)
+            ranks = access.ranks(scaled, states, batch.targets, batch.left_out)
             if not lists:
                 return (ranks,)
-            _, ids = access.top_k(scaled, states, length, seen, None)
+            _, ids = access.top_k(scaled, states, length, batch.left_out, None)
             listed = ids >= 0
             return ranks, (listed & cold[ids]).sum(axis=1), listed.sum(axis=1)
 

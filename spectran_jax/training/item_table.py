@@ -118,8 +118,7 @@ def make_rank_step(model: Recommender, access: Access) -> Callable[[Params, Item
     last_states = make_last_states(model, access)
 
     def rank_step(params: Params, table: ItemTable, batch: EvalBatch) -> Int[jax.Array, "B"]:
-        seen = batch.seen if batch.seen.shape[1] else None
-        return access.ranks(table, last_states(params, table, batch), batch.targets, seen)
+        return access.ranks(table, last_states(params, table, batch), batch.targets, batch.left_out)
 
     return rank_step
 

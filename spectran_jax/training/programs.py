@@ -53,13 +53,7 @@ class Programs:
         self, params: Any, table: ItemTable, batches: EvalBatches, progress: Callable[[int], None] | None = None
     ) -> Int[np.ndarray, "U"]:
         """0-based ranks of all targets, int32, in the order of the targets."""
-        return evaluation.evaluate(
-            lambda batch: self.rank_step(params, table, batch),
-            batches,
-            put=lambda batch: partitioning.put_batch(self.mesh, batch),
-            progress=progress,
-            users=batches.users(),
-        )
+        return evaluation.evaluate(lambda batch: self.rank_step(params, table, batch), batches, self.mesh, progress)
 
 
 def build_programs(setup: Setup, total_steps: int) -> Programs:
