@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from spectran_jax.errors import InputError
+from spectran_jax.report import words
 from spectran_jax.report.figures import Plot
 from spectran_jax.studies import courses
 from spectran_jax.studies.curves import Series, lines
@@ -69,7 +70,8 @@ def result(grid: Grid, command: str) -> Result:
             encoder: [o.metrics["train"]["best_step"] for o in grid.ok(dataset, encoder).values() if o.metrics]
             for encoder in read_here
         }
-        plots += [spectrum_plot(dataset, read_here, best_steps), rank_plot(dataset, read_here)]
+        plots.append(spectrum_plot(dataset, read_here, best_steps))
+        plots += [course_plot(dataset, measure, read_here) for measure in ("effective_rank", "information_abundance")]
     return Result("Collapse of item vectors", [table], plots, TEXT, command)
 
 
@@ -104,19 +106,19 @@ def spectrum_plot(dataset: str, histories: dict[str, list[Any]], best_steps: dic
     )
 
 
-def rank_plot(dataset: str, histories: dict[str, list[Any]]) -> Plot:
-    """The effective rank through training, averaged over seeds."""
+def course_plot(dataset: str, measure: str, histories: dict[str, list[Any]]) -> Plot:
+    """One measure of `Collapse` through training, averaged over seeds."""
     series = {}
     for encoder, found in histories.items():
-        ranked = [[{**line, "rank": collapse(line[KEY]).effective_rank} for line in h if KEY in line] for h in found]
-        steps, ranks = courses.mean_course(ranked, "rank")
-        series[encoder] = Series(steps.tolist(), ranks.tolist())
+        read = [[{**line, measure: getattr(collapse(line[KEY]), measure)} for line in h if KEY in line] for h in found]
+        steps, values = courses.mean_course(read, measure)
+        series[encoder] = Series(steps.tolist(), values.tolist())
     return lines(
-        f"rank-{dataset}",
-        f"Effective rank through training, {dataset}",
-        "Of the centred item vectors, mean over seeds.",
+        f"{measure.replace('_', '-')}-{dataset}",
+        f"{words.label(measure)} through training, {dataset}",
+        f"Of the centred item vectors, mean over seeds, {courses.SHARED}.",
         series,
         xlabel="Step",
-        ylabel="Effective rank",
+        ylabel=words.label(measure),
         markers=False,
     )

@@ -14,6 +14,9 @@ from spectran_jax.training.workdir import read_log
 
 History = Sequence[Mapping[str, Any]]
 
+SHARED = "up to the last step that all of them came to"
+"""How far a `mean_course` goes."""
+
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, as `read_log` takes them.

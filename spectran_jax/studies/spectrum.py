@@ -101,7 +101,8 @@ def _plots(dataset: str, adapter: Adapter, histories: list[list[dict[str, Any]]]
             f"energy-{dataset}",
             f"Energy of W through training, {dataset}",
             f"By component, from the largest singular value on, {energy_bin_width(rank)} a bin. Stronger is more; the "
-            "dashed line is where SVD stops. Validations are evenly spaced, whatever the steps between them.",
+            f"dashed line is where SVD stops. Mean over seeds, {courses.SHARED}; validations are evenly spaced, "
+            "whatever the steps between them.",
             steps.tolist(),
             energy,
             energy_bin_width(rank),
@@ -121,7 +122,8 @@ def _share_curves(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot:
     return lines(
         f"shares-{dataset}",
         f"Live attention and tail, {dataset}",
-        "The share of entries that Softshrink lets through, and of W's energy beyond the first d components.",
+        "The share of entries that Softshrink lets through, and of W's energy beyond the first d components; mean over "
+        f"seeds, {courses.SHARED}.",
         series,
         xlabel="Step",
         ylabel="Share, %",
@@ -138,7 +140,8 @@ def _taylor_curve(dataset: str, histories: list[list[dict[str, Any]]]) -> Plot |
     return lines(
         f"taylor-{dataset}",
         f"Taylor coefficients, {dataset}",
-        "They start at p = 1. With rows of W held at unit length only p against the attention counts.",
+        "They start at p = 1. With rows of W held at unit length only p against the attention counts. Mean over seeds, "
+        f"{courses.SHARED}.",
         {f"c_{j}": Series(steps.tolist(), values[:, j].tolist()) for j in range(values.shape[1])},
         xlabel="Step",
         ylabel="Coefficient",

@@ -191,7 +191,7 @@ def test_collapse_reads_the_step_that_validation_chose(study, trained):
     assert float(rows[1]["Top direction"]) == pytest.approx((1 + 1 / D) / 2)
     assert [row["Text rank"] for row in rows[:2]] == ["", "2.0"]
     assert [row["Text abundance"] for row in rows[:2]] == ["", "2.0"]
-    assert len(result.figures) == 4
+    assert len(result.figures) == 6
 
 
 def test_a_start_that_was_lost_is_not_taken_from_the_first_validation(study, monkeypatch):
