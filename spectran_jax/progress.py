@@ -239,7 +239,9 @@ class TrainingProgress:
             bar.start()
         else:
             begun = f"Training: step {self._step:,} of at most {self._total:,}"
-            print_line(self.console, f"{begun}, {words.count(self._steps_per_epoch, 'step')} an epoch")
+            each = words.count(self._steps_per_epoch, "step")
+            compiling = "; the first is compiled before" * (self._step < self._total)
+            print_line(self.console, f"{begun}, {each} an epoch{compiling}")
         return self
 
     def __exit__(

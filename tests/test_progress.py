@@ -41,7 +41,7 @@ def test_training_prints_lines_at_a_bounded_pace():
             clock.now += 0.1  # 50 s in all
             progress.update(step, loss=2.0, examples_per_second=5123.4)
     shown = lines(console)
-    assert shown[0] == "Training: step 0 of at most 1,000, 100 steps an epoch"
+    assert shown[0] == "Training: step 0 of at most 1,000, 100 steps an epoch; the first is compiled before"
     assert 5 <= len(shown) <= 7
     assert all("loss 2.0000, 5,123 examples/s" in line for line in shown[1:])
     assert shown[-1].startswith("step 500/1,000, epoch 5.0/10, ")

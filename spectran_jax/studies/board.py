@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from spectran_jax.progress import duration, print_line, stderr_console
+from spectran_jax.report import words
 
 
 class Board:
@@ -57,6 +58,8 @@ class Board:
             self._bar.start()
         elif self._untimed:
             self._line(f"{self._description}: {self._untimed} of {self._total} are there already")
+        else:
+            self._line(f"{self._description}: {words.count(self._total, 'run')}")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -94,6 +94,8 @@ class Run:
     record: Record
     pending: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)
     """Metrics of dispatches that were not fetched yet."""
+    compiled: set[int] = dataclasses.field(default_factory=set)
+    """Numbers of steps of the dispatches so far: the first of each is compiled."""
 
     @property
     def epoch(self) -> float:
@@ -113,9 +115,10 @@ class Run:
     def dispatch(self, feed: Feed) -> dict[str, jax.Array]:
         """Starts the next updates, one or several, and gives their metrics, which may take a while to come."""
         dispatch = feed.take()
-        with self.phases("step"):
+        with self.phases("step" if dispatch.steps in self.compiled else "compilation"):
             update = self.programs.train_step if dispatch.steps == 1 else self.programs.train_steps
             self.state, metrics = update(self.state, self.frozen, dispatch.batch)
+        self.compiled.add(dispatch.steps)
         self.step += dispatch.steps
         self.record.data = dispatch.state
         self.pending.append(metrics)

@@ -19,7 +19,7 @@ from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
 from spectran_jax.progress import print_line, quiet, stderr_console
 from spectran_jax.ranks import read_ranks
-from spectran_jax.report import metrics_table, parameter_table, phase_table
+from spectran_jax.report import metrics_table, parameter_table, phase_table, words
 from spectran_jax.report.terminal import print_table
 from spectran_jax.signals import StopRequest
 from spectran_jax.training import consensus, loop, partitioning, run_report, summary
@@ -75,6 +75,10 @@ def train_and_report(config: Config, workdir: Path | None, options: ClusterOptio
             setup = dataclasses.replace(setup, config=config.replace(evaluate=sets))
             metrics = _run(setup, workdir, stop, phases, cluster)
         elif cluster.is_first:
+            steps = words.count(metrics["train"]["steps"], "step")
+            print_line(
+                stderr_console(), f"The run in {workdir} has ended before, after {steps}: nothing is left to do."
+            )
             metrics = _with_files_as_named(workdir, metrics, config)
         if cluster.is_first:
             if Config.from_dict(metrics["config"]).training.evaluate != config.training.evaluate:

@@ -278,7 +278,10 @@ def test_bad_jobs_start_nothing(tmp_path, names, parallel, message):
 
 def test_the_time_left_is_that_of_the_mean_run():
     now = [0.0]
-    board = Board("Runs", 7, 1, 2, console=Console(file=io.StringIO(), width=200), clock=lambda: now[0])
+    console = Console(file=io.StringIO(), width=200)
+    with Board("Runs", 7, 0, 2, console=console):
+        assert console.file.getvalue() == "Runs: 7 runs\n"  # said at once: the first may take minutes
+    board = Board("Runs", 7, 1, 2, console=console, clock=lambda: now[0])
     with board:
         for name in "ab":
             board.started(name)

@@ -240,7 +240,7 @@ def test_a_profile_is_a_trace_that_perfetto_and_xprof_open(tiny_config, tmp_path
     assert any("train_step" in event.get("name", "") for event in events)
     # And the time of any run is told by phase.
     told = capsys.readouterr().err
-    for phase in ("set-up", "input", "transfer", "step", "evaluation", "checkpoint", "Total"):
+    for phase in ("set-up", "input", "transfer", "compilation", "step", "evaluation", "checkpoint", "Total"):
         assert phase in told
 
 

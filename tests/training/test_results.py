@@ -141,7 +141,9 @@ def test_a_run_that_has_read_more_than_is_asked_keeps_it(config, run, capsys):
     before = results(run)
     train(config.replace(evaluate="valid"), run)
     assert results(run) == before
-    assert "keeps its results of validation and test" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "keeps its results of validation and test" in told
+    assert f"The run in {run} has ended before, after " in told
     # Also where something of it has to be made again, and where the sets are read one after the other.
     (run / "ranks.npz").unlink()
     train(config.replace(evaluate="valid"), run)
