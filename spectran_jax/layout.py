@@ -30,6 +30,9 @@ class SequenceLayout(NamedTuple):
     """True where the backbone puts its mask token in the item's place; None for a backbone without one."""
     row: Int[Array, "B"] | None = None
     """int32 number of each row in the global batch, where the arrays are a part of it; else None."""
+    user: Int[Array, "B L"] | None = None
+    """int32; whose history it is, of a training batch in which several may be one user's (beginnings of it); else None.
+    0 on padding."""
 
     def last_positions(self) -> Bool[jax.Array, "B L"]:
         """True at the last position of each history."""

@@ -9,6 +9,7 @@ processes or devices; a process takes its slice of the rows of a batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -55,6 +56,11 @@ class Plan:
     def num_rows(self) -> int:
         """Rows that hold a sequence."""
         return len(self.row_offsets) - 1
+
+    @functools.cached_property
+    def has_beginnings(self) -> bool:
+        """Whether a user may have several sequences."""
+        return bool(self.behind.any())
 
     @property
     def positions(self) -> int:

@@ -78,7 +78,8 @@ class TrainBatches:
                 self._seed, number, users, behind, lengths, plan.slot_supervised[slots], plan.slot_last_only[slots]
             )
             item_ids, targets, supervised = place(np.where(hidden, 0, items)), place(items), place(hidden, np.bool_)
-            layout = layout._replace(hidden=supervised)
+            whose = place(np.repeat(users, lengths)) if plan.has_beginnings else None
+            layout = layout._replace(hidden=supervised, user=whose)
         return TrainBatch(item_ids, targets, layout, supervised=self._supervised(np.asarray(supervised)))
 
     def _supervised(self, where: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "G T"]:

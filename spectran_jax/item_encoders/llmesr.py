@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from spectran_jax.adapter import component_weights
 from spectran_jax.backbones.layers import LayerNorm, attention, causal_mask, history_mask
@@ -45,10 +45,12 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
     against it at every scale. One backbone reads both views at once; in the paper it reads one after the other.
     Text is u diag(sigma), the centred text rotated, and the adapter has `--adapter_width` hidden units. The paper
     embeds a user's history by a prompt and searches all users; here a history's text is the mean of its items', in the
-    first d / 2 principal components, and the ten most similar users are those of the batch, among 1,024 at most. States
-    are compared at unit length, squared distances summed over dimensions, so that `--alignment_weight` means the same
-    for every d and score. The ID table starts at zero plus noise of `--id_scale` upon a frozen start, as in `llminit`,
-    the paper's PCA with `--spectral_power=1`; both views start at `--semantic_scale`. There is nothing to fuse.
+    first d / 2 principal components, and the ten most similar users are those of the batch, among 1,024 at most. Where
+    a backbone is trained on beginnings of histories, too (`--prefixes`), each of them learns and teaches like a history
+    of its own, but never from one of the same user. States are compared at unit length, squared distances summed over
+    dimensions, so that `--alignment_weight` means the same for every d and score. The ID table starts at zero plus
+    noise of `--id_scale` upon a frozen start, as in `llminit`, the paper's PCA with `--spectral_power=1`; both views
+    start at `--semantic_scale`. There is nothing to fuse.
     """
 
     width: int
@@ -142,8 +144,9 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
     def auxiliary(self, rows: Rows, view: StepView) -> dict[str, Float[Array, ""]]:
         """`distillation`: mean squared distance, over users, of their state to their teachers' mean, times its weight.
 
-        Histories that share a row are users of their own. The state of a user is that of the last position of the
-        history, or, of a backbone that hides positions, of the last hidden one: what predicts.
+        Histories that share a row are users of their own; those of one user (`layout.user`) do not teach each other.
+        The state of a user is that of the last position of the history, or, of a backbone that hides positions, of the
+        last hidden one: what predicts.
         """
         layout = view.layout
         mask, last = jnp.asarray(layout.mask).reshape(-1), layout.last_positions().reshape(-1)
@@ -155,7 +158,10 @@ class LlmEsrEncoder(IdEncoder, kw_only=True):
         states = normalize(view.states.reshape(len(last), -1)[jnp.maximum(at, 0)].astype(jnp.float32))
         text = self._components({"u": rows["u"][view.item_at.reshape(-1)]}, "weights")
         texts = jnp.zeros((size, text.shape[-1])).at[user].add(text, mode="drop")  # a cosine does not see the count
-        loss = distillation(states, texts, at >= 0)
+        owner = jnp.arange(size)
+        if layout.user is not None:
+            owner = owner.at[user].set(jnp.asarray(layout.user).reshape(-1), mode="drop")
+        loss = distillation(states, texts, owner, at >= 0)
         return {"distillation": self.alignment_weight * loss}
 
     def diagnostics(self) -> dict[str, Array]:
@@ -185,14 +191,15 @@ class CrossAttention(nn.Module):
 
 
 def distillation(
-    states: Float[Array, "k d"], texts: Float[Array, "k h"], present: Bool[Array, "k"]
+    states: Float[Array, "k d"], texts: Float[Array, "k h"], owner: Int[Array, "k"], present: Bool[Array, "k"]
 ) -> Float[Array, ""]:
     """Mean over the users present of |state - mean state of the most similar others|^2, gradients to the former alone.
 
-    Similar by the cosine of their texts, so that users without any are left out. A user alone has no teacher: 0.
+    Similar by the cosine of their texts, so that users without any are left out. Rows of one owner are one user's, and
+    no others to each other. A user alone has no teacher: 0.
     """
     unit, present = normalize(texts), present & jnp.any(texts != 0, axis=-1)
-    others = present & ~jnp.eye(len(present), dtype=bool)
+    others = present & (owner[:, None] != owner)
     similar, who = jax.lax.top_k(jnp.where(others, unit @ unit.T, -jnp.inf), min(_TEACHERS, len(present)))
     chosen = jnp.isfinite(similar).astype(states.dtype)
     total = jnp.einsum("kn,knd->kd", chosen, jax.lax.stop_gradient(states)[who])

@@ -116,7 +116,8 @@ class Job:
         shape = (plan.rows_per_step, plan.row_length)
         ids = np.broadcast_to(np.int32(0), shape)
         supervised = np.broadcast_to(np.int32(0), (plan.groups, plan.group_positions))
-        batch = TrainBatch(ids, ids, self._layout(shape), supervised)
+        layout = self._layout(shape)._replace(user=ids if plan.has_beginnings else None)
+        batch = TrainBatch(ids, ids, layout, supervised)
         return _with(batch, partitioning.batch_shardings(setup.mesh, batch))
 
     def eval_batch(self) -> EvalBatch:

@@ -64,6 +64,14 @@ def test_an_epoch_holds_every_sequence_with_its_number_of_items_hidden(histories
         assert len(real) == sum(sum(hidden) for _, hidden, _ in here) <= plan.group_positions
         assert sum(len(items) for items, _, _ in here) <= plan.step_items
         np.testing.assert_array_equal(batch.items, batch.targets)
+        assert (batch.layout.user is None) == (prefixes == 1)
+        if batch.layout.user is not None:
+            for row, segments in enumerate(batch.layout.segment):
+                for segment in range(1, segments.max(initial=0) + 1):
+                    at = np.flatnonzero(segments == segment)
+                    (user,) = set(batch.layout.user[row, at].tolist())
+                    begins = histories[user][-L - 1 :][: len(at)]
+                    np.testing.assert_array_equal(batch.targets[row, at], begins)
     users = [user for user in range(len(histories)) if LENGTHS[user] >= 2]
     read = {user: histories[user][-L - 1 :] for user in users}
     kept = [read[user][:end] for user in users for end in ends(len(read[user]), prefixes)]

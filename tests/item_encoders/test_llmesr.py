@@ -112,7 +112,8 @@ def test_distillation_draws_to_the_ten_most_similar_users():
     states, texts = rng.normal(size=(16, D)), rng.normal(size=(16, 4))
     present = np.arange(16) < 14  # two slots are empty
     states = np.where(present[:, None], states, 100)
-    loss = lambda s: distillation(s / jnp.linalg.norm(s, axis=1, keepdims=True), jnp.float32(texts), present)  # noqa: E731
+    alone = np.arange(16)
+    loss = lambda s: distillation(s / jnp.linalg.norm(s, axis=1, keepdims=True), jnp.float32(texts), alone, present)  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.float32(states))
     assert value == pytest.approx(numpy_distillation(states[:14], texts[:14]), rel=1e-5)
     np.testing.assert_array_equal(gradient[14:], 0)
@@ -136,17 +137,18 @@ def test_users_without_text_neither_teach_nor_learn():
     texts = rng.normal(size=(16, 4))
     texts[[2, 9]] = 0
     some = np.delete(np.arange(16), [2, 9])
-    value, gradient = jax.value_and_grad(distillation)(jnp.float32(states), jnp.float32(texts), np.ones(16, bool))
+    alone, present = np.arange(16), np.ones(16, bool)
+    value, gradient = jax.value_and_grad(distillation)(jnp.float32(states), jnp.float32(texts), alone, present)
     assert value == pytest.approx(numpy_distillation(states[some], texts[some]), rel=1e-5)
     np.testing.assert_array_equal(gradient[np.array([2, 9])], 0)
-    assert distillation(jnp.float32(states), jnp.zeros((16, 4)), np.ones(16, bool)) == 0
+    assert distillation(jnp.float32(states), jnp.zeros((16, 4)), alone, present) == 0
 
 
 @pytest.mark.parametrize("present", [0, 1, 3])
 def test_distillation_of_few_users(present):
     """None has no loss, one has no teacher, three have two each."""
     states = np.eye(4, dtype=np.float32)
-    loss = lambda s: distillation(s, jnp.ones((4, 2)), jnp.arange(4) < present)  # noqa: E731
+    loss = lambda s: distillation(s, jnp.ones((4, 2)), jnp.arange(4), jnp.arange(4) < present)  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(states))
     assert value == pytest.approx(1.5 if present == 3 else 0)  # |e_1 - (e_2 + e_3) / 2|^2
     assert np.isfinite(gradient).all()
@@ -179,3 +181,19 @@ def test_llmesr_users_are_histories_packed_or_padded(hidden):
     texts = np.array([(u * s)[history, :4].sum(axis=0) for history in histories])
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert values[0] == pytest.approx(0.7 * numpy_distillation(ends, texts), rel=1e-4)
+
+
+def test_beginnings_of_one_history_do_not_teach_each_other():
+    """Two of three histories of a batch are one user's: the only teacher of each is the third, whose are both."""
+    module, frozen, params = started("llmesr", alignment_weight=1.0)
+    ids = np.zeros(SEGMENT.shape, np.int32)
+    ids[0, :5], ids[1, :4] = [1, 2, 1, 2, 8], [5, 6, 1, 9]
+    hidden = np.zeros_like(SEGMENT, bool)
+    hidden[0, [1, 4]] = hidden[1, 3] = True
+    states = np.zeros((*SEGMENT.shape, D), np.float32)
+    states[hidden] = np.eye(3, D)
+    whose = np.array([[4, 4, 4, 4, 4, 0], [7, 7, 7, 7, 0, 0]], np.int32)
+    layout = layout_of(SEGMENT, hidden)
+    for user, expected in ((whose, (2 + 2 + 1.5) / 3), (None, 1.5)):
+        seen = StepView(None, ids, layout._replace(user=user), states, TARGETS, WEIGHT)
+        assert auxiliary(module, frozen, params, seen)["distillation"] == pytest.approx(expected, rel=1e-5)
