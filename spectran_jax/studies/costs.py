@@ -47,11 +47,11 @@ OF_A_SPECTRUM = ("rtol", "spectrum_dtype", "max_rank")
 
 TEXT = """
 Random text and random histories: what a method costs does not depend on what it learns. The adapter is the item
-encoder without what has one row an item. FLOPs and bytes are the compiler's account of the training step, which counts
-the body of a loop once: of the 14 iterations that make W orthonormal in `spectran`, 13 are missing, of 18 d^3 FLOPs
-each (61 MFLOP a step at d = 64). Peak is arguments, results and temporaries together. FLOPs of an item are those of
-encoding one more: what a step does once for all items, such as building W, is in the step's. Times are medians over
-repetitions in which the encoders take turns; an evaluation makes the item table and ranks every user's target.
+encoder without what has one row an item. FLOPs and bytes are the compiler's account of the training step; products in
+a loop, of which it counts one run, count as often as they run, but for those that are calls of a library, as on a GPU.
+Peak is arguments, results and temporaries together. FLOPs of an item are those of encoding one more: what a step does
+once for all items, such as building W, is in the step's. Times are medians over repetitions in which the encoders take
+turns; an evaluation makes the item table and ranks every user's target.
 
 The second table is the size of SpecTran's adapter at the text width of LLaMA-3-8B. It does not depend on the number of
 items once there are as many as text dimensions.

@@ -1,12 +1,21 @@
 """The account of a method's cost against counts by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.studies import costs, efficiency
-from spectran_jax.studies.efficiency import ADAPTER_BAR, adapter_parameters, count_parameters, flops_per_item, measure
+from spectran_jax.studies.efficiency import (
+    ADAPTER_BAR,
+    adapter_parameters,
+    count_parameters,
+    flops,
+    flops_per_item,
+    measure,
+)
 from spectran_jax.synthetic import synthetic_inputs, synthetic_setup
 from spectran_jax.training.programs import build_programs
 
@@ -39,6 +48,16 @@ def test_an_item_of_spectran_costs_its_product_with_w():
     setup = synthetic_setup(CONFIG.replace(item_encoder="spectran"), synthetic_inputs(N, M, 40))
     found = flops_per_item(setup, build_programs(setup, 1).state.params, few=32)
     assert 2 * M * D <= found <= 2 * M * D + 6 * D
+
+
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_products_in_loops_count_as_often_as_they_run(precision):
+    def chain(x):
+        multiply = lambda _, y: jnp.dot(y, x, precision=precision)  # noqa: E731
+        return jax.lax.fori_loop(0, 3, lambda _, y: jax.lax.fori_loop(0, 5, multiply, y) @ x, x @ x)
+
+    found = flops(jax.jit(chain).lower(jax.ShapeDtypeStruct((16, 16), "float32")).compile())
+    assert found == pytest.approx((3 * (5 + 1) + 1) * 2 * 16**3, rel=0.01)
 
 
 def test_a_row_holds_every_figure():
