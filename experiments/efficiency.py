@@ -15,8 +15,8 @@ from spectran_jax.studies.flags import (
 
 SYNOPSIS = """
 Counts parameters, FLOPs and bytes of each encoder's training step by the compiler's account, and times steps and
-evaluations in turn, on random text and histories of the sizes given: no data set is needed. Figures of
-this machine and this code that are in --workdir already are not measured again.
+evaluations in turn, on random text and histories of the sizes given: no data set is needed. Figures of this machine and
+this code that are in --workdir already are not measured again; a command that is stopped leaves none.
 
   python -m experiments.efficiency --num_items=10000 --text_dimension=1024 --dimension=64 --workdir=runs/efficiency
 """

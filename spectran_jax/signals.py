@@ -20,7 +20,8 @@ class StopRequest:
     """
 
     def __init__(self, goes_on: str = "the last checkpoint") -> None:
-        self._advice = "start the same command again" + (f" to go on from {goes_on}" if goes_on else "")
+        then = f" to go on from {goes_on}" if goes_on else ", which begins anew"
+        self._advice = f"start the same command again{then}"
         self.requested: str | None = None
         self.deferred = False
         self._previous: dict[int, Any] = {}

@@ -10,6 +10,7 @@ from typing import Any
 from spectran_jax.config import Config
 from spectran_jax.config_checks import check
 from spectran_jax.errors import InputError
+from spectran_jax.signals import StopRequest
 from spectran_jax.studies.curves import dots
 from spectran_jax.studies.flags import check_names, refuse_given
 from spectran_jax.studies.ownership import claimed
@@ -91,6 +92,7 @@ def run(
     Raises:
       InputError: a configuration out of range, a field that is not read, an unknown encoder or one that stands twice;
         and see `efficiency.measure`.
+      Interrupted: on SIGTERM or Ctrl-C; nothing of what was measured is kept.
     """
     refuse_given(given, ("item_encoder",), "Costs are of several")
     _refuse_unread(config, given)
@@ -114,7 +116,7 @@ def run(
         "repeats": repeats,
     }
     path = workdir / "figures.json"
-    with locked(workdir):
+    with StopRequest(goes_on=""), locked(workdir):
         kept = _read(path)
         if kept is None or kept.get("settings") != settings:
             with claimed(workdir, command):

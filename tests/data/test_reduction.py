@@ -294,7 +294,9 @@ def test_a_signal_to_stop_leaves_nothing(logs, monkeypatch, number, inside):
         monkeypatch.setattr(beam_steps, "_age", stop)
     previous = signal.signal(number, signal.SIG_IGN)
     try:
-        with pytest.raises(Interrupted, match=rf"^Stopped by {number.name}; start the same command again\.$"):
+        with pytest.raises(
+            Interrupted, match=rf"^Stopped by {number.name}; start the same command again, which begins anew\.$"
+        ):
             reduce_interactions([f"{logs}/part-*"], [], f"{logs}/o.parquet", Filters(), progress=progress)
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:

@@ -1,12 +1,14 @@
 """The account of a method's cost against counts by hand."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spectran_jax.config import Config
-from spectran_jax.errors import InputError
+from spectran_jax.errors import InputError, Interrupted
 from spectran_jax.studies import costs, efficiency
 from spectran_jax.studies.efficiency import (
     ADAPTER_BAR,
@@ -89,6 +91,19 @@ def test_figures_are_measured_once_and_written_with_their_units(tmp_path, monkey
         (tmp_path / "figures.json").write_text(broken)
         costs.run(CONFIG, tmp_path, ["spectran"], **sizes)
     assert len(asked) == 4
+
+
+def test_a_signal_ends_it_by_one_message_and_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(efficiency, "measure", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(
+            Interrupted, match=r"^Stopped by SIGTERM; start the same command again, which begins anew\.$"
+        ):
+            costs.run(CONFIG, tmp_path, ["id"], items=N, width=M, users=40, repeats=1, command="c")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert not (tmp_path / "figures.json").exists()
 
 
 @pytest.mark.parametrize("unread", [{"spectrum_dtype": "int8"}, {"max_rank": 9}, {"rtol": 0.1}])
