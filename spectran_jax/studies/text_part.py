@@ -21,7 +21,7 @@ def text_singular_values(folder: Path, digest: str) -> list[float]:
     """Singular values of the centred item vectors with every ID at zero, of the items that training sees; descending.
 
     They are the vectors that these items would have had they come after training. All zero for an encoder that
-    leaves nothing without IDs (`id`, `llminit`, `rlmrec`).
+    leaves nothing without IDs (`id`, `rlmrec`); of `llminit`, its frozen start.
 
     Args:
       folder: of a finished run. The values are taken from its best checkpoint the first time, and kept.

@@ -11,12 +11,13 @@ from spectran_jax.training.setup import prepare
 from spectran_jax.writing import write_json
 
 
-@pytest.mark.parametrize("encoder", ["svd", "id", "rlmrec"])
+@pytest.mark.parametrize("encoder", ["svd", "llminit", "id", "rlmrec"])
 def test_ids_do_not_count(tiny_config, tmp_path, encoder):
     config = tiny_config.replace(item_encoder=encoder, semantic_scale=0.5, spectral_power=1.0, id_scale=3.0)
     setup = prepare(config)
     params = build_programs(setup, 1).init().params
-    assert np.any(params["item_encoder"]["id_embedding"])
+    ids = params["item_encoder"]["id_embedding"]
+    params["item_encoder"]["id_embedding"] = ids + 0.1  # that of llminit starts at zero
     write_json(tmp_path / "config.json", config.to_dict())
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save_best(5, params, {"data": setup.inputs_digest})
@@ -25,7 +26,7 @@ def test_ids_do_not_count(tiny_config, tmp_path, encoder):
 
     found = text_singular_values(tmp_path, digest)
     assert text_singular_values(tmp_path, digest) == found
-    if encoder != "svd":
+    if encoder in ("id", "rlmrec"):
         assert found == [0.0] * config.encoder.dimension
         return
     head = setup.spectrum.u[:, : config.encoder.dimension] * setup.spectrum.sigma[: config.encoder.dimension]
