@@ -64,10 +64,17 @@ def sign_flip_test(differences: Float[np.ndarray, "U"], *, permutations: int = P
     Returns:
       In (0, 1]; at least 1 / (permutations + 1), or 2^(1 - n) where exact. 1 where all differences are 0.
 
+    Raises:
+      InputError: a difference that is not finite.
+
     References:
       Fisher, The Design of Experiments, 1935; for retrieval: Smucker, Allan and Carterette, CIKM 2007.
     """
     values = np.asarray(differences, np.float64)
+    if odd := np.count_nonzero(~np.isfinite(values)):
+        raise InputError(
+            f"{odd} of {len(values)} differences are not finite; test those of users who have both values."
+        )
     values = values[values != 0]
     n = len(values)
     if not n:

@@ -49,6 +49,8 @@ def test_the_smallest_exact_value_has_a_closed_form():
     assert statistics.sign_flip_test(np.ones(6)) == pytest.approx(2 / 2**6)
     assert statistics.sign_flip_test(np.array([1.0, -1.0])) == 1
     assert statistics.sign_flip_test(np.zeros(9)) == 1
+    with pytest.raises(InputError, match="1 of 2 differences are not finite"):
+        statistics.sign_flip_test(np.array([np.nan, 1.0]))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.25])
