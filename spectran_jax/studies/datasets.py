@@ -85,6 +85,8 @@ def dataset_configs(
     found = {}
     for name in names:
         if name not in known:
+            if name.endswith(".toml"):
+                raise InputError(f"--dataset={name} is a file: take --datasets={name}, and --dataset for its tables.")
             raise unknown_name("data set", name, known)
         config = Config().replace(**BUILT_IN.get(name, {})) if base is None else base
         if name != config.data.dataset:

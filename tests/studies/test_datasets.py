@@ -114,6 +114,7 @@ def test_files_of_the_flags_are_laid_over_no_other_data_set(toml, tmp_path):
     ("names", "text", "message"),
     [
         (["beauti"], TOML, "Unknown data set 'beauti'.*Did you mean 'beauty'"),
+        (["/d/sets.toml"], TOML, "--dataset=/d/sets.toml is a file: take --datasets=/d/sets.toml, and --dataset for"),
         (["files"], "", "--dataset=files needs --interactions"),
         ([], "", "name at least one data set"),
         (["beauty", "beauty"], TOML, "each only once"),
