@@ -16,7 +16,14 @@ from spectran_jax.studies.datasets import SET_BY_STUDIES, of_the_protocol
 from spectran_jax.studies.differences import INTERVALS, Difference, difference
 from spectran_jax.studies.flags import Study, refuse_set_by_study
 from spectran_jax.studies.jobs import Job, Outcome, run_jobs, train_command
-from spectran_jax.studies.outcomes import made_otherwise, made_with, shared_protocol, some_came_to_an_end, why_failed
+from spectran_jax.studies.outcomes import (
+    made_otherwise,
+    made_with,
+    shared_protocol,
+    some_came_to_an_end,
+    told_of_time,
+    why_failed,
+)
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.tables import Cell, Spread, Table, best_cells, spread
@@ -169,11 +176,15 @@ def _refuse_protocols(study: Study, variants: Mapping[str, Sequence[Variant]]) -
 
 def finish(study: Study, name: str, grid: Grid, result: Result, references: Mapping[str, str] | None = None) -> Result:
     """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets; the
-    title is given their names, tables without a row are left out, and result.json is given the figures of `grid`
-    (`Grid.to_json`)."""
+    title is given their names, the text a sentence where a data set lacks timestamps, tables without a row are left
+    out, and result.json is given the figures of `grid` (`Grid.to_json`)."""
+    told = told_of_time(
+        {name: [o for seeds in some.values() for o in seeds.values()] for name, some in grid.runs.items()}
+    )
     result = dataclasses.replace(
         result,
         title=f"{result.title} on {', '.join(study.datasets)}",
+        text=f"{result.text.rstrip()}\n\n{told}" if told else result.text,
         tables=[table for table in result.tables if table.rows],
         data={**result.data, "variants": grid.to_json(references or {})},
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spectran_jax import backbones
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.report.words import count
 from spectran_jax.studies.jobs import Outcome
@@ -63,6 +64,27 @@ def shared_protocol(outcomes: Iterable[Outcome], what: str) -> str:
             "and start again, or start a new --workdir."
         )
     return next(iter(by_protocol), "")
+
+
+def told_of_time(runs: Mapping[str, Iterable[Outcome]]) -> str:
+    """Which backbones would have read timestamps that a data set does not have; empty where none, or where the runs are
+    of a version that did not note it.
+
+    Args:
+      runs: by data set.
+    """
+    told = []
+    for dataset, outcomes in runs.items():
+        metrics = [outcome.metrics for outcome in outcomes if outcome.metrics is not None]
+        names = {
+            m["config"]["backbone"]["backbone"] for m in metrics if not m.get("dataset", {}).get("timestamps", True)
+        }
+        told += [
+            f"{dataset} has no timestamps: {name} leaves its time bias out."
+            for name in sorted(names)
+            if backbones.lookup(name).reads_time
+        ]
+    return " ".join(told)
 
 
 def made_with(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

@@ -115,6 +115,7 @@ def dataset_summary(setup: Setup) -> dict[str, Any]:
         "users": dataset.num_users,
         "items": dataset.num_items,
         "interactions": dataset.num_interactions,
+        "timestamps": setup.timed,
         "cold_items": int((split.item_counts == 0).sum()),
         "tied_targets": dict(split.tied_targets),
         "dropped": dict(dataset.dropped),

@@ -17,6 +17,7 @@ from spectran_jax.training.restore import load_run
 from spectran_jax.training.run import train_and_report
 from spectran_jax.training.setup import prepare
 from spectran_jax.training.step import LogQ, step_negatives, touched_items
+from spectran_jax.training.summary import dataset_summary
 
 MASKED = {"backbone": "bert4rec", "mask_negatives": "history", "loss": "sampled_softmax", "spectrum_memory": "host"}
 
@@ -103,6 +104,7 @@ def test_a_run_says_that_time_is_left_out(tiny_config):
     train = dataclasses.replace(setup.split.train, timestamps=None)
     untimed = dataclasses.replace(setup, split=dataclasses.replace(setup.split, train=train))
     assert any("no timestamps: hstu leaves its time bias out" in line for line in notices(untimed))
+    assert [dataset_summary(each)["timestamps"] for each in (setup, untimed)] == [True, False]
 
 
 def test_histories_in_a_table_bring_their_times(masked_setup, tmp_path):

@@ -63,6 +63,8 @@ def main(folder: Path, behaviour: str = "") -> int:
         "inputs": "",
         "made_with": {"code": "c", "jax": "2" if behaviour == "newer" else "1"},
     }
+    if behaviour in ("timed", "untimed"):
+        metrics["dataset"] = {"timestamps": behaviour == "timed"}
     sets = ["valid", "test"] if config["training"]["evaluate"] == "both" else [config["training"]["evaluate"]]
     for name in sets:
         ranks = np.where(rng.random(users) < level, 0, 20).astype(np.int32)

@@ -191,6 +191,15 @@ def test_runs_of_other_versions_are_told_below_their_cost(tmp_path):
         assert table.note.endswith("The runs were not all made alike (jax: 1, 2).") == told
 
 
+def test_time_that_a_data_set_does_not_have_is_told(tmp_path):
+    settings = {**SETTINGS, "encoders": ["id"], "backbone_names": ["sasrec", "hstu"], "budget": 0, "seeds": [0]}
+    for behaviour, told in (("", False), ("timed", False), ("untimed", True)):
+        runner = Runner({f"ml/{backbone}/id/seed-0": behaviour for backbone in ("sasrec", "hstu")})
+        text = compare({"ml": Config()}, tmp_path / f"{behaviour}-", **settings, runner=runner).text
+        assert text.endswith("\n\nml has no timestamps: hstu leaves its time bias out.") == told
+        assert ("has no timestamps" in text) == told
+
+
 def test_one_lucky_seed_makes_no_best_rival(tmp_path):
     """`id` is best on validation, and two of its three runs fail."""
     failing = {f"ml/sasrec/id/seed-{seed}": "fail" for seed in (1, 2)}

@@ -450,6 +450,23 @@ def test_runs_that_were_made_otherwise_are_told_below_each_table_of_metrics(stud
     assert [row["made_with"] for row in held] == [[one], [one, two]]
 
 
+def test_time_that_a_data_set_does_not_have_is_told_in_the_text(study, monkeypatch):
+    def run_jobs(jobs, workdir, **_):
+        made = {}
+        for job in jobs:
+            metrics = write_run(folder := workdir / "runs" / job.name, job.config)
+            metrics["dataset"] = {"timestamps": job.name.startswith("one/")}
+            made[job.name] = Outcome(job.name, folder, metrics)
+        return made
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+    for backbone, told in (("sasrec", ""), ("hstu", "two has no timestamps: hstu leaves its time bias out.")):
+        datasets = {name: config.replace(backbone=backbone) for name, config in study.datasets.items()}
+        result = ablation.run(dataclasses.replace(study, datasets=datasets), "attention=none")
+        assert result.text.endswith(told)
+        assert ("has no timestamps" in result.text) == bool(told)
+
+
 def test_a_study_that_is_stopped_has_claimed_its_folder(study, monkeypatch):
     monkeypatch.setattr(grid, "run_jobs", lambda *_, **__: sys.exit("Stopped."))
     with pytest.raises(SystemExit):

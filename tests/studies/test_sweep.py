@@ -167,6 +167,13 @@ def test_a_sweep_of_one_trial_and_one_seed(tmp_path):
     assert [row[0] for row in result.tables[0].rows] == ["0"]
 
 
+def test_a_sweep_tells_of_time_that_a_data_set_does_not_have(tmp_path):
+    runner = Runner({"ml/trial-given": "untimed"})
+    config = Config().replace(backbone="hstu")
+    result = sweep({"ml": config}, tmp_path, space=SPACE, trials=1, seeds=[0], runner=runner)
+    assert result.text.endswith("\n\nml has no timestamps: hstu leaves its time bias out.")
+
+
 def test_a_sweep_of_nothing_is_refused(tmp_path):
     """Or it would tell of trials that were none."""
     runner = Runner()
