@@ -9,6 +9,7 @@ from spectran_jax.config import Config
 from spectran_jax.errors import InputError
 from spectran_jax.metrics import SELECTION_METRIC
 from spectran_jax.report import words
+from spectran_jax.studies.comparison_plots import search_curves
 from spectran_jax.studies.comparison_tables import trials_table
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import METRICS
@@ -82,7 +83,8 @@ def sweep(
       runner: makes the runs.
 
     Returns:
-      Two tables a data set, test metrics by seed and trials; `data["sweeps"]` holds them by data set.
+      Two tables a data set, test metrics by seed and trials, and a plot of the search, where it has several trials;
+      `data["sweeps"]` holds seeds and trials by data set.
 
     Raises:
       InputError: as `search`, for no field, and for one that the configuration of a data set does not read.
@@ -94,9 +96,10 @@ def sweep(
     methods = {name: Method(config, space) for name, config in datasets.items()}
     with claimed(workdir, command):
         found = search(methods, workdir, trials=trials, seeds=seeds, parallel=parallel, runner=runner)
-    tables = []
-    for name, each in found.items():
+    tables, curves = [], []
+    for number, (name, each) in enumerate(found.items()):
         one_protocol({name: each}, name)
+        curves.append(search_curves({datasets[name].encoder.item_encoder: each}, name, f"search-{number}"))
         tables += [_metrics_table(name, each), trials_table(f"Trials on {name}", {(name,): each}, ("Data set",))]
     chosen = "it" if trials == 1 else f"the one of best {words.label(SELECTION_METRIC)}"
     text = (
@@ -109,6 +112,7 @@ def sweep(
     return Result(
         f"Search for {encoders} on {', '.join(datasets)}",
         tables,
+        [plot for plot in curves if plot is not None],
         text=text,
         command=command,
         data={"sweeps": {name: to_json(each) for name, each in found.items()}},

@@ -156,6 +156,7 @@ def test_a_sweep_has_a_table_of_seeds_and_one_of_trials(tmp_path):
     assert metrics.rows[2][1] == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert [row[1] for row in trials.rows] == ["given", "0"]
     assert len(trials.bold) == 1
+    assert [figure.title for figure in result.figures] == ["Search on ml"]
     assert [run["seed"] for run in result.data["sweeps"]["ml"]["runs"]] == [0, 5]
 
 
@@ -165,6 +166,7 @@ def test_a_sweep_of_one_trial_and_one_seed(tmp_path):
         "1 trial (the given values) ran on the validation set with seed 0; it was run with 1 seed, which"
     )
     assert [row[0] for row in result.tables[0].rows] == ["0"]
+    assert not result.figures
 
 
 def test_a_sweep_tells_of_time_that_a_data_set_does_not_have(tmp_path):
