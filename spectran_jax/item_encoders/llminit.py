@@ -19,10 +19,12 @@ _CHUNK = 2**16
 class LlmInitEncoder(IdEncoder, kw_only=True):
     """`llminit`: the item vectors start at the top-d spectral coordinates of the text, and all of them are trained.
 
-    Harte et al., Leveraging Large Language Models for Sequential Recommendation (LLM2BERT4Rec), RecSys 2023: PCA of LLM
-    embeddings as the initial item embeddings; LLMInit and LLMEmb (2025) start alike. Open there, decided here: the
-    start is what `svd` has for its semantic part (the paper's PCA with `--spectral_power=1`), at `--semantic_scale`.
-    Trained items without text start normal, at `--id_scale`; items in no training keep the text.
+    Harte, Zorgdrager, Louridas, Katsifodimos, Jannach and Fragkoulis, Leveraging Large Language Models for Sequential
+    Recommendation, RecSys 2023 (LLM2BERT4Rec): PCA of LLM embeddings as the initial item embeddings. LLMInit: A Free
+    Lunch from Large Language Models for Selective Initialization of Recommendation (2025) starts from dimensions that
+    it selects instead. Open there, decided here: the start is what `svd` has for its semantic part (the paper's PCA
+    with `--spectral_power=1`), at `--semantic_scale`. Trained items without text start normal, at `--id_scale`; items
+    in no training keep the text.
 
     A vector is a frozen start plus a learned table that starts at zero: e = start + id_embedding. Its gradient is that
     of e, so every step is that of a table that starts at e; sparse updates and stochastic rounding work as ever.
