@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _refuse_known(setup: Setup, path: Path, ids: list[OriginalId]) -> None:
 def _embeddings(setup: Setup, found: files.Items, embeddings: Path | None) -> text.TextEmbeddings:
     """The text embeddings of the items found, by what the run's own were made with."""
     config, path = setup.config, found.path
-    texts = [""] * len(found.ids)
+    texts: Sequence[str] = [""] * len(found.ids)
     if config.text.embeddings and embeddings is None:
         raise InputError(
             f"The run was trained on precomputed text embeddings ({config.text.embeddings}); give those of the new "
@@ -108,7 +109,7 @@ def _embeddings(setup: Setup, found: files.Items, embeddings: Path | None) -> te
                 "does so with the new items'; leave the flag out."
             )
         wanted = setup.dataset.text_columns
-        columns = dict(found.columns)
+        columns: dict[str, Sequence[str]] = dict(found.columns)
         missing = [name for name in wanted if name not in columns]
         if text_files.content_suffix(path) in text_files.JSON_SUFFIXES and len(missing) < len(wanted):
             columns |= {name: texts for name in missing}  # a key that a line lacks is an entry that it lacks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ def _check_output(output: Path, workdir: Path, read: list[Path]) -> None:
     require_writable(output)
 
 
-def _of_file(setup: Setup, path: Path, unknown_items: str) -> tuple[list[Any], Histories]:
+def _of_file(setup: Setup, path: Path, unknown_items: str) -> tuple[Sequence[Any], Histories]:
     """The users of a file of histories, and these; says what is left out."""
     from spectran_jax.data.history_files import read_histories
 
@@ -256,7 +256,7 @@ def _of_file(setup: Setup, path: Path, unknown_items: str) -> tuple[list[Any], H
     return users, known
 
 
-def _of_the_run(setup: Setup, until: str) -> tuple[list[Any], Histories]:
+def _of_the_run(setup: Setup, until: str) -> tuple[Sequence[Any], Histories]:
     """The run's own users and their histories, as far as `until` says; says who is left out."""
     dataset = setup.dataset
     if until == "test":
@@ -269,4 +269,4 @@ def _of_the_run(setup: Setup, until: str) -> tuple[list[Any], Histories]:
             f"{_users_are(short)} left out, with too few interactions to train and test on; a file of their "
             "histories (--histories) gets them theirs."
         )
-    return list(dataset.user_ids), dataset.histories
+    return dataset.user_ids, dataset.histories

@@ -8,21 +8,27 @@ its arrays are those of `Histories`, cut at block borders.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from spectran_jax.data.content import Content
+from spectran_jax.data.entries import Entries, Packed
 from spectran_jax.data.interactions import Histories, OriginalId
+from spectran_jax.errors import RunError, first_line
+
+T = TypeVar("T")
 
 _BLOCK = 2048
+"""Users or items of each record but the last; another number is another layout."""
 _SPLIT = "full"
 _DIGEST = "sha256"
 """Key of the digest of all other entries of metadata.json."""
@@ -133,62 +139,120 @@ def write(name: str, content: Content, folder: Path) -> None:
 
 
 def read(name: str, folder: Path) -> Content:
-    """Reads back what `write` wrote.
+    """Reads back what `write` wrote: all records, so that damage is found, but text only when it is asked for.
+
+    Ids and text have no Python object each. A record of text that is damaged later raises a `RunError`.
 
     Raises:
       Exception: of whatever kind TFDS and ArrayRecord raise where files are missing or damaged.
     """
-    sequences, users = _read_config(name, "sequences", folder)
-    catalogue, items = _read_config(name, "items", folder)
-    lengths = _joined(users, "length", np.int64)
-    names = json.loads(catalogue["columns"])
+    sequences, catalogue = (_Records(folder, name, config) for config in ("sequences", "items"))
+    optional = {"timestamps": np.int64, "placed": np.bool_}
+    users, of_users = sequences.columns(
+        "user_id",
+        {"length": np.int64, "items": np.int32}
+        | {feature: dtype for feature, dtype in optional.items() if feature in sequences.features},
+    )
+    items, of_items = catalogue.columns("item_id", {"row": np.int32})
+    names = json.loads(catalogue.metadata["columns"])
     return Content(
-        user_ids=_originals(sequences["ids"], users, "user_id"),
-        item_ids=_originals(catalogue["ids"], items, "item_id"),
+        user_ids=users,
+        item_ids=items,
         histories=Histories(
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            _joined(users, "items", np.int32),
-            _joined(users, "timestamps", np.int64) if "timestamps" in users[0] else None,
-            _joined(users, "placed", np.bool_) if "placed" in users[0] else None,
+            np.concatenate([[0], np.cumsum(of_users["length"])]).astype(np.int64),
+            of_users["items"],
+            of_users.get("timestamps"),
+            of_users.get("placed"),
         ),
-        items_row=_joined(items, "row", np.int32),
-        columns={column: _texts(items, f"text_{index}") for index, column in enumerate(names)},
-        text_columns=tuple(json.loads(catalogue["text_columns"])),
-        dropped=json.loads(sequences["dropped"]),
+        items_row=of_items["row"],
+        columns=catalogue.texts(names, len(items)),
+        text_columns=tuple(json.loads(catalogue.metadata["text_columns"])),
+        dropped=json.loads(sequences.metadata["dropped"]),
     )
 
 
-def _read_config(name: str, config: str, folder: Path) -> tuple[Any, list[dict[str, np.ndarray]]]:
-    builder = tfds.builder_from_directory(folder / name / config / str(BUILDERS[name].VERSION))
-    metadata = dict(builder.info.metadata)
-    # Records have checksums of their own. What was prepared before this one had none.
-    if metadata.pop(_DIGEST, None) not in (None, _digest(metadata)):
-        raise ValueError(f"{config}: metadata.json is not as it was written")
-    return metadata, list(builder.as_data_source(_SPLIT))
+class _Records:
+    """One configuration as it lies on disk, a block a record."""
 
+    def __init__(self, folder: Path, name: str, config: str) -> None:
+        builder = tfds.builder_from_directory(folder / name / config / str(BUILDERS[name].VERSION))
+        self.metadata = dict(builder.info.metadata)
+        # Records have checksums of their own. What was prepared before this one had none.
+        if self.metadata.pop(_DIGEST, None) not in (None, _digest(self.metadata)):
+            raise ValueError(f"{config}: metadata.json is not as it was written")
+        self.features = builder.info.features
+        self._folder = folder
+        self._records = builder.as_data_source(_SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
-def _joined(blocks: list[dict[str, np.ndarray]], feature: str, dtype: Any) -> np.ndarray:
-    return np.concatenate([block[feature] for block in blocks]).astype(dtype, copy=False)
+    def columns(self, ids: str, arrays: dict[str, Any]) -> tuple[Entries[OriginalId], dict[str, np.ndarray]]:
+        """The ids of this feature, and arrays of these features and dtypes, from all records."""
+        original, block = int if self.metadata["ids"] == "int" else str, self._decoder([ids, *arrays])
+        packed: list[Packed] = []
+        parts: dict[str, list[np.ndarray]] = {feature: [] for feature in arrays}
+        for index in range(len(self._records)):
+            found = block(index)
+            packed.append(Packed.of(found[ids], original))
+            for feature, dtype in arrays.items():
+                parts[feature].append(found[feature].astype(dtype, copy=False))
 
+        originals = self._in_blocks(lambda index, start, stop: packed[index].part(start, stop), sum(map(len, packed)))
+        return originals, {feature: np.concatenate(part) for feature, part in parts.items()}
 
-def _texts(blocks: list[dict[str, np.ndarray]], feature: str) -> list[str]:
-    return [entry.decode() for block in blocks for entry in block[feature]]
+    def texts(self, names: list[str], rows: int) -> dict[str, Entries[str]]:
+        """The text of these columns, which are all that there are; decoded in blocks when it is asked for."""
+        features = [f"text_{index}" for index in range(len(names))]
+        block = self._decoder(features)
 
+        @functools.lru_cache(maxsize=2)  # who goes through all of it asks for less than a block at a time
+        def decoded(index: int) -> dict[str, list[str]]:
+            try:
+                return {feature: [entry.decode() for entry in entries] for feature, entries in block(index).items()}
+            except Exception as error:  # whatever TFDS and ArrayRecord raise
+                raise RunError(
+                    f"{self._folder} can't be read any more ({first_line(error)}), and was whole when this run began; "
+                    "start again: what is damaged is made anew."
+                ) from error
 
-def _originals(kind: str, blocks: list[dict[str, np.ndarray]], feature: str) -> list[OriginalId]:
-    texts = _texts(blocks, feature)
-    return [int(text) for text in texts] if kind == "int" else list(texts)
+        def of(feature: str) -> Entries[str]:
+            return self._in_blocks(lambda index, start, stop: decoded(index)[feature][start:stop], rows)
+
+        return {name: of(feature) for name, feature in zip(names, features, strict=True)}
+
+    def _in_blocks(self, part: Callable[[int, int, int], list[T]], rows: int) -> Entries[T]:
+        """So many entries, of which `part(index, start, stop)` gives those of a record, cut at its end."""
+        if len(self._records) != -(-rows // _BLOCK):
+            raise ValueError(f"{rows} entries are in {len(self._records)} records, not {_BLOCK} in each")
+
+        def read(start: int, stop: int) -> list[T]:
+            found: list[T] = []
+            for index in range(start // _BLOCK, -(-stop // _BLOCK)):
+                found += part(index, max(0, start - index * _BLOCK), stop - index * _BLOCK)
+            return found
+
+        return Entries(read, rows)
+
+    def _decoder(self, features: list[str]) -> Callable[[int], dict[str, np.ndarray]]:
+        """What gives these features of a record, by its number."""
+        wanted = tfds.features.FeaturesDict({feature: self.features[feature] for feature in features})
+
+        def decode(index: int) -> dict[str, np.ndarray]:
+            record = self._records[index]
+            if not record:  # as ArrayRecord says it of a file that was cut while it was open
+                raise ValueError(f"record {index} is not there")
+            return wanted.deserialize_example_np(record)
+
+        return decode
 
 
 def _digest(metadata: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def _kind(ids: list[OriginalId]) -> str:
+def _kind(ids: Sequence[OriginalId]) -> str:
     return "int" if all(isinstance(one, int) for one in ids) else "str"
 
 
-def _strings(values: list[Any]) -> np.ndarray:
+def _strings(values: Sequence[Any]) -> np.ndarray:
     out = np.empty(len(values), object)
     out[:] = [str(value) for value in values]
     return out

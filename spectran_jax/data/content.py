@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
+from spectran_jax.data.entries import Entries
 from spectran_jax.data.files import Interactions, Items
 from spectran_jax.data.interactions import Dataset, Histories, OriginalId
 from spectran_jax.data.spelling import listed, remedy
@@ -21,11 +22,11 @@ from spectran_jax.report import words
 class Content:
     """A data set before the choice of text columns: what the builders write and read back."""
 
-    user_ids: list[OriginalId]
-    item_ids: list[OriginalId]
+    user_ids: Sequence[OriginalId]
+    item_ids: Sequence[OriginalId]
     histories: Histories
     items_row: Int[np.ndarray, "N"]
-    columns: dict[str, list[str]]
+    columns: Mapping[str, Sequence[str]]
     """Text of each item, by column."""
     text_columns: tuple[str, ...]
     """The columns that are encoded where none are chosen."""
@@ -161,7 +162,7 @@ def to_dataset(content: Content, *, name: str, digest: str, text_columns: str = 
                 f"--text_columns names {column!r}, which the items do not have; columns found: "
                 f"{listed(content.columns)}.{hint}"
             )
-    text = text_of(content.columns, chosen) if chosen else [""] * len(content.item_ids)
+    text = text_of(content.columns, chosen) if chosen else _blank(len(content.item_ids))
     return Dataset(
         name=name,
         digest=digest,
@@ -176,9 +177,15 @@ def to_dataset(content: Content, *, name: str, digest: str, text_columns: str = 
     )
 
 
-def text_of(columns: Mapping[str, list[str]], chosen: Sequence[str]) -> list[str]:
-    """What an encoder reads of each item: the chosen columns, at least one, in the order chosen."""
-    return [join_text(entry) for entry in zip(*(columns[column] for column in chosen), strict=True)]
+def text_of(columns: Mapping[str, Sequence[str]], chosen: Sequence[str]) -> Sequence[str]:
+    """What an encoder reads of each item: the chosen columns, at least one, in the order chosen; joined when asked
+    for."""
+    parts = [columns[column] for column in chosen]
+
+    def read(start: int, stop: int) -> list[str]:
+        return [join_text(entry) for entry in zip(*(part[start:stop] for part in parts), strict=True)]
+
+    return Entries(read, len(parts[0]))
 
 
 def join_text(parts: tuple[str, ...]) -> str:
@@ -187,12 +194,20 @@ def join_text(parts: tuple[str, ...]) -> str:
     return " ".join([part if part.endswith((".", "!", "?")) else part + "." for part in kept[:-1]] + kept[-1:])
 
 
-def _titles(content: Content) -> list[str]:
-    """A short name of each item: its title or name, else its first text, else its id."""
+def _titles(content: Content) -> Sequence[str]:
+    """A short name of each item: its title or name, else its first text, else its id; read when asked for."""
     named = [name for name in ("title", "item_title", "movie_title", "name") if name in content.columns]
-    column = next(iter([*named, *content.text_columns]), None)
-    texts = content.columns[column] if column else [""] * len(content.item_ids)
-    return [text or str(item) for text, item in zip(texts, content.item_ids, strict=True)]
+    column, ids = next(iter([*named, *content.text_columns]), None), content.item_ids
+    texts = content.columns[column] if column else _blank(len(ids))
+
+    def read(start: int, stop: int) -> list[str]:
+        return [text or str(item) for text, item in zip(texts[start:stop], ids[start:stop], strict=True)]
+
+    return Entries(read, len(ids))
+
+
+def _blank(items: int) -> Sequence[str]:
+    return Entries(lambda start, stop: [""] * (stop - start), items)
 
 
 def nothing_left(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
+from spectran_jax.data.entries import picked
 from spectran_jax.errors import InputError
 
 OriginalId = int | str
@@ -133,10 +134,10 @@ class Dataset:
     item_ids: Sequence[OriginalId]
     """Original id of each dense item: int where the source column holds integers, else str."""
     histories: Histories
-    item_text: list[str]
-    """What a text encoder reads, "" where an item has no text."""
-    item_titles: list[str]
-    """A short name for people; the id where an item has none."""
+    item_text: Sequence[str]
+    """What a text encoder reads, "" where an item has no text; of prepared data, read when asked for."""
+    item_titles: Sequence[str]
+    """A short name for people; the id where an item has none; as `item_text`."""
     text_columns: tuple[str, ...]
     """The columns that `item_text` is made of."""
     items_row: Int[np.ndarray, "N"]
@@ -200,7 +201,7 @@ class Dataset:
         count = self.dropped.get("users_too_short", 0) + self.num_users - len(keep)
         return dataclasses.replace(
             self,
-            user_ids=[self.user_ids[u] for u in keep.tolist()],
+            user_ids=picked(self.user_ids, keep),
             histories=self.histories.take(keep),
             dropped={**self.dropped, "users_too_short": count},
         )

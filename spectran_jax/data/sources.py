@@ -56,7 +56,8 @@ def load(config: Config, digest: str = "") -> Dataset:
 
     The inputs are read and filtered once; what comes out is kept as ArrayRecord under `data_dir(config)`, keyed by
     SHA-256 over the content of the inputs and the filters, so that a changed file is never served from an old copy.
-    With `--split=leave_one_out`, users with fewer than three interactions are left out and counted.
+    With `--split=leave_one_out`, users with fewer than three interactions are left out and counted. What was prepared
+    before comes without a Python object for each id, and its text is read when it is asked for (`entries.Entries`).
 
     Args:
       config: of the run.
