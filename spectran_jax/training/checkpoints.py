@@ -37,6 +37,16 @@ _SAVE_SECONDS = 24 * 3600
 """How long a save may take: terabytes do. That it hangs is noticed elsewhere, by files that don't change any more."""
 
 
+class OtherInputs(InputError):
+    """A run whose files hold other data than it was trained on."""
+
+    def __init__(self, workdir: Path) -> None:
+        super().__init__(
+            f"--workdir={workdir} was trained on other data than its files hold now; bring the old files back, or "
+            "train in another folder."
+        )
+
+
 class _Series:
     """Checkpoints of one kind in one folder, by step."""
 
@@ -99,10 +109,7 @@ class _Series:
         record = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         # Before the state: of other data it has other shapes, which would pass for damage.
         if record["data"] != data:
-            raise InputError(
-                f"--workdir={self.directory.parents[1]} was trained on other data than its files hold now; bring the "
-                "old files back, or train in another folder."
-            )
+            raise OtherInputs(self.directory.parents[1])
         # Of the same configuration, so that it takes another version to have others.
         wanted, held = _shapes(abstract), record.get("shapes")
         if held is None:  # of a version that did not note them

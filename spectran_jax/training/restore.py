@@ -14,7 +14,7 @@ from spectran_jax.errors import InputError
 from spectran_jax.flags import read_config
 from spectran_jax.progress import print_line, stderr_console
 from spectran_jax.training import partitioning
-from spectran_jax.training.checkpoints import read_best
+from spectran_jax.training.checkpoints import OtherInputs, read_best
 from spectran_jax.training.programs import build_programs
 from spectran_jax.training.runtime import configure_jax
 from spectran_jax.training.setup import Setup, prepare
@@ -82,10 +82,26 @@ def load_run(
     configure_jax(config)
     if not (workdir / "checkpoints" / "best").is_dir():
         raise InputError(f"--workdir={workdir} holds no trained model yet. Go on with experiments.train.")
+    trained_on = (read_metrics(workdir) or {}).get("inputs")
+
+    def accept(digest: str) -> None:  # a run that has not come to its end says in its checkpoint alone what it is of
+        if trained_on not in (None, digest):
+            raise OtherInputs(workdir)
+
     # Not `training_mesh`: it may share the batches of that training unevenly.
-    setup = prepare(config, partitioning.build_mesh(config.training.mesh, config.training.parallelism))
-    programs = build_programs(setup, total_steps=1)
-    best = read_best(workdir / "checkpoints", programs.state.params, setup.inputs_digest)
+    mesh = partitioning.build_mesh(config.training.mesh, config.training.parallelism)
+    try:
+        setup = prepare(config, mesh, accept=accept)
+        programs = build_programs(setup, total_steps=1)
+        best = read_best(workdir / "checkpoints", programs.state.params, setup.inputs_digest)
+    except OtherInputs:
+        given = [f"--{name}={path}" for name, path in (files or {}).items() if name in FILES]
+        if not given:
+            raise
+        raise InputError(
+            f"With {' and '.join(given)}, the data are not those that the run in {workdir} was trained on: give the "
+            "files of that run, with the content and the endings that they had."
+        ) from None
     if best is None:
         if any((workdir / "checkpoints" / "best").glob("[0-9]*")):  # a finished run would not be trained again
             raise InputError(f"--workdir={workdir}: its best parameters are damaged; train in a new folder.")

@@ -51,7 +51,7 @@ class Setup:
     @property
     def inputs_digest(self) -> str:
         """SHA-256 over the data and its text embeddings: a checkpoint fits these inputs and no others."""
-        return json_digest([self.dataset.digest, None if self.embeddings is None else self.embeddings.digest])
+        return _inputs_digest(self.dataset, self.embeddings)
 
     @property
     def source(self) -> item_encoders.ItemSource:
@@ -142,8 +142,15 @@ class Setup:
         return jax.tree_util.tree_map_with_path(of, self.frozen, shardings)
 
 
+def _inputs_digest(dataset: data.Dataset, embeddings: text.TextEmbeddings | None) -> str:
+    return json_digest([dataset.digest, None if embeddings is None else embeddings.digest])
+
+
 def prepare(
-    config: Config, mesh: jax.sharding.Mesh | None = None, load: Callable[[Config], data.Dataset] = data.load
+    config: Config,
+    mesh: jax.sharding.Mesh | None = None,
+    load: Callable[[Config], data.Dataset] = data.load,
+    accept: Callable[[str], None] = lambda digest: None,
 ) -> Setup:
     """Reads the data, encodes and decomposes the text (both cached), and builds the model.
 
@@ -151,6 +158,7 @@ def prepare(
       config: everything that decides the run.
       mesh: the one to train on; `partitioning.training_mesh` of the configuration if None.
       load: reads the data set; several processes take turns.
+      accept: is told `Setup.inputs_digest` before the spectrum is decomposed; raises where other inputs are wanted.
 
     Raises:
       InputError: for bad input or configuration, before anything is trained.
@@ -181,6 +189,7 @@ def prepare(
                 cache_dir=cache,
                 progress=progress,
             )
+    accept(_inputs_digest(dataset, embeddings))
     if embeddings is not None and encoder_class.needs_spectrum:
         spectrum = text.load_or_decompose(config, embeddings, cache)
     return assemble(config, dataset, split, embeddings, spectrum, mesh)
