@@ -120,7 +120,7 @@ def run_jobs(
     with StopRequest() as stop, locked(workdir):
         stop.deferred = True
         for job in jobs:
-            refuse_other_run_of_study(workdir / "runs" / job.name, job.config, job.name)
+            refuse_other_run_of_study(workdir / "runs" / job.name, job.config)
         found = {job.name: finished(job, workdir / "runs" / job.name) for job in jobs}
         done = {name: outcome for name, outcome in found.items() if outcome is not None}
         todo = [job for job in jobs if job.name not in done]

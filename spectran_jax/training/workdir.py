@@ -206,7 +206,7 @@ def refuse_other_files(workdir: Path, config: Config, inputs: str) -> None:
         )
 
 
-def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
+def refuse_other_run_of_study(workdir: Path, config: Config) -> None:
     """Checks that the folder of a study's run holds none with other values, the epochs and steps that it was given
     among them: gone on with, it would stand in one table with runs of another budget.
 
@@ -220,7 +220,7 @@ def refuse_other_run_of_study(workdir: Path, config: Config, name: str) -> None:
         differences = config.naming_files_as(other).differences(other, LENGTH)
         if differences:
             raise InputError(
-                f"The run {name} in {workdir} has other values ({'; '.join(differences)}; yours != its). "
+                f"The run in {workdir} has other values ({'; '.join(differences)}; yours != its). "
                 "Take another --workdir, or the same values."
             )
 

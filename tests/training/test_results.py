@@ -165,7 +165,9 @@ def moved(config, tmp_path):
 
 def test_a_run_whose_files_were_moved_goes_on(config, run, moved, capsys):
     before, there = results(run), {name: str(path) for name, path in moved.items()}
-    refuse_other_run_of_study(run, config.replace(**there), "seed-0")
+    refuse_other_run_of_study(run, config.replace(**there))
+    with pytest.raises(InputError, match=rf"^The run in {run} has other values \(seed: 7 != 0; "):
+        refuse_other_run_of_study(run, config.replace(seed=7))
     job = Job("seed-0", config.replace(**there))
     assert job_finished(job, run) is None  # what the files hold is for the run to see
     train(config.replace(**there), run)
@@ -209,7 +211,7 @@ def test_a_run_whose_files_were_moved_serves(config, run, moved, tmp_path, monke
         write_recommendations(run, moved["items"], k=3, files=moved)
     with moved["interactions"].open("a") as file:
         file.write("1000\titem-1\t9000000\n")
-    with pytest.raises(InputError, match="was trained on other data than its files hold now"):
+    with pytest.raises(InputError, match=r"With --interactions=.* and --embeddings=.*, the data are not those that"):
         export_run(run, tmp_path / "export", files=moved)
 
 
