@@ -68,7 +68,7 @@ def main() -> None:
         until=_UNTIL.value,
         filter_seen=_FILTER_SEEN.value,
         unknown_items=_UNKNOWN_ITEMS.value,
-        recall=_RECALL.value or None,
+        recall=_RECALL.value,
     )
     print(f"{words.count(count, 'user')}: {output}", file=sys.stderr if is_stdout(output) else sys.stdout)
 

@@ -171,7 +171,8 @@ def top_k(
     shard = shard or Shard((), len(table))
     if not 1 <= k <= shard.items:
         raise InputError(f"k must lie between 1 and the number of items, {shard.items}, got {k}.")
-    check_recall(recall)
+    if recall is not None and not 0 < recall <= 1:
+        raise InputError(f"recall must lie above 0 and be at most 1, got {recall}.")
     states = states.astype(jnp.float32)
     first = shard.first(table)
 
@@ -201,12 +202,6 @@ def top_k(
         ids, broken = jnp.take_along_axis(found, order, axis=1), shard.sum(broken.astype(jnp.int32)) > 0
     best = jnp.where(broken[:, None], jnp.nan, best)
     return best, jnp.where(broken[:, None] | (best == -jnp.inf), -1, ids)
-
-
-def check_recall(recall: float | None, name: str = "recall") -> None:
-    """Raises InputError where `recall` is given and lies outside (0, 1]."""
-    if recall is not None and not 0 < recall <= 1:
-        raise InputError(f"{name} must lie above 0 and be at most 1, got {recall}.")
 
 
 def tie_tolerance(states: Float[jax.Array, "B d"], vectors: Float[jax.Array, "B d"]) -> Float[jax.Array, "B"]:

@@ -19,7 +19,6 @@ from spectran_jax.data.text_files import require_file
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import EvalBatch
 from spectran_jax.progress import print_line, stderr_console, task
-from spectran_jax.ranking import check_recall
 from spectran_jax.recommender import ItemTable, Recommender
 from spectran_jax.training import partitioning
 from spectran_jax.training.item_table import Access, make_last_states
@@ -54,7 +53,7 @@ def recommend(
       histories: none may be empty.
       k: items a history, at most the size of the catalogue.
       filter_seen: leave out the items of the history.
-      recall: expected share of the true k best that suffices, in (0, 1]; None is exact (see `top_k`).
+      recall: expected share of the true k best that suffices, up to 1; 0 or None is exact (see `top_k`).
       table: of all item vectors, `training.programs.build_table(setup)(params, setup.place())`. Without it, each call
         builds it anew from all items: whoever calls again with the same parameters builds it once and gives it here.
 
@@ -64,8 +63,8 @@ def recommend(
     items = setup.dataset.num_items
     if not 1 <= k <= items:
         raise InputError(f"--k must be between 1 and the {items} items of the catalogue, got {k}.")
-    check_recall(recall, "--recall")
-    best = _best_step(setup.model, setup.access, k, recall)
+    _check_recall(recall)
+    best = _best_step(setup.model, setup.access, k, recall or None)
     scores, ids = _of_histories(setup, best, params, histories, table, filter_seen=filter_seen)
     _check_finite(scores)
     return scores, ids
@@ -143,6 +142,11 @@ def _of_histories(
     return found
 
 
+def _check_recall(recall: float | None) -> None:
+    if recall is not None and not 0 <= recall <= 1:
+        raise InputError(f"--recall must lie between 0 (exact) and 1, got {recall:g}.")
+
+
 def _users_are(count: int) -> str:
     return "1 user is" if count == 1 else f"{count:,} users are"
 
@@ -187,7 +191,7 @@ def write_recommendations(
         does, "now" from all that is known.
       filter_seen: leave out the items of the history; as the run did if None.
       unknown_items: "drop" passes over items of `histories` that the run does not know, "error" refuses them.
-      recall: expected share of the true k best that suffices, in (0, 1]; None is exact (see `top_k`).
+      recall: expected share of the true k best that suffices, up to 1; 0 or None is exact (see `top_k`).
 
     Returns:
       The number of lines.
@@ -202,7 +206,7 @@ def write_recommendations(
     _check_output(output, workdir, [Path(path).expanduser() for path in read if path])
     if histories is not None:
         require_file(histories)
-    check_recall(recall, "--recall")
+    _check_recall(recall)
     setup, params = load_run(workdir, files, cold_scale)
     tell_of_end(workdir)
     if histories is not None:
@@ -228,6 +232,8 @@ def write_recommendations(
 
 def _check_output(output: Path, workdir: Path, read: list[Path]) -> None:
     """Refuses what can't be written, holds no JSON by its name, or is the run's own or one of the files to read."""
+    if str(output) == "-":
+        raise InputError("--output=- would be a file of that name; name a file, or /dev/stdout for a pipe.")
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():
@@ -247,7 +253,7 @@ def _of_file(setup: Setup, path: Path, unknown_items: str) -> tuple[Sequence[Any
     users, known, left_out, unknown = read_histories(path, setup.dataset, unknown_items, setup.config.data.duplicates)
     if unknown:
         entries = unknown + len(known.items)
-        _tell(f"{path}: {unknown:,} of {entries:,} entries name items that the run does not know, and are passed over.")
+        _tell(f"{path}: items that the run does not know are passed over, {unknown:,} of {entries:,} entries.")
     if left_out:
         _tell(f"{path}: {_users_are(left_out)} left out, the run knows none of their items.")
     name = setup.config.backbone.backbone

@@ -235,18 +235,25 @@ def test_now_tells_of_users_with_too_few_interactions(run, loaded, tmp_path, mon
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"user_id": 1, "items": []}', r"line 1: write .*oldest, \.\.\., newest"),
-        ('{"user_id": 1, "items": ["item-1"]}\n{"items": ["item-1"]}', "line 2: write"),
-        ('{"user_id": 1, "items": [["item-1"]]}', "line 1: write"),
-        ('{"user_id": 1, "item": ["item-1"]}', "line 1: write"),
-        ('{"user_id": 1, "items": ["item-1", true]}', "line 1: write"),
-        ('{"user_id": 1, "items": ["item-1", NaN]}', "line 1: write"),
+        ('{"user_id": 1, "items": []}', r"line 1: items is empty; write .*oldest, \.\.\., newest"),
+        ('{"user_id": 1, "items": ["item-1"]}\n{"items": ["item-1"]}', "line 2: user_id is missing"),
+        ('{"user_id": 1, "items": [["item-1"]]}', "line 1: entry 1 of items is neither an integer nor a string; write"),
+        ('{"user_id": 1, "items": "item-1"}', "line 1: items is a string, not a list; write"),
+        ('{"user_id": 1, "items": null}', "line 1: items is null, not a list; write"),
+        ('{"item_id": "item-1", "title": "x"}', r"line 1: user_id is missing \(found: item_id, title\); write"),
+        ('{"user_id": 1, "item": ["item-1"]}', r"line 1: items is missing \(found: user_id, item\)"),
+        ('{"user_id": 1, "items": ["item-1", true]}', "line 1: entry 2 of items is neither"),
+        ('{"user_id": 1, "items": ["item-1", NaN]}', "line 1: entry 2 of items is neither"),
         ('["item-1"]', "line 1: each line must be one JSON object, got list"),
         ('{"user_id": 1, "items": ["item-1"', r"line 1: malformed JSON \(Expecting ',' delimiter"),
         ("[" * 100_000, "line 1: malformed JSON"),
         ('{"user_id": "caf\\ud83d", "items": ["item-1"]}', "line 1: user_id must be .* whole characters"),
         ('{"user_id": NaN, "items": ["item-1"]}', "line 1: user_id must be an integer or a string"),
-        ('{"user_id": 1, "items": ["item-1", "x", "y", "x", "z", "w"]}', r"5 entries.*does not know \('x', 'y', 'z'\)"),
+        (
+            '{"user_id": 1, "items": ["item-1", "x", "y", "x", "z", "w"]}',
+            r"names 4 items that .* \('x', 'y', 'z', \.\.\.\)",
+        ),
+        ('{"user_id": 1, "items": ["x", "x"]}', r"names 1 item that the run does not know \('x'\); leave out"),
         (
             '{"user_id": 1, "items": ["Item-1", "item-2 ", "ITEM-3"]}',
             "2 of them .* 'Item-1' as 'item-1': .* same case; of the",
@@ -272,12 +279,12 @@ def test_k_out_of_range(write, tmp_path, k):
 
 
 def test_recall_is_passed_on_and_checked(write, tmp_path):
-    assert write(recall=1.0) == write()
+    assert write(recall=1.0) == write(recall=0.0) == write()
     scores = [[line["scores"] for line in lines] for lines in (write(recall=0.9), write())]
     assert scores[0] == scores[1]  # XLA sorts on CPU
     (tmp_path / "top.jsonl").unlink()
-    with pytest.raises(InputError, match=r"--recall must lie above 0 and be at most 1, got 1\.5"):
-        write(recall=1.5)
+    with pytest.raises(InputError, match=r"--recall must lie between 0 \(exact\) and 1, got 2\."):
+        write(recall=2.0)
     assert not (tmp_path / "top.jsonl").exists()
 
 
@@ -286,6 +293,8 @@ def test_output_that_can_not_be_written(run, tmp_path):
         write_recommendations(run, tmp_path / "none" / "top.jsonl", k=1)
     with pytest.raises(InputError, match=r"--output=.* is a folder"):
         write_recommendations(run, tmp_path, k=1)
+    with pytest.raises(InputError, match=r"--output=- would be a file of that name; name a file, or /dev/stdout"):
+        write_recommendations(run, Path("-"), k=1)
 
 
 def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
@@ -293,7 +302,7 @@ def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(run,
     top = tmp_path / "top.jsonl"
     with pytest.raises(InputError, match=r"none.jsonl: no such file"):
         write_recommendations(run, top, k=1, histories=tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match=r"--recall must lie above 0"):
+    with pytest.raises(InputError, match=r"--recall must lie between 0"):
         write_recommendations(run, top, k=1, recall=3.0)
     with pytest.raises(InputError, match=r"--output=/proc/top.jsonl can't be written \(.*\); name another place"):
         write_recommendations(run, Path("/proc/top.jsonl"), k=1)  # where root can't, either
@@ -313,7 +322,7 @@ def test_users_of_unknown_items_alone_are_left_out_and_counted(write, tmp_path, 
     (line,) = write(histories=path, unknown_items="drop")
     assert line["user_id"] == 2
     told = capsys.readouterr().err
-    assert "some.jsonl: 4 of 5 entries name items that the run does not know, and are passed over." in told
+    assert "some.jsonl: items that the run does not know are passed over, 4 of 5 entries." in told
     assert "some.jsonl: 2 users are left out" in told
     path.write_text('{"user_id": 1, "items": ["nothing"]}\n{"user_id": 2, "items": ["item-3"]}')
     write(histories=path, unknown_items="drop")
@@ -455,10 +464,18 @@ def test_a_run_is_not_used_with_other_data(tiny_config, tmp_path):
     def another_rank():
         np.save(data / "embeddings.npy", np.load(data / "embeddings.npy")[:, :20])
 
-    for change in (more_interactions, more_items, another_rank):
+    def same_text():
+        np.save(data / "embeddings.npy", np.ones_like(np.load(data / "embeddings.npy")))
+
+    for change in (more_interactions, more_items, another_rank, same_text):
         change()
         with pytest.raises(InputError, match="was trained on other data than its files hold now"):
             write_recommendations(tmp_path / "run", output, k=1)
+        given = {name: data / file for name, file in (("items", "items.jsonl"), ("embeddings", "embeddings.npy"))}
+        with pytest.raises(
+            InputError, match=r"With --items=.*\.jsonl and --embeddings=.*\.npy, the data are not those"
+        ):
+            write_recommendations(tmp_path / "run", output, k=1, files=given)
         assert not output.exists()
         if change is more_items:  # the tables have another shape, which must not pass for a damaged checkpoint
             with pytest.raises(InputError, match="was trained on other data than its files hold now"):

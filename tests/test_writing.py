@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spectran_jax.errors import InputError, RunError, outcome
-from spectran_jax.writing import new_folder, require_writable, write_bytes, write_errors, write_text
+from spectran_jax.writing import is_stdout, new_folder, require_writable, write_bytes, write_errors, write_text
 
 
 def test_a_link_is_followed(tmp_path):
@@ -53,6 +53,17 @@ def test_an_open_file_gets_the_content_where_it_stands(tmp_path):
         write_bytes(output, b"content ")
         file.write(b"trailer")
     assert (tmp_path / "file").read_bytes() == b"header content trailer"
+
+
+def test_what_is_stdout():
+    """Where a command says nothing else, as another may read what it writes there."""
+    for name, whether in (
+        ("/dev/stdout", True),
+        ("/proc/self/fd/1", True),
+        ("/dev/stderr", False),
+        ("top.jsonl", False),
+    ):
+        assert is_stdout(Path(name)) is whether
 
 
 def test_a_pipe_that_nobody_reads_is_no_failure_to_write():

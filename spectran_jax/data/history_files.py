@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from spectran_jax.data import files, text_files
 from spectran_jax.data.interactions import Dataset, Histories
-from spectran_jax.data.spelling import remedy
+from spectran_jax.data.spelling import listed, remedy
 from spectran_jax.errors import InputError
+from spectran_jax.report.words import count
 
 
 def read_histories(
@@ -42,11 +44,10 @@ def read_histories(
     ]
     if unknown and unknown_items == "error":
         different = list(dict.fromkeys(unknown))
-        names = ", ".join(map(repr, different[:3]))
-        todo = remedy(
-            list(map(str, different)), dataset.item_index, "leave them out, or pass over them with --unknown_items=drop"
-        )
-        raise InputError(f"{path}: {len(unknown)} entries name items that the run does not know ({names}); {todo}.")
+        names = ", ".join(map(repr, different[:3])) + (", ..." if len(different) > 3 else "")
+        otherwise = "leave out what it does not know, or pass over it with --unknown_items=drop"
+        todo = remedy(list(map(str, different)), dataset.item_index, otherwise)
+        raise InputError(f"{path}: names {count(len(different), 'item')} that the run does not know ({names}); {todo}.")
     here = [index for index, ids in enumerate(dense) if (ids >= 0).any()]
     if not here:
         todo = remedy(list(map(str, dict.fromkeys(unknown))), dataset.item_index, "take the run of these items")
@@ -62,24 +63,39 @@ def _is_item(value: Any) -> bool:
     return text_files.is_id(value) or (isinstance(value, float) and value.is_integer())
 
 
+def _fault(record: dict[str, Any]) -> str:
+    """What is wrong with an object that is no history; "" for one."""
+    for name in ("user_id", "items"):
+        if name not in record:
+            return f"{name} is missing (found: {listed(record)})"
+    items = record["items"]
+    if not isinstance(items, list):
+        kind = "a string" if isinstance(items, str) else "an object" if isinstance(items, dict) else json.dumps(items)
+        return f"items is {kind}, not a list"
+    for place, item in enumerate(items, 1):
+        if not _is_item(item):
+            return f"entry {place} of items is neither an integer nor a string"
+    return "" if items else "items is empty"
+
+
 def _read_jsonl(path: Path) -> tuple[list[Any], list[list[Any]]]:
     text_files.require_file(path)
     users: list[Any] = []
     rows: list[list[Any]] = []
     lines: dict[Any, int] = {}
     for number, record in text_files.json_objects(path):
-        user, items = record.get("user_id"), record.get("items", [])
+        user = record.get("user_id")
         if not (user is None or text_files.is_id(user)) or text_files.HALF_CHARACTER.search(str(user)):
             raise InputError(f"{path}, line {number}: user_id must be an integer or a string of whole characters.")
-        listed = isinstance(items, list) and all(map(_is_item, items))
-        if "user_id" not in record or not listed or not items:
+        if fault := _fault(record):
             raise InputError(
-                f'{path}, line {number}: write {{"user_id": ..., "items": [oldest, ..., newest]}} with an item or more.'
+                f'{path}, line {number}: {fault}; write {{"user_id": ..., "items": [oldest, ..., newest]}} with an '
+                "item or more."
             )
         if user is not None and lines.setdefault((type(user), user), number) != number:
             raise InputError(
                 f"{path}, line {number}: user {user!r} stands in line {lines[type(user), user]}, too; one line a user."
             )
         users.append(user)
-        rows.append(items)
+        rows.append(record["items"])
     return users, rows
