@@ -117,6 +117,10 @@ BAD = {
         ("found: user_id;item_id;timestamp. It looks separated by ';'; columns of a .tsv file are separated by tabs.",),
         interactions=replace("\t", ";"),
     ),
+    "files exchanged": Bad(
+        ("items.jsonl: no column user_id; columns found: item_id, title", "looks like a file for --items; are two"),
+        {"interactions": "{items}", "items": "{interactions}"},
+    ),
     "nothing to order by": Bad(
         ("no column timestamp or position", "columns found: user_id, item_id, when"),
         interactions=replace("timestamp", "when", 1),
@@ -126,7 +130,7 @@ BAD = {
         interactions=lambda lines: [*lines[:6], "\t".join(lines[6].split("\t")[:2]), *lines[7:]],
     ),
     "timestamp no number": Bad(
-        ("interactions.tsv, line 4: timestamp 'soon' is not a number",),
+        ("line 4: timestamp 'soon' is no time; give Unix seconds, or ISO 8601 like 2026-01-31T12:00:00.",),
         interactions=lambda lines: [*lines[:3], "1000\titem-1\tsoon", *lines[4:]],
     ),
     "interactions not UTF-8": Bad(
@@ -166,7 +170,10 @@ BAD = {
     # Items.
     "items missing": Bad(("none.jsonl: no such file",), {"items": "none.jsonl"}),
     "items empty": Bad(("items.jsonl: is empty",), items=lambda lines: []),
-    "item without id": Bad(("items.jsonl, line 2: no item_id; columns found: id",), items=replace("item_id", "id", 2)),
+    "item without id": Bad(
+        ("items.jsonl, line 2: no item_id; columns found: id, title. Rename 'id' to 'item_id'?",),
+        items=replace("item_id", "id", 2),
+    ),
     "items no JSON": Bad(("items.jsonl, line 5: malformed JSON",), items=replace("}", "", 5)),
     "duplicate items": Bad(
         ("2 duplicate item ids, the first 'item-3' in lines 4 and 41",),
@@ -191,7 +198,7 @@ BAD = {
     "NaN": Bad(("1 of 40 items have NaN or inf", "'item-5'"), embeddings=cell(5, np.nan)),
     "inf": Bad(("1 of 40 items have NaN or inf", "'item-0'"), embeddings=cell(0, -np.inf)),
     "a vector": Bad(("must have shape [items, dimension]", "got (40,)"), embeddings=lambda x: x[:, 0]),
-    "integers": Bad(("got dtype int64",), embeddings=lambda x: x.astype(np.int64)),
+    "integers": Bad(("got dtype int64; np.save it with .astype('float32').",), embeddings=lambda x: x.astype(np.int64)),
     "pickled objects": Bad(("it holds pickled Python objects",), embeddings=lambda x: x.astype(object)),
     "all rows zero": Bad(("all 40 rows are zero",), embeddings=np.zeros_like),
     "all rows alike": Bad(("all items with text have the same embedding",), embeddings=np.ones_like),

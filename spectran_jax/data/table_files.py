@@ -43,6 +43,11 @@ def read_table(path: Path, *, required: Collection[str], wanted: Collection[str]
     if suffix in text_files.JSON_SUFFIXES:
         return _read_json_lines(path, required, wanted)
     if suffix not in text_files.DELIMITERS:
+        if not suffix:
+            right = "; name it .tsv, .csv, .jsonl or .parquet"
+            if text_files.is_gzip(path):
+                right = " before .gz; name it .tsv.gz, .csv.gz or .jsonl.gz"
+            raise InputError(f"{path}: has no ending{right}.")
         known = ", ".join([*text_files.JSON_SUFFIXES, *text_files.DELIMITERS, ".parquet"])
         raise InputError(f"{path}: unknown kind of file {suffix!r}; use {known} (text also as .gz).")
     delimiter = text_files.DELIMITERS[suffix]
@@ -117,6 +122,9 @@ def _require_columns(path: Path, names: list[str], required: Collection[str]) ->
     if missing:
         separated = text_files.separated_otherwise(names, path)
         found = columns_found([] if separated else missing, names, required)
+        # Which has neither a user nor a time, nor what may be meant by one.
+        if "user_id" in missing and {"item_id", "timestamp", "position"} & {*names} == {"item_id"} and found[-1] != "?":
+            found += " It looks like a file for --items; are two flags exchanged?"
         raise InputError(f"{path}: no column {' and no column '.join(missing)}; {found}{separated}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -92,7 +92,7 @@ class Table:
         Raises:
           InputError: for the first entry that is no number or has a fraction, with its line.
         """
-        whole, rest = self._numbers(name)
+        whole, rest = self._numbers(name, "number", "give whole numbers")
         if rest is not None and rest.any():
             self.blame(name, lambda cell: _is_number(cell) and float(cell).is_integer(), "is not a whole number")
         return whole
@@ -108,7 +108,7 @@ class Table:
         """
         if _is_dated(self.columns[name]):
             return dataclasses.replace(self, columns={name: self._dates(name)}).times(name)
-        seconds, nanoseconds = self._numbers(name)
+        seconds, nanoseconds = self._numbers(name, "time", "give Unix seconds, or ISO 8601 like 2026-01-31T12:00:00")
         if nanoseconds is not None and not nanoseconds.any():
             nanoseconds = None
         if not pa.types.is_temporal(_value_type(self.columns[name])):
@@ -130,11 +130,13 @@ class Table:
                     return column.cast(pa.timestamp(unit, zone))
                 except pa.ArrowInvalid:
                     continue
-        self.blame(name, _is_date, _why_no_date)
+        zoned = _has_zone(column[0].as_py())
+        self.blame(name, lambda cell: _has_zone(cell) == zoned and zoned is not None, _why_no_date)
 
-    def _numbers(self, name: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
+    def _numbers(self, name: str, kind: str, right: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
         """A column of numbers, of times in seconds: the whole part, rounded down, and the rest in 1e-9, both int64; no
-        rest where the column's type has none."""
+        rest where the column's type has none. For a message, `kind` is what an entry must be, `right` how to give it.
+        """
         column = self.columns[name].cast(_value_type(self.columns[name]))
         parts = 1
         try:
@@ -167,7 +169,7 @@ class Table:
             rest = np.minimum(np.rint((values - whole) * _PARTS["ns"]), _PARTS["ns"] - 1)
             return whole.astype(np.int64), rest.astype(np.int64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            self.blame(name, _is_number, _why_no_number)
+            self.blame(name, _is_number, lambda cell: _why_no_number(cell, kind, right))
 
     def entries(self, name: str) -> list[Any]:
         """The entries of a column as Python has them, None where there is none; times as `Written`.
@@ -257,25 +259,28 @@ def _are_days(numbers: Int[np.ndarray, "n"]) -> bool:
     return bool(np.all((day >= 1) & (day <= length.astype(np.int64))))
 
 
-def _is_date(cell: str) -> bool:
+def _has_zone(cell: str) -> bool | None:
+    """Whether a time in ISO 8601 says its zone; None for what is no such time."""
     try:
-        datetime.datetime.fromisoformat(cell.strip())
+        return datetime.datetime.fromisoformat(cell.strip()).tzinfo is not None
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _why_no_date(cell: str) -> str:
     if _is_number(cell):
         return "is a number in a column of written times; the two can't be mixed"
-    return "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none"
+    zoned = _has_zone(cell)
+    if zoned is None:
+        return "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none"
+    unlike = "a zone, and those before it have none" if zoned else "no zone, and those before it have one"
+    return f"has {unlike}; write a zone (Z, +02:00) on all of them or none"
 
 
-def _why_no_number(cell: str) -> str:
-    if _is_date(cell):
+def _why_no_number(cell: str, kind: str, right: str) -> str:
+    if _has_zone(cell) is not None:
         return "is a written time in a column of numbers; the two can't be mixed"
-    fault = "is too large" if _NUMBER.fullmatch(cell) else "is not a number"
-    return f"{fault}; times are Unix seconds, positions whole numbers"
+    return f"is {'too large' if _NUMBER.fullmatch(cell) else f'no {kind}'}; {right}"
 
 
 def _written_as_integers(values: pa.Array) -> bool:

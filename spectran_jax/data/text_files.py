@@ -23,6 +23,8 @@ _KINDS = ("token", "token_seq", "float", "float_seq")
 """Of RecBole's columns, written behind their names."""
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate without its other half, as cut text leaves it in JSON; UTF-8 has none."""
+_GZIP = b"\x1f\x8b"
+"""What a gzipped file begins with."""
 csv.field_size_limit(2**31 - 1)
 
 
@@ -68,6 +70,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
+                    if number == 1 and line.startswith(_GZIP) and not is_gzip(path):
+                        raise InputError(f"{path}: is compressed by gzip; name it {path.name}.gz.") from None
                     raise InputError(
                         f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8; save the file as UTF-8."
                     ) from None
@@ -87,9 +91,9 @@ def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path}, line {number}: malformed JSON ({error}); each line must be one object."
-            ) from None
+            # The parser knows of one line, which it calls the first.
+            why = f"{error.msg}: column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            raise InputError(f"{path}, line {number}: malformed JSON ({why}); each line must be one object.") from None
         if not isinstance(record, dict):
             raise InputError(
                 f"{path}, line {number}: each line must be one JSON object, got {type(record).__name__} "

@@ -98,9 +98,10 @@ def _open(path: Path) -> tuple[np.ndarray, FileState]:
         )
     if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
         unnamed = matrix.dtype.kind == "V" and matrix.dtype.itemsize == 2
-        hint = "; a .npy file has no name for bfloat16: save it .astype('float32')" if unnamed else ""
+        hint = "; a .npy file has no name for bfloat16: " if unnamed else "; "
         raise InputError(
-            f"{path}: text embeddings must be float16, float32 or float64, got dtype {matrix.dtype}{hint}."
+            f"{path}: text embeddings must be float16, float32 or float64, got dtype {matrix.dtype}{hint}"
+            "np.save it with .astype('float32')."
         )
     return matrix, state
 

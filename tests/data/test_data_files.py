@@ -122,7 +122,7 @@ def test_bad_times_in_iso_8601(write):
         ("31.1.2026", r"line 3: timestamp '31.1.2026' is no time like"),
         ("17", r"line 3: timestamp '17' is a number in a column of written times; the two can't be mixed"),
         ("", r"line 3: timestamp is empty; every row needs one"),
-        ("2026-01-31T12:00:00Z", r"an entry of column 'timestamp' is no time like .* on all of them or none"),
+        ("2026-01-31T12:00:00Z", r"line 3: timestamp '2026-01-31T12:00:00Z' has a zone, and those before it have none"),
     ):
         with pytest.raises(InputError, match=message):
             read_interactions(write("i.csv", f"{head}u,b,{cell}\n"))
@@ -137,7 +137,9 @@ def test_times_with_a_zone_and_without_can_not_be_mixed(write, kind):
         else:
             lines = [json.dumps({"user_id": "u", "item_id": "a", "timestamp": cell}) + "\n" for cell in cells]
             path = write("i.jsonl", "".join(lines))
-        with pytest.raises(InputError, match=r"is no time like .* a zone .* on all of them or none"):
+        second = 3 if kind == "csv" else 2
+        told = rf"line {second}: timestamp '{cells[1]}' has (no|a) zone, .* \(Z, \+02:00\) on all of them or none\."
+        with pytest.raises(InputError, match=told):
             read_interactions(path)
 
 
@@ -362,6 +364,11 @@ BAD_INTERACTIONS = {
     "columns found: user_id, item_id, TimeStamp. Rename 'TimeStamp' to 'timestamp'?": (
         "user_id\titem_id\tTimeStamp\na\tb\t1\n"
     ),
+    "no column user_id; columns found: item_id, title. It looks like a file for --items; are two flags exchanged?": (
+        "item_id\ttitle\na\tx\n"
+    ),
+    "bad.tsv: is compressed by gzip; name it bad.tsv.gz.": gzip.compress(INTERACTIONS.encode()),
+    "line 2: position 'first' is no number; give whole numbers": "user_id\titem_id\tposition\na\tb\tfirst\n",
     "is empty": "",
     "line 1: can't be read": "user_id\titem_id\ttimestamp\ra\tb\t1\r",
     "has a header but no rows": "user_id\titem_id\ttimestamp\n",
@@ -369,8 +376,8 @@ BAD_INTERACTIONS = {
     "line 3: too many columns, 4 where the header has 3": INTERACTIONS.replace("bob\ta\t1", "bob\ta\t1\t1"),
     "line 5: too few columns": INTERACTIONS.replace("bob\ta\t1", "\nbob\ta\t1").replace("ann\ta\t2", "ann"),
     "line 4: byte 4 is not valid UTF-8": INTERACTIONS.encode().replace(b"ann\ta\t2", b"ann\xff\ta\t2"),
-    "line 4: timestamp 'today' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\ttoday"),
-    "line 4: timestamp 'nan' is not a number": INTERACTIONS.replace("ann\ta\t2", "ann\ta\tnan"),
+    "line 4: timestamp 'today' is no time": INTERACTIONS.replace("ann\ta\t2", "ann\ta\ttoday"),
+    "line 4: timestamp 'nan' is no time": INTERACTIONS.replace("ann\ta\t2", "ann\ta\tnan"),
     "line 3: position '1.5' is not a whole number": "user_id\titem_id\tposition\na\tb\t1.0\na\tc\t1.5\n",
     "line 3: timestamp '1700000000000' looks like milliseconds or a written date; times are Unix seconds": (
         INTERACTIONS.replace("bob\ta\t1", "bob\ta\t1700000000000")
@@ -428,6 +435,10 @@ def test_missing_file_folder_and_unknown_kind(tmp_path, write):
         read_items(tmp_path)
     with pytest.raises(InputError, match=r"unknown kind of file '\.xls'; use \.jsonl, .*\.tsv"):
         read_interactions(write("a.xls", INTERACTIONS))
+    with pytest.raises(InputError, match=r"log: has no ending; name it \.tsv, \.csv, \.jsonl or \.parquet\."):
+        read_interactions(write("log", INTERACTIONS))
+    with pytest.raises(InputError, match=r"log\.gz: has no ending before \.gz; name it \.tsv\.gz, .*\.jsonl\.gz\."):
+        read_interactions(write("log.gz", gzip.compress(INTERACTIONS.encode())))
 
 
 def test_bad_parquet(write, tmp_path):
@@ -459,7 +470,7 @@ def test_bad_parquet(write, tmp_path):
     with pytest.raises(InputError, match="row 1: timestamp is empty"):
         read_interactions(path)
     put(timestamp=[5.0, float("inf")])
-    with pytest.raises(InputError, match="row 2: timestamp 'inf' is not a number"):
+    with pytest.raises(InputError, match="row 2: timestamp 'inf' is no time"):
         read_interactions(path)
     put(timestamp=[5.0, 1.7e12])
     with pytest.raises(InputError, match=r"row 2: timestamp '1700000000000\.0' looks like milliseconds"):
@@ -470,10 +481,12 @@ def test_bad_parquet(write, tmp_path):
 
 
 BAD_ITEMS = {
-    "line 2: malformed JSON": '{"item_id": 1}\n{"item_id": 2,\n',
+    "line 2: malformed JSON (Expecting value: column 13); each": '{"item_id": 1}\n{"item_id": }\n',
+    "line 2: malformed JSON (Expecting property name": '{"item_id": 1}\n{"item_id": 2,\n',
     "line 1: malformed JSON (maximum recursion depth": "[" * 100_000,
     "line 2: each line must be one JSON object, got list": '{"item_id": 1}\n[2]\n',
     "line 1: no item_id; columns found: title, itemId. Rename 'itemId' to 'item_id'?": '{"title": "x", "itemId": 1}',
+    "line 1: no item_id; columns found: id, title. Rename 'id' to 'item_id'?": '{"id": 1, "title": "x"}',
     "line 3: no item_id; columns found: title": '{"item_id": 1}\n\n{"title": "x"}\n',
     r"line 2: item_id 'x\ud83d' holds half a character": '{"item_id": 1}\n{"item_id": "x\\ud83d"}\n',
     "line 1: item_id None must be an integer or a string": '{"item_id": null}\n',

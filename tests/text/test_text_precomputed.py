@@ -173,7 +173,7 @@ UNREADABLE = {
     "vector": (lambda p: np.save(p, np.ones(6)), "shape [items, dimension]"),
     "cube": (lambda p: np.save(p, np.ones((6, 2, 2))), "got (6, 2, 2)"),
     "one column": (lambda p: np.save(p, np.ones((6, 1))), "dimension of at least 2"),
-    "integers": (lambda p: np.save(p, np.ones((6, 4), np.int8)), "got dtype int8"),
+    "integers": (lambda p: np.save(p, np.ones((6, 4), np.int8)), "got dtype int8; np.save it with .astype('float32')"),
     "complex": (lambda p: np.save(p, np.ones((6, 4), complex)), "got dtype complex128"),
     "bfloat16": (lambda p: np.save(p, np.ones((6, 4), ml_dtypes.bfloat16)), "no name for bfloat16"),
     "long double": (lambda p: np.save(p, np.ones((6, 4), np.longdouble)), "float16, float32 or float64"),
