@@ -157,6 +157,18 @@ def test_shares_of_a_job():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the extra [plan], is not installed")
+def test_no_program_copies_a_table(tmp_path, run_command):
+    """A TPU's compiler cuts a slice of int8 rows out of a copy of the whole array."""
+    flags = {"topology": "v5e:2x2", "num_items": 4_000_000, "rank": 512, "text_dimension": 512, "dimension": 16}
+    flags |= {"blocks": 1, "max_length": 8, "batch_size": 16, "negatives": 16, "attention_dimension": 8}
+    done = run_command("plan", flags | {"spectrum_dtype": "int8", "workdir": tmp_path}, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (made,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    temporary = {name: program["bytes"]["temporaries"] for name, program in made["programs"].items()}
+    assert max(temporary["train step"], temporary["item table, a chunk"]) < 4_000_000 / 4 * 512 / 4, temporary
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the extra [plan], is not installed")
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_by_the_real_compiler(micro_batches, tmp_path, run_command):
     flags = {"topology": "v5e:2x2", "programs": "train", "num_items": 100_000, "rank": 32, "text_dimension": 48}
