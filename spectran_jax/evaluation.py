@@ -7,18 +7,20 @@ anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
-from spectran_jax.data import EvalBatches
 from spectran_jax.digest import json_digest
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.layout import EvalBatch
 from spectran_jax.metrics import KS, metrics_by_popularity, metrics_from_ranks, recommendation_metrics
 from spectran_jax.training.partitioning import put_batch
+
+if TYPE_CHECKING:
+    from spectran_jax.data import EvalBatches
 
 __all__ = [
     "RULES",

@@ -217,12 +217,12 @@ def write_recommendations(
     scores, ids = recommend(setup, params, known, k, filter_seen=filter_seen, recall=recall)
     if short := int(((ids >= 0).sum(axis=1) < k).sum()):
         _tell(f"{short:,} of {len(ids):,} lists are shorter than --k={k}: --filter_seen leaves no more items.")
-    lines = []
+    lines, item_ids = [], list(setup.dataset.item_ids)  # one by one they take long
     for user, row_scores, row_ids in zip(user_ids, scores, ids, strict=True):
         found = row_ids >= 0
         entry = {
             "user_id": user,
-            "items": [setup.dataset.item_ids[item] for item in row_ids[found]],
+            "items": [item_ids[item] for item in row_ids[found]],
             "scores": [round(float(score), 7) for score in row_scores[found]],
         }
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -269,7 +269,8 @@ def _of_the_run(setup: Setup, until: str) -> tuple[Sequence[Any], Histories]:
         targets = setup.split.test
         if short := dataset.num_users - len(targets.user):
             _tell(f"{_users_are(short)} left out, without a target in the test set; --until=now takes all users.")
-        return [dataset.user_ids[user] for user in targets.user], targets.history
+        user_ids = list(dataset.user_ids)
+        return [user_ids[user] for user in targets.user], targets.history
     if short := dataset.dropped.get("users_too_short", 0):
         _tell(
             f"{_users_are(short)} left out, with too few interactions to train and test on; a file of their "

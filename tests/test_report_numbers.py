@@ -16,6 +16,7 @@ from spectran_jax.report import (
     live_share,
     metrics_table,
     parameter_table,
+    sections,
     words,
 )
 from spectran_jax.report.figures import diverging
@@ -95,6 +96,7 @@ def test_numbers_in_words(value, text):
 def test_names_and_durations_in_words():
     assert words.label("ndcg@20") == "NDCG@20"
     assert words.label("items_without_text") == "Items without text"
+    assert "<dt>Timestamps</dt><dd>no</dd>" in sections._dataset({"timestamps": False})
     assert words.label("tied_targets") == "Tied targets"
     assert words.seconds(0.31) == "0.31 s"
     assert words.seconds(61) == "61.0 s"

@@ -97,11 +97,15 @@ def _dataset(dataset: Mapping[str, Any]) -> str:
         nested = value if isinstance(value, Mapping) else None
         flat |= {name: value} if nested is None else {f"{name}, {part}": count for part, count in nested.items()}
     facts = "".join(
-        f"<dt>{text(words.label(name))}</dt><dd{_mono(value)}>{text(words.number(value))}</dd>"
+        f"<dt>{text(words.label(name))}</dt><dd{_mono(value)}>{text(_fact(value))}</dd>"
         for name, value in flat.items()
         if isinstance(value, (str, int, float, np.number))
     )
     return html.panel(f'<h3>Data</h3><dl class="facts">{facts}</dl>') if facts else ""
+
+
+def _fact(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else words.number(value)
 
 
 def _mono(value: object) -> str:

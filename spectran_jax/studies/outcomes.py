@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spectran_jax import backbones
 from spectran_jax.errors import InputError, RunError
 from spectran_jax.report.words import count
 from spectran_jax.studies.jobs import Outcome
@@ -73,6 +72,8 @@ def told_of_time(runs: Mapping[str, Iterable[Outcome]]) -> str:
     Args:
       runs: by data set.
     """
+    from spectran_jax import backbones
+
     told = []
     for dataset, outcomes in runs.items():
         metrics = [outcome.metrics for outcome in outcomes if outcome.metrics is not None]

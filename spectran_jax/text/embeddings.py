@@ -172,12 +172,13 @@ def _blocks(
 ) -> Iterator[np.ndarray]:
     """Consecutive rows of the matrix; marks in `has_text` the items whose text the encoder could read."""
     for start in range(0, len(item_text), _ENCODE_AT_ONCE):
-        texts = item_text[start : start + _ENCODE_AT_ONCE]
+        texts = list(item_text[start : start + _ENCODE_AT_ONCE])
         block = np.zeros((len(texts), encoder.dimension), np.float32)
         chosen = [i for i, text in enumerate(texts) if text.strip()]
         if chosen:
-            ids = [item_ids[start + i] for i in chosen]
-            block[chosen] = _checked(encoder, encoder.encode([texts[i] for i in chosen]), ids)
+            ids = list(item_ids[start : start + len(texts)])
+            vectors = encoder.encode([texts[i] for i in chosen])
+            block[chosen] = _checked(encoder, vectors, [ids[i] for i in chosen])
         has_text[start : start + len(texts)] = block.any(axis=1)
         yield block
         if progress is not None:

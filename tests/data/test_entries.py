@@ -13,6 +13,7 @@ from spectran_jax.data.content import Content, to_dataset
 from spectran_jax.data.entries import Entries, picked
 from spectran_jax.data.interactions import Histories
 from spectran_jax.errors import RunError
+from spectran_jax.text import embeddings
 from spectran_jax.text.digests import digest_of
 from spectran_jax.text.embeddings import item_embeddings
 
@@ -107,6 +108,25 @@ def test_text_is_joined_and_titles_fall_back_as_they_did(folder):
     assert digest_of(found.item_text) == digest_of(expected.item_text)
     assert found.item_titles == expected.item_titles
     assert list(found.item_titles[6:9]) == ["Title 6", "7", "Title 8"]
+
+
+def test_what_is_encoded_is_read_in_runs():
+    reads = []
+
+    def read(start, stop):
+        reads.append((start, stop))
+        return [f"{i}" for i in range(start, stop)]
+
+    class Lengths:
+        name, dimension = "lengths", 1
+
+        def encode(self, texts):
+            return np.array([[len(text)] for text in texts], np.float32)
+
+    entries = Entries(read, 100)
+    (block,) = embeddings._blocks(Lengths(), entries, entries, np.zeros(100, bool), None, 100)
+    assert block[:, 0].tolist() == [len(str(i)) for i in range(100)]
+    assert reads == [(0, 100)] * 2  # once its text, once its ids
 
 
 def test_text_is_decoded_where_it_is_asked_for(folder, decoded, tmp_path):

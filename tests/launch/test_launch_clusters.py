@@ -62,7 +62,17 @@ def stand_in(tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "restarts", "requeued"),
-    [(0, 0, False), (2, 0, False), (1, 0, False), (75, 0, True), (137, 0, True), (134, 0, True), (75, 100, False)],
+    [
+        (0, 0, False),
+        (2, 0, False),
+        (1, 0, False),
+        (75, 0, True),
+        (137, 0, True),
+        (134, 0, True),
+        (139, 0, True),
+        (143, 0, False),
+        (75, 100, False),
+    ],
 )
 def test_slurm_requeues_what_was_saved(stand_in, status, restarts, requeued):
     job = {"SLURM_SUBMIT_DIR": REPO, "SLURM_JOB_ID": 17, "SLURM_RESTART_COUNT": restarts}
