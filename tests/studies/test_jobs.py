@@ -90,7 +90,9 @@ def test_runs_of_other_values_are_refused_before_anything_starts(tmp_path, value
     run_jobs(jobs("a/one"), tmp_path, parallel=1, command=fake())
     held = (tmp_path / "runs" / "a" / "one" / "job.json").read_text()
     (name, value), *_ = values.items()
-    with pytest.raises(InputError, match=rf"The run a/one .*\({name}: {value} != .*Take another --workdir"):
+    with pytest.raises(
+        InputError, match=rf"The run in .*a/one has other values \({name}: {value} != .*Take another --workdir"
+    ):
         run_jobs([*jobs("new", **values), *jobs("a/one", **values)], tmp_path, parallel=1, command=fake())
     assert [starts(tmp_path, name) for name in ("new", "a/one")] == [0, 1]
     assert (tmp_path / "runs" / "a" / "one" / "job.json").read_text() == held
