@@ -130,8 +130,8 @@ class Table:
                     return column.cast(pa.timestamp(unit, zone))
                 except pa.ArrowInvalid:
                     continue
-        zoned = _has_zone(column[0].as_py())
-        self.blame(name, lambda cell: _has_zone(cell) == zoned and zoned is not None, _why_no_date)
+        zoned = _zone_read(column[0].as_py())
+        self.blame(name, lambda cell: _zone_read(cell) == zoned and zoned is not None, _why_no_date)
 
     def _numbers(self, name: str, kind: str, right: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]:
         """A column of numbers, of times in seconds: the whole part, rounded down, and the rest in 1e-9, both int64; no
@@ -267,10 +267,20 @@ def _has_zone(cell: str) -> bool | None:
         return None
 
 
+def _zone_read(cell: str) -> bool | None:
+    """The same of a time that Arrow reads: it knows fewer ways to write one than Python."""
+    zoned = _has_zone(cell)
+    try:
+        pa.array([cell.strip()]).cast(pa.timestamp("us", "UTC" if zoned else None))
+    except pa.ArrowInvalid:
+        return None
+    return zoned
+
+
 def _why_no_date(cell: str) -> str:
     if _is_number(cell):
         return "is a number in a column of written times; the two can't be mixed"
-    zoned = _has_zone(cell)
+    zoned = _zone_read(cell)
     if zoned is None:
         return "is no time like 2026-01-31T12:00:00, with a zone (Z, +02:00) on all of them or none"
     unlike = "a zone, and those before it have none" if zoned else "no zone, and those before it have one"
@@ -279,7 +289,9 @@ def _why_no_date(cell: str) -> str:
 
 def _why_no_number(cell: str, kind: str, right: str) -> str:
     if _has_zone(cell) is not None:
-        return "is a written time in a column of numbers; the two can't be mixed"
+        if kind == "time" and _DATED.match(cell):
+            return "is a written time in a column of numbers; the two can't be mixed"
+        return f"is a date or time in another form; {right}"
     return f"is {'too large' if _NUMBER.fullmatch(cell) else f'no {kind}'}; {right}"
 
 

@@ -120,6 +120,7 @@ def test_bad_times_in_iso_8601(write):
     for cell, message in (
         ("2026-02-31", r"line 3: timestamp '2026-02-31' is no time like 2026-01-31T12:00:00, with a zone"),
         ("31.1.2026", r"line 3: timestamp '31.1.2026' is no time like"),
+        ("2026-W05-6", r"line 3: timestamp '2026-W05-6' is no time like"),  # which Python reads
         ("17", r"line 3: timestamp '17' is a number in a column of written times; the two can't be mixed"),
         ("", r"line 3: timestamp is empty; every row needs one"),
         ("2026-01-31T12:00:00Z", r"line 3: timestamp '2026-01-31T12:00:00Z' has a zone, and those before it have none"),
@@ -386,6 +387,12 @@ BAD_INTERACTIONS = {
     "line 4: timestamp ' ' is empty": INTERACTIONS.replace("ann\ta\t2", "ann\ta\t "),
     "line 4: timestamp '2026-01-31' is a written time in a column of numbers; the two can't be mixed": (
         INTERACTIONS.replace("ann\ta\t2", "ann\ta\t2026-01-31")
+    ),
+    "line 2: timestamp '20260131T120000' is a date or time in another form; give Unix seconds, or ISO 8601 like 2026": (
+        "user_id\titem_id\ttimestamp\na\tb\t20260131T120000\na\tc\t20260131T130000\n"
+    ),
+    "line 2: position '2026-01-31' is a date or time in another form; give whole numbers": (
+        "user_id\titem_id\tposition\na\tb\t2026-01-31\n"
     ),
     "line 3: item_id is empty": INTERACTIONS.replace("bob\ta", "bob\t"),
     "column 'item_id' occurs more than once": "user_id\titem_id\titem_id\ttimestamp\na\tb\tc\t1\n",
