@@ -62,13 +62,14 @@ def columns_found(missing: Iterable[str], found: Iterable[str], wanted: Iterable
       found: columns that are there.
       wanted: all that are looked for; those of them that are there can't be meant by another.
     """
-    found = list(found)
+    found, missing = list(found), list(missing)
     free = [name for name in found if name not in {*wanted}]
-    missing = list(missing)
     pairs = [(near, name) for name in missing if (near := nearest(name, free))]
     if not pairs and missing == ["item_id"] and "id" in free:  # too short to be near
         pairs = [("id", "item_id")]
     hint = f" Rename {' and '.join(f'{near!r} to {name!r}' for near, name in pairs)}?" if pairs else ""
+    if not pairs and "user_id" in missing and {"item_id", "timestamp", "position"} & {*found} == {"item_id"}:
+        hint = " It looks like a file for --items; are two flags exchanged?"
     return f"columns found: {listed(found)}.{hint}"
 
 

@@ -122,9 +122,6 @@ def _require_columns(path: Path, names: list[str], required: Collection[str]) ->
     if missing:
         separated = text_files.separated_otherwise(names, path)
         found = columns_found([] if separated else missing, names, required)
-        # Which has neither a user nor a time, nor what may be meant by one.
-        if "user_id" in missing and {"item_id", "timestamp", "position"} & {*names} == {"item_id"} and found[-1] != "?":
-            found += " It looks like a file for --items; are two flags exchanged?"
         raise InputError(f"{path}: no column {' and no column '.join(missing)}; {found}{separated}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
