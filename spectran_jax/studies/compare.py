@@ -14,7 +14,7 @@ from spectran_jax.report import words
 from spectran_jax.studies import comparison_plots, comparison_tables
 from spectran_jax.studies.flags import Study, check_names, refuse_set_by_study
 from spectran_jax.studies.jobs import run_jobs
-from spectran_jax.studies.outcomes import told_of_time
+from spectran_jax.studies.outcomes import with_missing_times
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.results_md import publish_study
@@ -127,15 +127,13 @@ def compare(
         tables.append(comparison_tables.trials_table("Trials", cells, comparison_tables.KEYS, appendix=True))
     text = _text(budget, methods, seeds, target, told_of_readings(found.values()), sum(v.p is not None for v in versus))
     made = {name: [o for key, each in cells.items() if key[0] == name for o in each.outcomes] for name in datasets}
-    if told := told_of_time(made):
-        text += f"\n\n{told}"
     others = "" if backbone_names == [Config().backbone.backbone] else f" with {', '.join(backbone_names)}"
     searched = "" if any(each.trials for each in found.values()) else ", nothing searched"
     return Result(
         f"Item encoders compared on {', '.join(datasets)}{others}{searched}",
         [table for table in tables if table.rows],
         comparison_plots.plots(cells, places, encoders),
-        text=text,
+        text=with_missing_times(text, made),
         command=command,
         data={
             "protocols": protocols,

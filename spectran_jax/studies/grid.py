@@ -21,8 +21,8 @@ from spectran_jax.studies.outcomes import (
     made_with,
     shared_protocol,
     some_came_to_an_end,
-    told_of_time,
     why_failed,
+    with_missing_times,
 )
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
@@ -178,13 +178,11 @@ def finish(study: Study, name: str, grid: Grid, result: Result, references: Mapp
     """Publishes a result in the study's folder and, where asked for, in the RESULTS.md section of its data sets; the
     title is given their names, the text a sentence where a data set lacks timestamps, tables without a row are left
     out, and result.json is given the figures of `grid` (`Grid.to_json`)."""
-    told = told_of_time(
-        {name: [o for seeds in some.values() for o in seeds.values()] for name, some in grid.runs.items()}
-    )
+    runs = {name: [o for seeds in some.values() for o in seeds.values()] for name, some in grid.runs.items()}
     result = dataclasses.replace(
         result,
         title=f"{result.title} on {', '.join(study.datasets)}",
-        text=f"{result.text.rstrip()}\n\n{told}" if told else result.text,
+        text=with_missing_times(result.text, runs),
         tables=[table for table in result.tables if table.rows],
         data={**result.data, "variants": grid.to_json(references or {})},
     )

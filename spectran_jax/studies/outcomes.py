@@ -65,11 +65,12 @@ def shared_protocol(outcomes: Iterable[Outcome], what: str) -> str:
     return next(iter(by_protocol), "")
 
 
-def told_of_time(runs: Mapping[str, Iterable[Outcome]]) -> str:
-    """Which backbones would have read timestamps that a data set does not have; empty where none, or where the runs are
-    of a version that did not note it.
+def with_missing_times(text: str, runs: Mapping[str, Iterable[Outcome]]) -> str:
+    """A study's text, with a paragraph on which backbones would have read timestamps that a data set does not have;
+    as it is where none would, or where the runs are of a version that did not note it.
 
     Args:
+      text: of the study.
       runs: by data set.
     """
     from spectran_jax import backbones
@@ -85,7 +86,7 @@ def told_of_time(runs: Mapping[str, Iterable[Outcome]]) -> str:
             for name in sorted(names)
             if backbones.lookup(name).reads_time
         ]
-    return " ".join(told)
+    return f"{text.rstrip()}\n\n{' '.join(told)}" if told else text
 
 
 def made_with(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

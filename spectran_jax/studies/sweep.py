@@ -14,7 +14,7 @@ from spectran_jax.studies.comparison_tables import trials_table
 from spectran_jax.studies.flags import Study
 from spectran_jax.studies.grid import METRICS
 from spectran_jax.studies.jobs import run_jobs
-from spectran_jax.studies.outcomes import made_otherwise, told_of_time
+from spectran_jax.studies.outcomes import made_otherwise, with_missing_times
 from spectran_jax.studies.ownership import claimed
 from spectran_jax.studies.publish import Result
 from spectran_jax.studies.reads import refuse_unread
@@ -106,14 +106,12 @@ def sweep(
         f"{told_of_trials(trials)} ran on the validation set with seed {seeds[0]}; {chosen} was run with "
         f"{words.count(len(seeds), 'seed')}, which {told_of_readings(found.values())}."
     )
-    if told := told_of_time({name: each.outcomes for name, each in found.items()}):
-        text += f"\n\n{told}"
     encoders = ", ".join(sorted({f"{c.encoder.item_encoder} with {c.backbone.backbone}" for c in datasets.values()}))
     return Result(
         f"Search for {encoders} on {', '.join(datasets)}",
         tables,
         [plot for plot in curves if plot is not None],
-        text=text,
+        text=with_missing_times(text, {name: each.outcomes for name, each in found.items()}),
         command=command,
         data={"sweeps": {name: to_json(each) for name, each in found.items()}},
     )
